@@ -1,0 +1,43 @@
+# `make demo` and `make test` set up everything they need in .venv and run.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.secateur-ready
+
+.PHONY: setup demo test lint format lock clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "Python 3.11 to 3.13 is needed; give it with: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+demo: setup
+	$(BIN)/secateur prune-and-export --out demo
+
+test: setup
+	OMP_WAIT_POLICY=passive $(BIN)/pytest
+
+# mypy sees the checkout under the package's name, whatever the folder is called.
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p .mypy_cache/link && ln -sfn "$(CURDIR)" .mypy_cache/link/secateur
+	cd .mypy_cache/link && "$(abspath $(BIN))/mypy" --config-file secateur/pyproject.toml --cache-dir "$(CURDIR)/.mypy_cache" \
+		$(addprefix secateur/,$(wildcard *.py network explain prune export))
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url \
+		--python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache demo

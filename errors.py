@@ -1,0 +1,44 @@
+"""Errors that a user can act on, each with the exit code that the command line ends with."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a run of ``secateur`` ended, for scripts and CI."""
+
+    OK = 0
+    GATE_FAILED = 1
+    USAGE = 2
+    BAD_INPUT = 3
+    MACHINE = 4
+    DEFECT = 5
+
+
+class SecateurError(Exception):
+    """Something the user can mend. The message names the thing, what was expected and the next step."""
+
+    exit_code = ExitCode.DEFECT
+
+
+class UsageError(SecateurError):
+    """The options contradict each other or lie outside their range."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(SecateurError):
+    """The model, the weights, the data or the recipe file cannot be used as they are."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class MachineError(SecateurError):
+    """This machine lacks what was required (a GPU, an execution provider)."""
+
+    exit_code = ExitCode.MACHINE
+
+
+class GateError(SecateurError):
+    """A budget or a gate was missed where no report can carry the verdict."""
+
+    exit_code = ExitCode.GATE_FAILED

@@ -1,0 +1,68 @@
+"""From a ranker's scores to scores of prunable units."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..network.channels import ChannelGroup
+from . import gap, references  # noqa: F401 (their rankers register themselves)
+from .scores import KernelScores, RankingTask, get_ranker
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """One score per unit of a group, float64 ``[units]``; ``counted`` are the layers whose scores went in."""
+
+    method: str
+    values: Tensor
+    counted: tuple[str, ...]
+
+
+def rank_kernels(task: RankingTask, method: str = "gap") -> KernelScores:
+    """Score every kernel of the network by a registered method.
+
+    Raises:
+        UsageError: no such method.
+        InputError: the method cannot run on this network, or gave NaN.
+    """
+    return get_ranker(method).score(task)
+
+
+def score_units(groups: Sequence[ChannelGroup], scores: KernelScores) -> dict[str, UnitScores]:
+    """Scores of each open group's units: the sum over its layers of the scores normalised to mean 1 within each layer.
+
+    Layers without a score, and layers whose scores are all zero, are left out.
+
+    Raises:
+        InputError: the scores are of another network, or the method scored no layer of a group.
+    """
+    result = {}
+    for group in groups:
+        if group.locked:
+            continue
+        values = torch.zeros(group.units, dtype=torch.float64)
+        counted = []
+        for member in group.producers:
+            layer = scores.layers.get(member.layer)
+            if layer is None:
+                continue
+            if len(layer) != member.width:
+                raise InputError(
+                    f"The scores have {len(layer)} kernels for {member.layer}, the network {member.width}: another network's."
+                )
+            mean = float(layer.double().abs().mean())
+            if mean == 0:
+                continue
+            normalised = layer.double() / mean
+            values += torch.stack([normalised[list(channels)].sum() for channels in member.channels])
+            counted.append(member.layer)
+        if not counted and not any(member.layer in scores.layers for member in group.producers):
+            names = ", ".join(member.layer for member in group.producers)
+            raise InputError(
+                f"{scores.method} scored none of {names}, so nothing says which of its units go. Use another."
+            )
+        result[group.name] = UnitScores(scores.method, values, tuple(counted))
+    return result

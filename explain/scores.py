@@ -1,0 +1,143 @@
+"""Scores of kernels, and the registry of the rankers that make them."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UsageError
+from ..files import replacing
+from ..network.images import Images
+from ..network.model import Network
+
+Progress = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """A progress that is not shown."""
+
+
+@dataclass(frozen=True)
+class KernelScores:
+    """How much each kernel matters; higher is more important.
+
+    ``layers`` maps a layer's name to one score per kernel, float32 ``[C]``; ``per_class`` maps it to ``[classes, C]`` where
+    the method knows classes. ``unit`` says what a score is in; ``details`` what went into it.
+
+    Raises:
+        InputError: a score is NaN or infinite.
+    """
+
+    method: str
+    unit: str
+    layers: Mapping[str, Tensor]
+    per_class: Mapping[str, Tensor] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in [*self.layers.items(), *self.per_class.items()]:
+            if not bool(torch.isfinite(values).all()):
+                raise InputError(f"{self.method} gave NaN or infinite scores for layer {name!r}; nothing was ranked.")
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors; equal scores give equal bytes."""
+        from safetensors.torch import save
+
+        tensors = {f"score/{name}": values.float().contiguous() for name, values in self.layers.items()}
+        tensors.update({f"per_class/{name}": values.float().contiguous() for name, values in self.per_class.items()})
+        about = {"method": self.method, "unit": self.unit, "details": dict(self.details)}
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(tensors, metadata={"secateur_scores": json.dumps(about, sort_keys=True)}))
+
+    @classmethod
+    def load(cls, path: Path) -> "KernelScores":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: missing, damaged, or not scores.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not path.is_file():
+            raise InputError(f"The scores {path} do not exist. Run `secateur explain` first.")
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {})["secateur_scores"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, KeyError) as error:
+            raise InputError(
+                f"{path} does not hold scores of secateur ({error}). Run `secateur explain` again."
+            ) from error
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        return cls(about["method"], about["unit"], part("score/"), part("per_class/"), about["details"])
+
+
+@dataclass(frozen=True)
+class RankingTask:
+    """What a ranker is given. ``images`` are calibration images, never validation or test."""
+
+    network: Network
+    images: Images
+    seed: int = 0
+    device: str = "cpu"
+    progress: Progress = silent
+
+    @property
+    def batch_size(self) -> int:
+        """Images per pass, by input size: 128 up to 64 pixels a side, 16 at 224."""
+        _, height, width = self.network.input_shape
+        return max(1, min(128, 128 * 80 * 80 // (height * width)))
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """A registered way to score kernels. ``needs``: weights, images, or labels as well."""
+
+    name: str
+    summary: str
+    needs: str
+    unit: str
+    source: str
+    score: Callable[[RankingTask], KernelScores]
+
+
+_RANKERS: dict[str, Ranker] = {}
+
+
+def register(name: str, *, summary: str, needs: str, unit: str, source: str) -> Callable[..., Any]:
+    """Register a function as the ranker ``name``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def wrap(function: Callable[[RankingTask], KernelScores]) -> Callable[[RankingTask], KernelScores]:
+        if name in _RANKERS:
+            raise ValueError(f"a ranker named {name!r} is registered already")
+        _RANKERS[name] = Ranker(name, summary, needs, unit, source, function)
+        return function
+
+    return wrap
+
+
+def rankers() -> tuple[Ranker, ...]:
+    """All registered rankers, by name."""
+    return tuple(_RANKERS[name] for name in sorted(_RANKERS))
+
+
+def get_ranker(name: str) -> Ranker:
+    """The ranker of that name.
+
+    Raises:
+        UsageError: no such ranker; the valid names are listed.
+    """
+    if name not in _RANKERS:
+        raise UsageError(f"unknown ranker {name!r}. There are: {', '.join(sorted(_RANKERS))}.")
+    return _RANKERS[name]

@@ -1,0 +1,90 @@
+"""Accuracy of ONNX files, overall and per class, and the drop between two."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..network.evaluation import Interval, paired_drop_interval, wilson_interval
+from ..network.images import Images
+from .runtime import open_session
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy in [0, 1] of a file on images, with Wilson's 95% interval, and by class (None: no image of it)."""
+
+    accuracy: float
+    interval: Interval
+    per_class: dict[str, float | None]
+    predictions: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Percentage points of top-1 accuracy lost, positive when the pruned file is worse; paired bootstrap 95% interval."""
+
+    points: float
+    low: float
+    high: float
+    images: int
+
+
+def measure_accuracy(
+    path: Path,
+    images: Images,
+    class_names: Sequence[str],
+    provider: str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Accuracy:
+    """Classify all images with an ONNX file.
+
+    Raises:
+        InputError: the file does not take such images or gives other classes.
+    """
+    session = open_session(path, provider).session
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1:
+        raise InputError(f"{path} has {len(inputs)} inputs; a classifier of one image batch is needed.")
+    _, height, width = images.preprocessing.input_shape
+    batch_size = max(1, min(256, 2**22 // (height * width)))
+    fixed = inputs[0].shape[0]
+    if isinstance(fixed, int):
+        batch_size = fixed
+    predictions = []
+    done = 0
+    for batch, _ in images.batches(batch_size):
+        values = batch.numpy()
+        if isinstance(fixed, int) and len(values) < fixed:
+            values = np.concatenate([values, np.repeat(values[-1:], fixed - len(values), axis=0)])
+        try:
+            logits = session.run([outputs[0].name], {inputs[0].name: values})[0][: len(batch)]
+        except Exception as error:  # onnxruntime raises kinds of its own that share no base
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise InputError(f"{path} does not take images of shape {values.shape}: {reason}") from error
+        if logits.ndim != 2 or logits.shape[1] != len(class_names):
+            raise InputError(
+                f"{path} gives {logits.shape} for {len(batch)} images; {len(class_names)} classes expected."
+            )
+        predictions.append(logits.argmax(1))
+        done += len(batch)
+        progress(done, len(images))
+    predicted = np.concatenate(predictions).astype(np.int64)
+    labels = images.labels.numpy()
+    correct = predicted == labels
+    per_class = {
+        name: float(correct[labels == label].mean()) if (labels == label).any() else None
+        for label, name in enumerate(class_names)
+    }
+    return Accuracy(float(correct.mean()), wilson_interval(int(correct.sum()), len(correct)), per_class, predicted)
+
+
+def measure_drop(baseline: Accuracy, pruned: Accuracy, images: Images, seed: int = 0) -> Drop:
+    """The drop from one file to another on the same images."""
+    labels = images.labels.numpy()
+    before, after = baseline.predictions == labels, pruned.predictions == labels
+    interval = paired_drop_interval(before, after, seed)
+    return Drop(100 * float(before.mean() - after.mean()), interval.low, interval.high, len(labels))

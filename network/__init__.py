@@ -1,0 +1,1 @@
+"""The trained network and its images, as secateur sees them."""

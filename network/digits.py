@@ -1,0 +1,86 @@
+"""The embedded default: scikit-learn's handwritten digits and a small residual network trained on them.
+
+The weights beside this file were made by ``scripts/train_digits.py``. The split is fixed: stratified by class with seed 0,
+1,077 images to train, 360 to validate, 360 to test.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .images import Preprocessing, Splits, images_from_tensor, make_splits, stratified_split
+from .loading import read_checkpoint
+
+INPUT_SHAPE = (1, 8, 8)
+MEAN, STD = (0.3061,), (0.3760,)
+CLASS_NAMES = tuple("0123456789")
+WEIGHTS = Path(__file__).with_name("digits.safetensors")
+SPLIT_SEED, VALIDATION_IMAGES, TEST_IMAGES = 0, 360, 360
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut, projected where the stage halves the resolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        result: Tensor = self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return result
+
+
+class DigitsNetwork(nn.Module):
+    """Eight convolutions: a stem, three residual blocks of which the second halves the resolution, global pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.block1 = Block(32, 32, 1)
+        self.block2 = Block(32, 64, 2)
+        self.block3 = Block(64, 64, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(64, len(CLASS_NAMES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block3(self.block2(self.block1(self.stem(x))))
+        scores: Tensor = self.head(self.pool(x).flatten(1))
+        return scores
+
+
+def build_digits_network(
+    *, with_weights: bool = True
+) -> tuple[nn.Module, tuple[int, int, int], tuple[float, ...], tuple[float, ...], None, tuple[str, ...]]:
+    """The network and what it declares: input shape, mean, standard deviation, resize (none), class names."""
+    module = DigitsNetwork()
+    if with_weights:
+        module.load_state_dict(read_checkpoint(WEIGHTS))
+    return module, INPUT_SHAPE, MEAN, STD, None, CLASS_NAMES
+
+
+def load_digits_splits(preprocessing: Preprocessing) -> Splits:
+    """The 1,797 digits of 8x8 pixels in their fixed split; 17 grey levels spread over 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels = torch.tensor(found.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
+    if preprocessing.input_shape[0] == 3:
+        pixels = pixels.expand(-1, 3, -1, -1).contiguous()
+    images = images_from_tensor(pixels, torch.tensor(found.target), preprocessing)
+    held, train = stratified_split(images.labels, VALIDATION_IMAGES + TEST_IMAGES, SPLIT_SEED)
+    validation, test = stratified_split(images.labels[held], VALIDATION_IMAGES, SPLIT_SEED + 1)
+    parts = {
+        "train": images.subset(train.sort().values),
+        "val": images.subset(held[validation].sort().values),
+        "test": images.subset(held[test].sort().values),
+    }
+    return make_splits(parts, CLASS_NAMES, ())

@@ -1,0 +1,483 @@
+"""A trained network with what it expects, from every form of ``--model`` and ``--weights``; saved and reloaded."""
+
+import copy
+import difflib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..files import read_json, replacing, sha256_file
+from ..recipe import ModelSettings
+from .channels import Cut, apply_cut, cut_from_json, cut_to_json
+from .images import Preprocessing, Splits
+from .loading import import_file, read_checkpoint, split_function
+from .probe import pick_logits
+
+MODEL_FILE = "model.safetensors"
+PLAN_FILE = "plan.json"
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network came from, enough to build it again: the ``--model`` value, and the hash of its weights."""
+
+    model: str
+    weights: str | None = None
+    weights_sha256: str | None = None
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained classifier.
+
+    ``module`` is in evaluation mode, float32, on the CPU. ``class_names`` is empty until the data name them.
+    ``cuts`` are the cuts that made it from ``source``, in order; empty for a network as it was brought.
+    """
+
+    module: nn.Module = field(repr=False)
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    source: Source
+    cuts: tuple[Cut, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return self.preprocessing.input_shape
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Class scores ``[n, classes]`` of normalised images ``[n, C, H, W]``."""
+        return pick_logits(self.module(images))
+
+    def example(self, count: int = 2, seed: int = 0) -> Tensor:
+        """Seeded noise in the shape of ``count`` normalised images."""
+        return torch.randn(count, *self.input_shape, generator=torch.Generator().manual_seed(seed))
+
+    def copy(self) -> "Network":
+        """The same network with weights of its own."""
+        return replace(self, module=copy.deepcopy(self.module))
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """What a model says about itself; None where it says nothing."""
+
+    module: nn.Module
+    input_shape: Sequence[int] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    resize: int | None = None
+    class_names: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
+
+
+def load_model(settings: ModelSettings | str = "digits", weights: str | None = None) -> Network:
+    """Load a network: ``digits``, a torchvision name, ``timm:NAME``, ``file.py:function``, or a folder that secateur wrote.
+
+    Checked here: the weights fit and are finite, and one forward pass gives finite class scores.
+
+    Raises:
+        InputError: naming what is wrong and what to do.
+    """
+    if isinstance(settings, str):
+        settings = ModelSettings(model=settings, weights=weights)
+    if Path(settings.model).is_dir():
+        return load_network(Path(settings.model), settings)
+    torch.manual_seed(0)  # a factory may initialise at random
+    path = Path(settings.weights) if settings.weights and not _names_torchvision_weights(settings) else None
+    tensors = read_checkpoint(path) if path else None
+    declared = _build(settings, tensors)
+    module = declared.module
+    if tensors is not None and path is not None:
+        _load_tensors(module, tensors, str(path))
+    network = Network(
+        module=module.float().eval(),
+        preprocessing=_preprocessing(settings, declared),
+        class_names=tuple(map(str, declared.class_names)),
+        source=Source(settings.model, settings.weights, sha256_file(path) if path else None, _head_width(module)),
+        notes=declared.notes,
+    )
+    return check_network(network)
+
+
+def check_network(network: Network) -> Network:
+    """Finite weights and one forward pass with finite class scores; the class count where names are declared.
+
+    Raises:
+        InputError: naming the tensor, the layer or the shape.
+    """
+    for name, tensor in network.module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"The weights hold NaN or infinity in {name!r}. Take an earlier checkpoint.")
+    try:
+        with torch.no_grad():
+            logits = network.logits(network.example())
+    except InputError:
+        raise
+    except Exception as error:  # a user's forward may raise anything
+        shape = "x".join(map(str, network.input_shape))
+        raise InputError(
+            f"The model fails on an input of {shape} (channels x height x width): {_first_line(error)}. "
+            "Is that its input? Give another with --input-shape."
+        ) from error
+    if not bool(torch.isfinite(logits).all()):
+        raise InputError("The model's class scores are NaN or infinite on a random input. Are the weights damaged?")
+    if network.class_names and len(network.class_names) != logits.shape[1]:
+        raise InputError(
+            f"The model declares {len(network.class_names)} class names, but its head has {logits.shape[1]} outputs."
+        )
+    return network
+
+
+def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:
+    """Bring the network's classes and the data's together.
+
+    Names that the model declares in another order than the folders' decide, and labels follow. Without declared names
+    the data's are taken, in their (sorted) order.
+
+    Raises:
+        InputError: the counts differ, or the declared names are others than the data's.
+    """
+    with torch.no_grad():
+        outputs = network.logits(network.example()).shape[1]
+    if outputs != len(splits.class_names):
+        raise InputError(
+            f"The model's head has {outputs} classes, the data have {len(splits.class_names)} "
+            f"({', '.join(splits.class_names[:5])}, …). They must agree: bring the data the model was trained for."
+        )
+    if not network.class_names or network.class_names == splits.class_names:
+        return replace(network, class_names=splits.class_names), splits
+    if set(network.class_names) != set(splits.class_names):
+        if any("torchvision" in note for note in network.notes):
+            note = "Class names differ from torchvision's; sorted folder names are taken in the order of its outputs."
+            return (
+                replace(network, class_names=splits.class_names),
+                replace(splits, notes=(*splits.notes, note)),
+            )
+        odd = sorted(set(network.class_names) ^ set(splits.class_names))
+        raise InputError(f"The model's class names and the data's differ: {', '.join(map(repr, odd[:6]))}.")
+    order = torch.tensor([network.class_names.index(name) for name in splits.class_names])
+    relabelled = {
+        name: replace(getattr(splits, name), labels=order[getattr(splits, name).labels])
+        for name in ("train", "validation", "test")
+    }
+    return network, replace(splits, class_names=network.class_names, **relabelled)
+
+
+def save_network(network: Network, folder: Path, plan_sha256: str) -> Path:
+    """Write ``model.safetensors``: weights, and how to build the network around them. Equal input, equal bytes.
+
+    The last cut is not in it: it lies in ``plan.json`` beside it, whose hash the file holds.
+    """
+    from safetensors.torch import save
+
+    source = network.source
+    description = {
+        "model": _relative_to(source.model, folder),
+        "weights": Path(source.weights).name if source.weights else None,
+        "weights_sha256": source.weights_sha256,
+        "classes": source.classes,
+        "input_shape": list(network.input_shape),
+        "mean": list(network.preprocessing.mean),
+        "std": list(network.preprocessing.std),
+        "resize": network.preprocessing.resize,
+        "class_names": list(network.class_names),
+        "earlier_cuts": [cut_to_json(cut) for cut in network.cuts[:-1]],
+        "plan_sha256": plan_sha256,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.module.state_dict().items()}
+    path = folder / MODEL_FILE
+    metadata = {"format": "pt", "secateur": json.dumps(description, sort_keys=True), "secateur_format": _FORMAT}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata=metadata))
+    return path
+
+
+def load_network(folder: Path, settings: ModelSettings | None = None) -> Network:
+    """Bring a pruned network back from ``model.safetensors`` and ``plan.json``, without pickle.
+
+    ``settings.weights`` has no place here and is refused.
+
+    Raises:
+        InputError: a file is missing, was not written by secateur, or belongs to another run.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if settings is not None and settings.weights is not None:
+        raise InputError(f"{folder} holds its own weights; leave --weights out.")
+    path, plan_path = folder / MODEL_FILE, folder / PLAN_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {MODEL_FILE}; it is no folder that `secateur prune` wrote.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({_first_line(error)}). Prune again.") from error
+    if "secateur" not in metadata:
+        raise InputError(f"{path} was not written by secateur. Load it with --model and --weights instead.")
+    if metadata.get("secateur_format") != _FORMAT:
+        raise InputError(f"{path} has format {metadata.get('secateur_format')}; this secateur reads {_FORMAT}.")
+    description = json.loads(metadata["secateur"])
+    plan = read_json(plan_path)
+    if sha256_file(plan_path) != description["plan_sha256"]:
+        raise InputError(
+            f"{plan_path} is not the plan that {path.name} was cut by. Prune again with the plan you want."
+        )
+    cuts = (*map(cut_from_json, description["earlier_cuts"]), cut_from_json(plan["cut"]))
+    model = _absolute_from(description["model"], folder)
+    module = _build(ModelSettings(model=model, weights=None), None, description["classes"], pretrained=False).module
+    module = module.float().eval()
+    for cut in cuts:
+        module = apply_cut(module, cut, torch.zeros(1, *description["input_shape"]))
+    _load_tensors(module, tensors, str(path))
+    preprocessing = Preprocessing(
+        tuple(description["input_shape"]), tuple(description["mean"]), tuple(description["std"]), description["resize"]
+    )
+    source = Source(model, description["weights"], description["weights_sha256"], description["classes"])
+    return check_network(Network(module, preprocessing, tuple(description["class_names"]), source, cuts))
+
+
+def _build(
+    settings: ModelSettings, tensors: dict[str, Tensor] | None, classes: int | None = None, pretrained: bool = True
+) -> _Declared:
+    name = settings.model
+    if name == "digits":
+        from .digits import build_digits_network
+
+        return _Declared(*build_digits_network(with_weights=pretrained and tensors is None))
+    if name.startswith("timm:"):
+        return _from_timm(name.removeprefix("timm:"), tensors, classes, pretrained)
+    if ":" in name or name.endswith(".py"):
+        return _from_factory(name)
+    return _from_torchvision(settings, tensors, classes, pretrained)
+
+
+def _from_factory(spec: str) -> _Declared:
+    path, function = split_function(spec, "--model")
+    user = import_file(path, "--model")
+    factory = getattr(user, function, None)
+    if factory is None or not callable(factory):
+        offered = sorted(name for name, value in vars(user).items() if callable(value) and not name.startswith("_"))
+        raise InputError(f"--model {spec}: {path} defines no function {function!r}. It has: {', '.join(offered)}.")
+    try:
+        module = factory()
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(f"--model {spec}: calling {function}() failed with {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"--model {spec}: {function}() returned {type(module).__name__}, not an nn.Module.")
+    normalisation = getattr(user, "NORMALISATION", None) or {}
+    if not isinstance(normalisation, dict) or not set(normalisation) <= {"mean", "std"}:
+        raise InputError(f'{path}: NORMALISATION must be {{"mean": (…), "std": (…)}}.')
+    return _Declared(
+        module,
+        getattr(user, "INPUT_SHAPE", None),
+        normalisation.get("mean"),
+        normalisation.get("std"),
+        getattr(user, "RESIZE", None),
+        getattr(user, "CLASS_NAMES", ()),
+    )
+
+
+def _from_torchvision(
+    settings: ModelSettings, tensors: dict[str, Tensor] | None, classes: int | None, pretrained: bool
+) -> _Declared:
+    from torchvision import models
+
+    name = settings.model
+    known = models.list_models(module=models)
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, "digits"], n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise InputError(
+            f"--model {name}: no such model.{hint} Expected: digits, a torchvision classification model, timm:NAME, "
+            "path/to/file.py:function, or a folder that secateur wrote."
+        )
+    weights = models.get_model_weights(name)
+    chosen = weights.DEFAULT
+    if settings.weights and _names_torchvision_weights(settings):
+        wanted = settings.weights.upper()
+        if wanted != "DEFAULT" and wanted not in weights.__members__:
+            raise InputError(
+                f"--weights {settings.weights}: {name} has {', '.join(weights.__members__)}, or give a file."
+            )
+        chosen = weights[wanted] if wanted != "DEFAULT" else chosen
+    options: dict[str, Any] = {}
+    if tensors is not None or classes is not None or not pretrained:
+        if tensors is not None:
+            classes = _classes_in(models.get_model(name, weights=None), tensors) or classes
+        module = models.get_model(name, weights=None, **({"num_classes": classes} if classes else {}), **options)
+    else:
+        try:
+            module = models.get_model(name, weights=chosen)
+        except OSError as error:
+            raise InputError(
+                f"--model {name}: its weights {chosen} are not here and cannot be downloaded ({_first_line(error)}). "
+                "Give a file with --weights."
+            ) from error
+    _drop_auxiliary_heads(module)
+    transform = chosen.transforms()
+    own_classes = pretrained and tensors is None
+    return _Declared(
+        module,
+        (3, transform.crop_size[0], transform.crop_size[0]),
+        transform.mean,
+        transform.std,
+        transform.resize_size[0],
+        chosen.meta.get("categories", ()) if own_classes else (),
+        (f"Input size and normalisation: torchvision's, declared with {chosen}.",),
+    )
+
+
+def _from_timm(name: str, tensors: dict[str, Tensor] | None, classes: int | None, pretrained: bool) -> _Declared:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"--model timm:{name} needs timm: pip install 'secateur[timm]'.") from error
+    if name not in timm.list_models(pretrained=False) and name.partition(".")[0] not in timm.list_models():
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise InputError(
+            f"--model timm:{name}: no such timm model.{' Did you mean ' + ', '.join(near) + '?' if near else ''}"
+        )
+    if tensors is not None:
+        classes = _classes_in(timm.create_model(name, pretrained=False), tensors) or classes
+    options = {"num_classes": classes} if classes else {}
+    try:
+        module = timm.create_model(name, pretrained=pretrained and tensors is None, **options)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"--model timm:{name}: its weights cannot be fetched ({_first_line(error)}). Give a file with --weights."
+        ) from error
+    declared = module.pretrained_cfg
+    return _Declared(module, declared.get("input_size"), declared.get("mean"), declared.get("std"))
+
+
+def _drop_auxiliary_heads(module: nn.Module) -> None:
+    """GoogLeNet and Inception read auxiliary heads in training only; a cut would leave them behind, so they go."""
+    if getattr(module, "aux_logits", False):
+        module.aux_logits = False  # type: ignore[assignment]
+        for name in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(module, name):
+                setattr(module, name, None)
+
+
+def _classes_in(module: nn.Module, tensors: dict[str, Tensor]) -> int | None:
+    """The class count of a checkpoint: the height of the tensor where the architecture has its head."""
+    head = _head_name(module)
+    weight = tensors.get(f"{head}.weight") if head else None
+    return None if weight is None else weight.shape[0]
+
+
+def _head_name(module: nn.Module) -> str | None:
+    layers = [name for name, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)]
+    return layers[-1] if layers else None
+
+
+def _head_width(module: nn.Module) -> int | None:
+    head = _head_name(module)
+    layer = module.get_submodule(head) if head else None
+    return int(layer.weight.shape[0]) if isinstance(layer, nn.Linear | nn.Conv2d) else None
+
+
+def _load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    own = module.state_dict()
+    for name in set(tensors) - set(own):
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "bias" and f"{layer}.weight" in own and module.get_submodule(layer).bias is None:
+            module.get_submodule(layer).register_parameter("bias", nn.Parameter(tensors[name].clone()))
+    own = module.state_dict()
+    if any(name.startswith(("aux1.", "aux2.", "AuxLogits.")) for name in tensors):
+        tensors = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name in own or not name.startswith(("aux1.", "aux2.", "AuxLogits."))
+        }
+    missing = sorted(name for name in own if name not in tensors and not name.endswith("num_batches_tracked"))
+    extra = sorted(set(tensors) - set(own))
+    if missing or extra:
+        parts = [
+            f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for label, names in (("lacks", missing), ("has, but the model does not,", extra))
+            if names
+        ]
+        raise InputError(
+            f"The weights {what} do not fit the model: the file {'; it '.join(parts)}. Is it another model's?"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            there, here = ("x".join(map(str, shape)) or "1" for shape in (tensor.shape, own[name].shape))
+            head = _head_name(module)
+            note = " Both are the head: the class counts differ." if head and name.startswith(f"{head}.") else ""
+            raise InputError(
+                f"The weights {what} do not fit: {name} is {there} in the file, {here} in the model.{note}"
+            )
+    module.load_state_dict(tensors, strict=False)
+
+
+def _preprocessing(settings: ModelSettings, declared: _Declared) -> Preprocessing:
+    shape = settings.input_shape or declared.input_shape
+    if shape is None:
+        raise InputError(
+            f"--model {settings.model} does not say what image size it expects. Add INPUT_SHAPE = (3, 32, 32) (channels, "
+            "height, width) to its file, or pass --input-shape 3,32,32."
+        )
+    mean, std = settings.mean or declared.mean, settings.std or declared.std
+    if mean is None or std is None:
+        raise InputError(
+            f"--model {settings.model} does not say how its images were normalised. Add NORMALISATION = "
+            '{"mean": (0.5,), "std": (0.25,)} (one number per channel, of values in [0, 1]) to its file, or pass '
+            "--mean and --std."
+        )
+    try:
+        channels, height, width = (int(size) for size in shape)
+        means, deviations = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--model {settings.model}: INPUT_SHAPE or NORMALISATION is not numeric ({error}).") from error
+    if not len(means) == len(deviations) == channels:
+        raise InputError(
+            f"The normalisation has {len(means)} means and {len(deviations)} standard deviations for {channels} channels."
+        )
+    if any(not math.isfinite(value) for value in means) or any(not value > 0 for value in deviations):
+        raise InputError(f"The normalisation must be finite means and positive deviations (got {means}, {deviations}).")
+    resize = declared.resize if settings.input_shape is None else None
+    return Preprocessing((channels, height, width), means, deviations, resize)
+
+
+def _names_torchvision_weights(settings: ModelSettings) -> bool:
+    weights = settings.weights or ""
+    return not Path(weights).exists() and (weights.upper() == "DEFAULT" or weights.upper().startswith("IMAGENET1K"))
+
+
+def _relative_to(model: str, folder: Path) -> str:
+    """A factory's file as seen from the run folder, so that both can be moved together."""
+    file, _, function = model.rpartition(":")
+    if not file.endswith(".py"):
+        return model
+    return f"{Path(os.path.relpath(Path(file).resolve(), folder.resolve())).as_posix()}:{function}"
+
+
+def _absolute_from(model: str, folder: Path) -> str:
+    file, _, function = model.rpartition(":")
+    if not file.endswith(".py"):
+        return model
+    path = folder / file
+    if not path.is_file():
+        raise InputError(
+            f"{folder} was made from {function}() in {path}, which is no longer there. Put the file back where it was."
+        )
+    return f"{path}:{function}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

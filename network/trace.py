@@ -1,0 +1,312 @@
+"""One torch.fx view of a network in which functional calls are modules, each called once.
+
+Hooks, attribution libraries and torch-pruning all look at modules. A network that calls ``F.relu``, adds in place, or
+runs one ``ReLU`` module at many places hides its structure from them; the traced view shows it.
+"""
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from ..errors import InputError
+
+
+class Add(nn.Module):
+    """The sum of two branches: a residual join."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return first + second
+
+
+class Multiply(nn.Module):
+    """The product of two branches: a gate, as in squeeze-and-excitation."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return first * second
+
+
+class Concatenate(nn.Module):
+    """Branches side by side along ``dim``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, *branches: Tensor) -> Tensor:
+        return torch.cat(branches, self.dim)
+
+
+class ZeroPadChannels(nn.Module):
+    """Zero channels before and after the input's: the parameter-free shortcut of CIFAR ResNets ("option A").
+
+    ``source[j]`` is the input channel that output channel ``j`` shows, or -1 for none; ``fill[j]`` is what a channel
+    without a source shows instead: zero, or what a repair puts there. Cutting channels edits both.
+    """
+
+    source: Tensor
+    fill: Tensor
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+        self.in_channels = -1
+        self.register_buffer("source", torch.empty(0, dtype=torch.long))
+        self.register_buffer("fill", torch.empty(0))
+
+    @property
+    def out_channels(self) -> int:
+        return len(self.source)
+
+    def settle(self, in_channels: int) -> None:
+        """Fix the number of input channels, known once the network has run."""
+        none = torch.full((1,), -1)
+        own = torch.arange(in_channels)
+        self.in_channels = in_channels
+        self.source = torch.cat([none.repeat(self.before), own, none.repeat(self.after)])
+        self.fill = torch.zeros(len(self.source))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_channels < 0:
+            self.settle(x.shape[1])
+        if self.in_channels == self.out_channels - self.before - self.after:
+            return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+        shown = (self.source >= 0).to(x.dtype).view(1, -1, 1, 1)
+        return x.index_select(1, self.source.clamp(min=0)) * shown + self.fill.to(x.dtype).view(1, -1, 1, 1)
+
+    def drop_inputs(self, channels: list[int]) -> None:
+        """Take input channels away: outputs that showed them fall back to their fill."""
+        kept = [channel for channel in range(self.in_channels) if channel not in set(channels)]
+        place = {channel: index for index, channel in enumerate(kept)}
+        self.source = torch.tensor([place.get(channel, -1) for channel in self.source.tolist()])
+        self.in_channels = len(kept)
+        self._forget_padding()
+
+    def drop_outputs(self, channels: list[int]) -> None:
+        """Take output channels away."""
+        kept = torch.tensor([channel for channel in range(self.out_channels) if channel not in set(channels)])
+        self.source, self.fill = self.source[kept], self.fill[kept]
+        self._forget_padding()
+
+    def _forget_padding(self) -> None:
+        self.before = self.after = self.out_channels + 1  # never equal again: the general form from here on
+
+
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.PReLU,
+    nn.Softplus,
+    nn.Mish,
+)
+PER_CHANNEL = (*ACTIVATIONS, _BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)
+
+_PLAIN_ACTIVATIONS: dict[Any, type[nn.Module]] = {
+    F.relu: nn.ReLU,
+    F.relu_: nn.ReLU,
+    torch.relu: nn.ReLU,
+    torch.relu_: nn.ReLU,
+    "relu": nn.ReLU,
+    "relu_": nn.ReLU,
+    F.relu6: nn.ReLU6,
+    F.silu: nn.SiLU,
+    F.hardswish: nn.Hardswish,
+    F.hardsigmoid: nn.Hardsigmoid,
+    F.mish: nn.Mish,
+    torch.sigmoid: nn.Sigmoid,
+    F.sigmoid: nn.Sigmoid,
+    "sigmoid": nn.Sigmoid,
+    torch.tanh: nn.Tanh,
+    F.tanh: nn.Tanh,
+    "tanh": nn.Tanh,
+}
+_POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+    F.max_pool2d: (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
+    F.avg_pool2d: (nn.AvgPool2d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")),
+    F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
+    F.adaptive_max_pool2d: (nn.AdaptiveMaxPool2d, ("output_size",)),
+    F.leaky_relu: (nn.LeakyReLU, ("negative_slope",)),
+    F.elu: (nn.ELU, ("alpha",)),
+    F.gelu: (nn.GELU, ("approximate",)),
+}
+
+
+def trace(module: nn.Module) -> fx.GraphModule:
+    """A copy of the network as a graph of modules; parameter names stay, the original is untouched.
+
+    Activations, sums, products, concatenations, pools and channel padding become modules of their own; in-place
+    operations become plain ones; a parameter-free module that is called at several places becomes several.
+
+    Raises:
+        InputError: the network's ``forward`` cannot be traced (control flow that depends on values).
+    """
+    root = copy.deepcopy(module).eval()
+    try:
+        graph = fx.Tracer().trace(root)
+    except Exception as error:  # tracing runs the user's forward: whatever it raises comes from there
+        raise InputError(
+            f"{type(module).__name__}.forward cannot be traced by torch.fx ({type(error).__name__}: {error}). Control flow "
+            "that depends on tensor values must go; or rank by weights alone (--rank-by magnitude)."
+        ) from error
+    traced = fx.GraphModule(root, graph)
+    called: set[str] = set()
+    for node in list(traced.graph.nodes):
+        replacement = _as_module(node)
+        if replacement is not None:
+            _replace(traced, node, *replacement)
+        elif node.op == "call_module":
+            _give_own_module(traced, node, called)
+    for child in traced.modules():
+        if getattr(child, "inplace", False) is True:
+            child.inplace = False  # type: ignore[assignment]
+    traced.graph.lint()
+    traced.recompile()
+    traced.train(module.training)
+    return traced
+
+
+def reading_points(traced: fx.GraphModule) -> dict[str, str]:
+    """For each convolution and linear layer the module whose output the next layers read.
+
+    From the layer on, through its own normalisation, activation and dropout, for as long as nothing else reads in
+    between. Both names are submodules of ``traced``.
+    """
+    modules = dict(traced.named_modules())
+    points: dict[str, str] = {}
+    for node in traced.graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[node.target], _ConvNd | nn.Linear):
+            continue
+        last = node
+        while len(last.users) == 1:
+            reader = next(iter(last.users))
+            if reader.op != "call_module" or not isinstance(modules[reader.target], PER_CHANNEL):
+                break
+            last = reader
+        points.setdefault(node.target, last.target)
+    return points
+
+
+def following_norms(module: nn.Module) -> dict[str, tuple[str, _BatchNorm]]:
+    """For each layer the BatchNorm that alone reads its output: (name, module). Empty where tracing fails."""
+    try:
+        traced = trace(module)
+    except InputError:
+        return {}
+    own = dict(module.named_modules())
+    inside = dict(traced.named_modules())
+    found: dict[str, tuple[str, _BatchNorm]] = {}
+    for node in traced.graph.nodes:
+        if node.op != "call_module" or len(node.users) != 1:
+            continue
+        reader = next(iter(node.users))
+        if reader.op != "call_module" or not isinstance(inside[node.target], _ConvNd | nn.Linear):
+            continue
+        norm = own.get(reader.target)
+        if isinstance(norm, _BatchNorm):
+            found[node.target] = (reader.target, norm)
+    return found
+
+
+def has_channel_padding(traced: fx.GraphModule) -> bool:
+    """Whether the network pads channels with zeros, which torch-pruning follows only as a module."""
+    return any(isinstance(child, ZeroPadChannels) for child in traced.modules())
+
+
+def _as_module(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    """The module that a functional call amounts to, with the tensors it takes; None to leave the call as it is."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    target, arguments = node.target, node.args
+    if target in _PLAIN_ACTIVATIONS:
+        return _PLAIN_ACTIVATIONS[target](), (arguments[0],)
+    if target in _POOLS:
+        return _pool(node, *_POOLS[target])
+    if target in (operator.add, operator.iadd, torch.add, "add", "add_", operator.mul, operator.imul, torch.mul, "mul"):
+        if len(arguments) == 2 and all(isinstance(value, fx.Node) for value in arguments) and not node.kwargs:
+            kind = Multiply if target in (operator.mul, operator.imul, torch.mul, "mul") else Add
+            return kind(), arguments
+        return None
+    if target in (torch.cat, torch.concat):
+        tensors = arguments[0] if arguments else node.kwargs["tensors"]
+        dim = arguments[1] if len(arguments) > 1 else node.kwargs.get("dim", 0)
+        if isinstance(tensors, list | tuple) and isinstance(dim, int):
+            return Concatenate(dim), tuple(tensors)
+        return None
+    return _channel_padding(node)
+
+
+def _pool(node: fx.Node, kind: type[nn.Module], names: tuple[str, ...]) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    values = dict(zip(names, node.args[1:], strict=False))
+    values.update({name: value for name, value in node.kwargs.items() if name in names})
+    unknown = set(node.kwargs) - set(names) - {"inplace", "return_indices"}
+    if unknown or node.kwargs.get("return_indices") or any(isinstance(value, fx.Node) for value in values.values()):
+        return None
+    return kind(**{name: value for name, value in values.items() if value is not None}), (node.args[0],)
+
+
+def _channel_padding(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    if node.target not in (F.pad, torch.nn.functional.pad):
+        return None
+    widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value", 0)
+    if not isinstance(widths, list | tuple) or len(widths) != 6 or mode != "constant" or value not in (0, 0.0, None):
+        return None
+    whole = [width for width in widths if isinstance(width, int)]
+    if len(whole) != 6 or any(whole[:4]) or min(whole[4:]) < 0:
+        return None
+    return ZeroPadChannels(whole[4], whole[5]), (node.args[0],)
+
+
+def _replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    name = _free_name(traced, f"{node.name}_{type(module).__name__.lower()}")
+    traced.add_submodule(name, module)
+    with traced.graph.inserting_after(node):
+        new = traced.graph.call_module(name, arguments)
+    node.replace_all_uses_with(new)
+    traced.graph.erase_node(node)
+
+
+def _give_own_module(traced: fx.GraphModule, node: fx.Node, called: set[str]) -> None:
+    """A module called before, without parameters or buffers, is copied for this call."""
+    target = str(node.target)
+    module = traced.get_submodule(target)
+    if target in called and not list(module.parameters()) and not list(module.buffers()):
+        parent, _, leaf = target.rpartition(".")
+        name = _free_name(traced, f"{parent + '.' if parent else ''}{leaf}_again")
+        traced.add_submodule(name, copy.deepcopy(module))
+        node.target = name
+    called.add(target)
+
+
+def _free_name(traced: fx.GraphModule, wanted: str) -> str:
+    taken = {name for name, _ in traced.named_modules()}
+    name, count = wanted, 1
+    while name in taken or _has_attribute(traced, name):
+        count += 1
+        name = f"{wanted}{count}"
+    return name
+
+
+def _has_attribute(root: nn.Module, name: str) -> bool:
+    holder: Callable[..., Any] | nn.Module | None = root
+    for part in name.split("."):
+        if not hasattr(holder, part):
+            return False
+        holder = getattr(holder, part)
+    return True

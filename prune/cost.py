@@ -1,0 +1,139 @@
+"""MACs and parameters of a network and of any plan, exactly, without building the smaller network."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..network.channels import Cut, Side, followable
+from ..network.model import Network
+from ..network.probe import frozen, pick_logits
+
+Removed = Mapping[tuple[str, Side], int]
+"""(layer, side) to the number of channels that leave it."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``macs``: multiply-accumulates of convolutions, linear layers and matrix products for one image. ``parameters``:
+    elements of all parameters; running statistics are not parameters."""
+
+    macs: int
+    parameters: int
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What a layer's cost depends on.
+
+    ``places``: output positions of one image, summed over calls (input positions for a transposed convolution).
+    ``kernel``: taps of a kernel on one input channel. ``per_output``: parameters per output channel besides the weights.
+    For norms and bare parameters ``inputs`` is None and ``per_output`` is everything.
+    """
+
+    outputs: int
+    inputs: int | None
+    groups: int
+    kernel: int
+    places: int
+    per_output: int
+
+    def cost(self, outputs_removed: int, inputs_removed: int) -> Cost:
+        outputs = self.outputs - outputs_removed
+        if self.inputs is None:
+            return Cost(0, outputs * self.per_output)
+        depthwise = self.groups == self.outputs == self.inputs and self.groups > 1
+        reads = 1 if depthwise else (self.inputs - inputs_removed) // self.groups
+        weights = outputs * reads * self.kernel
+        return Cost(self.places * weights, weights + outputs * self.per_output)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The cost of a network as a function of its widths. ``fixed`` is what no width changes."""
+
+    layers: Mapping[str, LayerShape]
+    fixed: Cost
+
+    def of(self, removed: Removed) -> Cost:
+        """The cost when that many channels have left the layers."""
+        macs, parameters = self.fixed.macs, self.fixed.parameters
+        for name, shape in self.layers.items():
+            cost = shape.cost(removed.get((name, "out"), 0), removed.get((name, "in"), 0))
+            macs += cost.macs
+            parameters += cost.parameters
+        return Cost(macs, parameters)
+
+    def of_cut(self, cut: Cut) -> Cost:
+        """The cost after a cut."""
+        removed: dict[tuple[str, Side], int] = {}
+        for name, part in cut.items():
+            removed[name, "out"] = len(part.out_removed)
+            removed[name, "in"] = len(part.in_removed)
+        return self.of(removed)
+
+
+def measure_cost(network: Network) -> CostModel:
+    """Read every layer's shape off one forward pass of one image.
+
+    MACs of matrix products outside layers (attention, ``F.conv2d``) are counted as fixed: torch's ``FlopCounterMode``,
+    halved, less what the layers account for.
+    """
+    module = followable(network.module, network.example(1))
+    shapes = _layer_shapes(module, network.example(1))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        pick_logits(module(network.example(1)))
+    in_layers = sum(shape.cost(0, 0).macs for shape in shapes.values())
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    counted = sum(shape.cost(0, 0).parameters for shape in shapes.values())
+    fixed = Cost(max(0, counter.get_total_flops() // 2 - in_layers), parameters - counted)
+    return CostModel(shapes, fixed)
+
+
+def _layer_shapes(module: nn.Module, example: Tensor) -> dict[str, LayerShape]:
+    places: dict[str, int] = {}
+    handles = []
+    for name, child in module.named_modules():
+        if isinstance(child, _ConvNd | nn.Linear):
+
+            def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                seen = inputs[0] if isinstance(layer, _ConvTransposeNd) else output
+                channels = seen.shape[-1] if isinstance(layer, nn.Linear) else seen.shape[1]
+                places[name] = places.get(name, 0) + seen[0].numel() // channels
+
+            handles.append(child.register_forward_hook(hook))
+    try:
+        with torch.no_grad(), frozen(module):
+            module(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    shapes: dict[str, LayerShape] = {}
+    covered: set[int] = set()
+    for name, child in module.named_modules():
+        own = [parameter for parameter in child.parameters(recurse=False) if id(parameter) not in covered]
+        if isinstance(child, _ConvNd):
+            kernel = child.weight[0, 0].numel()
+            bias = int(child.bias is not None)
+            shapes[name] = LayerShape(
+                child.out_channels, child.in_channels, child.groups, kernel, places.get(name, 0), bias
+            )
+        elif isinstance(child, nn.Linear):
+            bias = int(child.bias is not None)
+            shapes[name] = LayerShape(child.out_features, child.in_features, 1, 1, places.get(name, 0), bias)
+        elif own and all(parameter.dim() == 1 and len(parameter) == len(own[0]) for parameter in own):
+            shapes[name] = LayerShape(len(own[0]), None, 1, 0, 0, len(own))
+        else:
+            for leaf, parameter in child.named_parameters(recurse=False):
+                wide = [size for size in parameter.shape if size > 1]
+                if wide:
+                    full = f"{name}.{leaf}" if name else leaf
+                    shapes[full] = LayerShape(wide[-1], None, 1, 0, 0, parameter.numel() // wide[-1])
+        covered.update(id(parameter) for parameter in own)
+    return shapes

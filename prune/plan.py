@@ -1,0 +1,309 @@
+"""Scores, costs and a budget to a plan of what goes and what stays. Pure: no network, no device."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, UsageError
+from ..explain.ranking import UnitScores
+from ..files import read_json, write_json
+from ..network.channels import ChannelGroup, Cut, Side, cut_from_json, cut_of, cut_to_json
+from ..recipe import BudgetSettings
+from .cost import Cost, CostModel
+
+TOLERANCE = 0.02
+"""A plan may stay below its budget by this fraction of the baseline, or by one aligned step, whichever is more."""
+INNER_SHARE = 0.75
+"""The share that groups inside blocks lose before residual streams are touched."""
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What happens to one group.
+
+    ``removed`` are the units that go; ``step`` is the alignment in units; ``saves`` what removing them alone saves.
+    ``scores`` holds one number per unit (empty for a locked group), ``decided_by`` the method, ``counted`` its layers.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    units: int
+    removed: tuple[int, ...]
+    step: int
+    saves: Cost
+    decided_by: str
+    counted: tuple[str, ...]
+    scores: tuple[float, ...]
+    locked: str
+
+    @property
+    def kept(self) -> int:
+        return self.units - len(self.removed)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the width that is left is a multiple of the step, or the whole."""
+        return not self.removed or self.kept % self.step == 0
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What to cut. ``cut`` lists the channels by layer; ``missed`` says how the budget was missed, or is empty."""
+
+    resource: str
+    fraction: float
+    before: Cost
+    after: Cost
+    missed: str
+    groups: tuple[GroupPlan, ...]
+    cut: Cut = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": 1,
+            "resource": self.resource,
+            "fraction": self.fraction,
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "missed": self.missed,
+            "groups": [_group_to_json(group) for group in self.groups],
+            "cut": cut_to_json(self.cut),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write as JSON; equal plans give equal bytes."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> "PruningPlan":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: missing, not JSON, or not a plan.
+        """
+        values = read_json(path)
+        try:
+            groups = tuple(
+                GroupPlan(
+                    **{
+                        **group,
+                        "layers": tuple(group["layers"]),
+                        "removed": tuple(group["removed"]),
+                        "counted": tuple(group["counted"]),
+                        "scores": tuple(group["scores"]),
+                        "saves": Cost(**group["saves"]),
+                    }
+                )
+                for group in (_without(group, "kept") for group in values["groups"])
+            )
+            return cls(
+                values["resource"],
+                values["fraction"],
+                Cost(**values["before"]),
+                Cost(**values["after"]),
+                values["missed"],
+                groups,
+                cut_from_json(values["cut"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is not a plan of secateur ({error}). Run `secateur plan` to write one."
+            ) from error
+
+
+def plan_pruning(
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, UnitScores],
+    costs: CostModel,
+    budget: BudgetSettings,
+) -> PruningPlan:
+    """Uniform shares: every group loses the same share of its units, lowest scores first, as far as the budget asks.
+
+    Groups inside blocks come first; residual streams, each unit of which many layers write and read, lose units only
+    once every other group has lost ``INNER_SHARE`` of its own. The shares are found by bisection. What rounding to
+    aligned widths left unused is then given back, an aligned step at a time, to the group that is furthest below its
+    share, for as long as the budget holds. The result is never above the budget; if even the narrowest network is, the
+    plan is that one and ``missed`` says so.
+
+    Raises:
+        UsageError: nothing can be cut, or ``round_to`` is wider than every group.
+    """
+    allocator = _Allocator(groups, scores, costs, budget)
+    kept = allocator.allocate()
+    return allocator.plan(kept)
+
+
+class _Allocator:
+    """Widths of open groups under a budget. A width is how many units a group keeps."""
+
+    def __init__(
+        self,
+        groups: Sequence[ChannelGroup],
+        scores: Mapping[str, UnitScores],
+        costs: CostModel,
+        budget: BudgetSettings,
+    ) -> None:
+        self.groups, self.scores, self.costs, self.budget = groups, scores, costs, budget
+        self.open = {group.name: group for group in groups if not group.locked}
+        if not self.open:
+            reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups[:3])
+            raise UsageError(f"Nothing in this network can be cut. {reasons}")
+        self.steps = {name: _step(group, budget.round_to) for name, group in self.open.items()}
+        if all(group.units <= self.steps[name] for name, group in self.open.items()):
+            raise UsageError(f"round_to {budget.round_to} is as wide as every layer, so nothing can be cut. Lower it.")
+        self.order = {
+            name: sorted(range(group.units), key=lambda unit, name=name: (float(scores[name].values[unit]), unit))  # type: ignore[misc]
+            for name, group in self.open.items()
+        }
+        self.prefix = {name: self._prefix(group) for name, group in self.open.items()}
+        self.before = costs.of({})
+        self.limit = getattr(self.before, _FIELD[budget.resource]) * budget.fraction
+
+    def allocate(self) -> dict[str, int]:
+        low, high = 0.0, 1.0
+        if self._used(self._widths(high)) > self.limit:
+            return self._widths(high)
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._used(self._widths(middle)) <= self.limit else (middle, high)
+        kept = self._widths(high)
+        while True:
+            behind = sorted(
+                (name for name, group in self.open.items() if kept[name] < group.units),
+                key=lambda name: (not self.open[name].stream, kept[name] / self.open[name].units, name),
+            )
+            for name in behind:
+                wider = {**kept, name: self._next(name, kept[name])}
+                if self._used(wider) <= self.limit:
+                    kept = wider
+                    break
+            else:
+                return kept
+
+    def plan(self, kept: Mapping[str, int]) -> PruningPlan:
+        removed = {
+            name: tuple(sorted(self.order[name][: group.units - kept[name]])) for name, group in self.open.items()
+        }
+        after = self.costs.of(self._removed(kept))
+        used = getattr(after, _FIELD[self.budget.resource])
+        missed = ""
+        if used > self.limit:
+            whole = getattr(self.before, _FIELD[self.budget.resource])
+            missed = (
+                f"{self.budget.resource} {self.budget.fraction:g} was asked for; with every group at its narrowest "
+                f"{used / whole:.3f} is left. What is locked, and widths of at least one aligned step, stay."
+            )
+        return PruningPlan(
+            self.budget.resource,
+            self.budget.fraction,
+            self.before,
+            after,
+            missed,
+            tuple(self._group_plan(group, removed.get(group.name, ()), kept) for group in self.groups),
+            cut_of(self.groups, removed),
+        )
+
+    def _group_plan(self, group: ChannelGroup, removed: tuple[int, ...], kept: Mapping[str, int]) -> GroupPlan:
+        layers = tuple(member.layer for member in group.producers)
+        if group.locked:
+            return GroupPlan(group.name, layers, group.units, (), 1, Cost(0, 0), "", (), (), group.locked)
+        alone = self.costs.of(self._removed({group.name: kept[group.name]}))
+        saves = Cost(self.before.macs - alone.macs, self.before.parameters - alone.parameters)
+        scores = self.scores[group.name]
+        return GroupPlan(
+            group.name,
+            layers,
+            group.units,
+            removed,
+            self.steps[group.name],
+            saves,
+            scores.method,
+            scores.counted,
+            tuple(float(f"{value:.8g}") for value in scores.values.tolist()),
+            "",
+        )
+
+    def _widths(self, effort: float) -> dict[str, int]:
+        """Every group's width, the nearest aligned one and at least one step.
+
+        ``effort`` in [0, 1]: in the first half the groups inside blocks lose up to ``INNER_SHARE``, in the second half
+        the streams lose up to all, and the others the rest.
+        """
+        first, second = min(1.0, 2 * effort), max(0.0, 2 * effort - 1)
+        inner, streams = INNER_SHARE * first + (1 - INNER_SHARE) * second, second
+        if all(group.stream for group in self.open.values()):
+            streams = effort
+        result = {}
+        for name, group in self.open.items():
+            share = streams if group.stream else inner
+            step = self.steps[name]
+            wanted = (1 - share) * group.units
+            aligned = max(step, step * math.floor(wanted / step + 0.5))
+            result[name] = group.units if share == 0 or aligned >= group.units else aligned
+        return result
+
+    def _next(self, name: str, width: int) -> int:
+        step = self.steps[name]
+        return min(self.open[name].units, (width // step + 1) * step)
+
+    def _used(self, kept: Mapping[str, int]) -> float:
+        return float(getattr(self.costs.of(self._removed(kept)), _FIELD[self.budget.resource]))
+
+    def _removed(self, kept: Mapping[str, int]) -> dict[tuple[str, Side], int]:
+        counts: dict[tuple[str, Side], int] = defaultdict(int)
+        for name, width in kept.items():
+            gone = self.open[name].units - width
+            if gone:
+                for key, prefix in self.prefix[name].items():
+                    counts[key] += prefix[gone]
+        return counts
+
+    def _prefix(self, group: ChannelGroup) -> dict[tuple[str, Side], list[int]]:
+        """For each layer how many channels leave it with the first 0, 1, 2, … units in the order of removal."""
+        result: dict[tuple[str, Side], list[int]] = {}
+        for member in group.members:
+            running = [0]
+            for unit in self.order[group.name]:
+                running.append(running[-1] + len(member.channels[unit]))
+            known = result.get((member.layer, member.side))
+            result[member.layer, member.side] = (
+                running if known is None else [a + b for a, b in zip(known, running, strict=True)]
+            )
+        return result
+
+
+_FIELD = {"macs": "macs", "params": "parameters"}
+
+
+def _step(group: ChannelGroup, round_to: str | int) -> int:
+    """The alignment of a group's width, in units."""
+    root = group.members[0]
+    channels_per_unit = max(1, len(root.channels[0]))
+    if isinstance(round_to, int):
+        wanted = round_to
+    else:
+        wanted = next(size for size in (8, 4, 2, 1) if size <= max(1, root.width // 8))
+    return max(1, wanted // math.gcd(wanted, channels_per_unit))
+
+
+def _group_to_json(group: GroupPlan) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "layers": list(group.layers),
+        "units": group.units,
+        "kept": group.kept,
+        "removed": list(group.removed),
+        "step": group.step,
+        "saves": group.saves.to_json(),
+        "decided_by": group.decided_by,
+        "counted": list(group.counted),
+        "scores": list(group.scores),
+        "locked": group.locked,
+    }
+
+
+def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key}

@@ -1,0 +1,34 @@
+"""The cut: a network and a plan to a smaller network."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import SecateurError
+from ..files import sha256_file
+from ..network.channels import apply_cut
+from ..network.model import PLAN_FILE, Network, save_network
+from .cost import measure_cost
+from .plan import PruningPlan
+
+
+def cut(network: Network, plan: PruningPlan) -> Network:
+    """The network without what the plan removes; the original is untouched.
+
+    Raises:
+        InputError: the plan is another network's.
+        SecateurError: the result does not cost what the plan said (a defect in secateur).
+    """
+    module = apply_cut(network.module, plan.cut, network.example(1))
+    result = replace(network, module=module.eval(), cuts=(*network.cuts, plan.cut))
+    found = measure_cost(result).of({})
+    if found != plan.after:
+        raise SecateurError(
+            f"The cut network has {found}, the plan promised {plan.after}. This is a defect; please report it."
+        )
+    return result
+
+
+def save(network: Network, plan: PruningPlan, folder: Path) -> Path:
+    """Write ``plan.json`` and ``model.safetensors``, from which ``load_model(folder)`` brings the network back."""
+    plan.save(folder / PLAN_FILE)
+    return save_network(network, folder, sha256_file(folder / PLAN_FILE))

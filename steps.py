@@ -1,0 +1,226 @@
+"""The stages one by one, each on the files that the one before left in the run folder."""
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from .environment import available_cores, installed_packages
+from .errors import InputError, UsageError
+from .explain.scores import KernelScores, get_ranker
+from .export.accuracy import measure_accuracy, measure_drop
+from .export.latency import compare_latency
+from .export.onnx_model import export_onnx, read_metadata
+from .export.runtime import choose_provider, open_session, why_not
+from .files import locked_folder, write_text
+from .network.images import Preprocessing, load_images
+from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
+from .pipeline import (
+    BASELINE_ONNX,
+    PRUNED_ONNX,
+    RECIPE_FILE,
+    SCORES_FILE,
+    Observer,
+    cut_and_repair,
+    explain,
+    fine_tune,
+    load_inputs,
+    plan,
+)
+from .prune import surgery
+from .prune.plan import PruningPlan
+from .recipe import ModelSettings, Recipe
+
+Row = tuple[str, ...]
+
+
+def explain_into(recipe: Recipe, out: Path, observer: Observer) -> list[Row]:
+    """Score the kernels and write ``scores.safetensors`` and ``recipe.toml``; a row per layer for the terminal."""
+    get_ranker(recipe.ranking.rank_by)
+    with locked_folder(out):
+        with observer.stage("load") as progress:
+            inputs = load_inputs(replace(recipe, recovery=replace(recipe.recovery, epochs=0)), progress)
+        for note in inputs.notes:
+            observer.say(note)
+        with observer.stage("explain") as progress:
+            scores = explain(inputs, progress)
+        scores.save(out / SCORES_FILE)
+        write_text(out / RECIPE_FILE, recipe.to_toml())
+    return [
+        (layer, str(len(values)), *(f"{float(values.quantile(share)):.3g}" for share in (0.0, 0.5, 1.0)))
+        for layer, values in scores.layers.items()
+    ]
+
+
+def plan_into(recipe: Recipe, out: Path, observer: Observer) -> tuple[PruningPlan, list[Row]]:
+    """Plan from the run folder's scores and write ``plan.json``; a row per group for the terminal."""
+    scores = KernelScores.load(out / SCORES_FILE)
+    with locked_folder(out):
+        with observer.stage("load"):
+            inputs = load_inputs(replace(recipe, recovery=replace(recipe.recovery, epochs=0)))
+        with observer.stage("plan"):
+            result = plan(inputs, scores)
+        result.save(out / PLAN_FILE)
+        (out / MODEL_FILE).unlink(missing_ok=True)  # it was cut by another plan
+        write_text(out / RECIPE_FILE, recipe.to_toml())
+    rows: list[Row] = [
+        (
+            group.name,
+            str(group.units),
+            str(group.kept),
+            str(group.step),
+            f"{100 * group.saves.macs / result.before.macs:.1f}%",
+            group.locked or group.decided_by,
+        )
+        for group in result.groups
+    ]
+    return result, rows
+
+
+def prune_into(recipe: Recipe, out: Path, observer: Observer) -> list[str]:
+    """Cut, repair and fine-tune by the run folder's plan and write ``model.safetensors``; lines for the terminal."""
+    chosen = PruningPlan.load(out / PLAN_FILE)
+    with locked_folder(out):
+        with observer.stage("load") as progress:
+            inputs = load_inputs(recipe, progress)
+        with observer.stage("repair") as progress:
+            small, _ = cut_and_repair(inputs, chosen, progress)
+        lines = []
+        if recipe.recovery.epochs:
+            with observer.stage("recover") as progress:
+                small, history = fine_tune(inputs, small, progress)
+            best = history.epochs[history.best]
+            lines.append(f"validation accuracy {100 * best.validation_accuracy:.2f}% (epoch {history.best})")
+        surgery.save(small, chosen, out)
+        write_text(out / RECIPE_FILE, recipe.to_toml())
+    shares = (chosen.after.macs / chosen.before.macs, chosen.after.parameters / chosen.before.parameters)
+    lines.append(f"left: {100 * shares[0]:.1f}% of the MACs, {100 * shares[1]:.1f}% of the parameters")
+    return [*lines, f"model: {out / MODEL_FILE}"]
+
+
+def export_into(model: ModelSettings | None, out: Path, observer: Observer) -> list[str]:
+    """Export the run folder's pruned network and its baseline, or one named model; lines for the terminal."""
+    with locked_folder(out):
+        work: list[tuple[str, Network]] = []
+        if model is not None:
+            work.append((PRUNED_ONNX, load_model(model)))
+        else:
+            small = load_network(out)
+            recipe = Recipe.read(out / RECIPE_FILE)
+            baseline = replace(load_model(recipe.model), class_names=small.class_names)
+            work += [(BASELINE_ONNX, baseline), (PRUNED_ONNX, small)]
+        lines = []
+        for name, network in work:
+            with observer.stage(name):
+                found = export_onnx(network, out / name, {"what": "pruned" if network.cuts else "baseline"})
+            lines.append(
+                f"{out / name}: {found.onnx_bytes} bytes, opset {found.opset}, parity with torch "
+                f"{found.parity.max_relative_difference:.1e}"
+            )
+    return lines
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """How two ONNX files are compared. Preprocessing comes from secateur's metadata in the first file, or from here."""
+
+    batches: tuple[int, ...]
+    data: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    provider: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1:
+            raise UsageError(f"batches must be whole numbers of at least 1 (got {self.batches}).")
+        ModelSettings(input_shape=self.input_shape, mean=self.mean, std=self.std)
+
+
+def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Observer) -> list[Row]:
+    """Compare two ONNX classifiers: latency in turns, and with data accuracy and drop; rows for the terminal.
+
+    Raises:
+        InputError: a file is no ONNX model, the two differ in their input, or what is needed to read images is not known.
+    """
+    choice = choose_provider(settings.provider)
+    if choice.note:
+        observer.say(choice.note)
+    shape = _onnx_input_shape(baseline, settings.input_shape)
+    other = _onnx_input_shape(pruned, settings.input_shape)
+    if other != shape:
+        raise InputError(f"{baseline} takes images of {shape}, {pruned} of {other}; they cannot be compared.")
+    rows: list[Row] = []
+    if settings.data is not None:
+        preprocessing = _preprocessing(read_metadata(baseline), shape, settings, baseline)
+        splits = load_images(settings.data, preprocessing, seed=settings.seed)
+        with observer.stage("accuracy") as progress:
+            first = measure_accuracy(baseline, splits.test, splits.class_names, choice.provider, progress)
+            second = measure_accuracy(pruned, splits.test, splits.class_names, choice.provider, progress)
+        drop = measure_drop(first, second, splits.test, settings.seed)
+        shares = [f"{100 * one.accuracy:.2f}%" for one in (first, second)]
+        change = f"{-drop.points:+.2f} points ({-drop.high:+.2f} to {-drop.low:+.2f})"
+        rows.append(("top-1 accuracy", *shares, change))
+    rows.append(("bytes", str(baseline.stat().st_size), str(pruned.stat().st_size), ""))
+    for batch in settings.batches:
+        with observer.stage(f"batch {batch}") as progress:
+            found = compare_latency(
+                baseline, pruned, shape, batch, choice.provider, seed=settings.seed, progress=progress
+            )
+        ratio, floor = found.ratio, found.noise_floor
+        medians = (f"{found.baseline.median_ms:.3f} ms", f"{found.pruned.median_ms:.3f} ms")
+        rows.append(
+            (f"latency, batch {batch}", *medians, f"{ratio.ratio:.2f}x speed ({ratio.low:.2f} to {ratio.high:.2f})")
+        )
+        rows.append(("  first against itself", "", "", f"{floor.ratio:.3f} ({floor.low:.3f} to {floor.high:.3f})"))
+    rows.append(("provider", choice.provider, choice.provider, ""))
+    return rows
+
+
+def diagnose() -> list[Row]:
+    """What works here, what is missing, and the command that mends it; rows for the terminal."""
+    packages = installed_packages()
+    rows: list[Row] = [
+        ("torch", packages.get("torch", "missing"), "ready"),
+        ("cores", str(available_cores()), "ready"),
+    ]
+    if torch.cuda.is_available():
+        rows.append(("GPU", torch.cuda.get_device_name(0), "used by --device auto"))
+    else:
+        rows.append(("GPU", "none that torch sees", "work runs on the CPU; check `nvidia-smi` if there should be one"))
+    both = {"onnxruntime", "onnxruntime-gpu"} <= set(packages)
+    found = ", ".join(f"{name} {packages[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in packages)
+    mend = "together they lose CUDA: pip uninstall onnxruntime onnxruntime-gpu, then install secateur again"
+    rows.append(("ONNX Runtime", found or "missing", mend if both else "ready"))
+    for provider in ("cpu", "cuda", "tensorrt"):
+        reason = why_not(provider)
+        rows.append((f"provider {provider}", "does not run" if reason else "runs", reason or "ready"))
+    for package, need in (("timm", "pip install 'secateur[timm]' for timm:NAME models"),):
+        with contextlib.suppress(ImportError):
+            __import__(package)
+            need = "ready"
+        rows.append((package, "installed" if need == "ready" else "not installed", need))
+    return rows
+
+
+def _onnx_input_shape(path: Path, given: tuple[int, ...] | None) -> tuple[int, int, int]:
+    inputs = open_session(path, "cpu").session.get_inputs()
+    shape = inputs[0].shape
+    if len(inputs) != 1 or len(shape) != 4:
+        raise InputError(f"{path} has {len(inputs)} inputs, the first of shape {shape}; one image batch was expected.")
+    sizes = given or tuple(shape[1:])
+    if not all(isinstance(size, int) for size in sizes):
+        raise InputError(f"{path} leaves its image size open ({shape}); give it with --input-shape.")
+    channels, height, width = sizes
+    return channels, height, width
+
+
+def _preprocessing(
+    metadata: dict[str, object], shape: tuple[int, int, int], settings: BenchSettings, path: Path
+) -> Preprocessing:
+    mean, std = settings.mean or metadata.get("mean"), settings.std or metadata.get("std")
+    if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple):
+        raise InputError(f"{path} does not say how its images were normalised; give --mean and --std.")
+    return Preprocessing(shape, tuple(map(float, mean)), tuple(map(float, std)))

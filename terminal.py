@@ -1,0 +1,68 @@
+"""What a person sees while secateur works: a line per stage, a bar on what takes long, the closing table."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .explain.scores import Progress as Report
+from .pipeline import Observer
+
+BAR_AFTER_SECONDS = 2.0
+
+
+class TerminalObserver(Observer):
+    """Prints to a console; with ``quiet`` only what must be said."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(f"  [dim]{escape(text)}[/dim]", highlight=False)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Report]:
+        start = time.perf_counter()
+        bar: Progress | None = None
+        task = None
+
+        def report(done: int, total: int) -> None:
+            nonlocal bar, task
+            if self.quiet or not self.console.is_terminal or time.perf_counter() - start < BAR_AFTER_SECONDS:
+                return
+            if bar is None:
+                columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+                bar = Progress(*columns, console=self.console, transient=True)
+                bar.start()
+                task = bar.add_task(name, total=total)
+            assert task is not None
+            bar.update(task, completed=done, total=total)
+
+        try:
+            yield report
+        finally:
+            if bar is not None:
+                bar.stop()
+        if not self.quiet:
+            self.console.print(f"[green]✓[/green] {name:<10} {time.perf_counter() - start:7.1f} s", highlight=False)
+
+    def skipped(self, name: str) -> None:
+        if not self.quiet:
+            self.console.print(f"[green]✓[/green] {name:<10}    from the run before", highlight=False)
+
+
+def show_table(
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
+) -> None:
+    """A plain table: the first column left, the others right."""
+    table = Table(title=title, title_justify="left", highlight=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)

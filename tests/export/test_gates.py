@@ -1,0 +1,53 @@
+import pytest
+
+from secateur.errors import ExitCode
+from secateur.export.accuracy import Drop
+from secateur.export.gates import FAIL, NOT_MEASURED, PASS, exit_code, judge
+from secateur.export.latency import Ratio
+from secateur.recipe import GateSettings
+
+DROP = Drop(1.0, 0.5, 2.0, 1000)
+SPEEDUP = Ratio(1.5, 1.3, 1.7)
+
+
+def judged(settings, drop=DROP, speedup=SPEEDUP, size=2_000_000, provider="cpu", missed=""):
+    gates = judge(settings, budget=(0.5, 0.5, missed), drop=drop, speedup=speedup, onnx_bytes=size, provider=provider)
+    return {gate.name: gate for gate in gates}, exit_code(gates)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "verdict"),
+    [
+        ({"require_drop_below": 2.1}, "drop", PASS),  # the upper end, 2.0, is judged, not the 1.0 measured
+        ({"require_drop_below": 2.0}, "drop", FAIL),
+        ({"require_speedup": 1.3}, "speedup", PASS),  # the lower end, 1.3, not the 1.5 measured
+        ({"require_speedup": 1.31}, "speedup", FAIL),
+        ({"require_size_below": 2.1}, "size", PASS),
+        ({"require_size_below": 2.0}, "size", FAIL),
+        ({"require_provider": "cpu"}, "provider", PASS),
+        ({"require_provider": "cuda"}, "provider", FAIL),
+    ],
+)
+def test_each_gate_judges_the_careful_end(settings, name, verdict):
+    gates, code = judged(GateSettings(**settings))
+    assert gates[name].verdict == verdict
+    assert code == (ExitCode.OK if verdict == PASS else ExitCode.GATE_FAILED)
+
+
+def test_what_was_not_measured_does_not_pass():
+    settings = GateSettings(require_drop_below=3, require_speedup=1.1, require_size_below=9)
+    gates, code = judged(settings, drop=None, speedup=None, size=None)
+    assert {gates[name].verdict for name in ("drop", "speedup", "size")} == {NOT_MEASURED}
+    assert code == ExitCode.GATE_FAILED
+
+
+def test_a_missed_budget_fails_without_being_asked():
+    gates, code = judged(GateSettings(), missed="too narrow")
+    assert gates["budget"].verdict == FAIL
+    assert code == ExitCode.GATE_FAILED
+
+
+def test_gates_not_asked_for_are_absent():
+    gates, code = judged(GateSettings())
+    assert set(gates) == {"budget"}
+    assert code == ExitCode.OK

@@ -1,0 +1,134 @@
+"""Accuracy and latency of ONNX files."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import InputError
+from secateur.export import latency
+from secateur.export.accuracy import measure_accuracy, measure_drop
+from secateur.export.latency import compare_latency
+from secateur.export.onnx_model import export_onnx
+from secateur.network.images import Preprocessing, images_from_tensor, load_images
+from secateur.network.model import Network, Source, load_model
+
+
+class Brightest(nn.Module):
+    """Class = the quadrant whose mean is highest: accuracy can be counted by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1, bias=False)
+        nn.init.ones_(self.conv.weight)
+
+    def forward(self, x):
+        return nn.functional.adaptive_avg_pool2d(self.conv(x), 2).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def brightest(tmp_path_factory):
+    network = Network(Brightest().eval(), Preprocessing((1, 4, 4), (0.0,), (1.0,)), tuple("abcd"), Source("brightest"))
+    path = tmp_path_factory.mktemp("brightest") / "model.onnx"
+    export_onnx(network, path)
+    return network, path
+
+
+def test_accuracy_counted_by_hand(brightest):
+    network, path = brightest
+    pixels = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+    for index, (row, column) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2), (0, 0), (2, 2)]):
+        pixels[index, 0, row, column] = 255
+    labels = torch.tensor([0, 1, 2, 3, 1, 3])  # the fifth is wrong: it shows quadrant 0
+    images = images_from_tensor(pixels, labels, network.preprocessing)
+    found = measure_accuracy(path, images, network.class_names)
+    assert found.accuracy == 5 / 6
+    assert found.per_class == {"a": 1.0, "b": 0.5, "c": 1.0, "d": 1.0}
+    assert found.interval.low < 5 / 6 < found.interval.high
+
+
+def test_a_class_without_images_has_no_accuracy(brightest):
+    network, path = brightest
+    images = images_from_tensor(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 0]), network.preprocessing)
+    assert measure_accuracy(path, images, network.class_names).per_class["d"] is None
+
+
+def test_wrong_class_count_is_named(brightest):
+    network, path = brightest
+    images = images_from_tensor(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 0]), network.preprocessing)
+    with pytest.raises(InputError, match="3 classes expected"):
+        measure_accuracy(path, images, ("a", "b", "c"))
+
+
+def test_drop_pairs_the_images(tmp_path):
+    network = load_model("digits")
+    splits = load_images("digits", network.preprocessing)
+    export_onnx(network, tmp_path / "a.onnx")
+    worse = network.copy()
+    with torch.no_grad():
+        worse.module.head.bias[3] += 2.0
+    export_onnx(worse, tmp_path / "b.onnx")
+    first, second = (
+        measure_accuracy(tmp_path / name, splits.test, network.class_names) for name in ("a.onnx", "b.onnx")
+    )
+    drop = measure_drop(first, second, splits.test)
+    labels = splits.test.labels.numpy()
+    by_hand = 100 * ((first.predictions == labels).mean() - (second.predictions == labels).mean())
+    assert math.isclose(drop.points, by_hand)
+    assert drop.low <= drop.points <= drop.high
+    same = measure_drop(first, first, splits.test)
+    assert same.points == 0
+    assert same.high == pytest.approx(300 / 360)
+
+
+def test_rounds_interleave_and_sum_up(brightest, monkeypatch):
+    """A clock that we set: the baseline takes 3 ms, the pruned file 1 ms; every ratio is 3, the floor is 1."""
+    _, path = brightest
+    order, now = [], [0.0]
+    costs = iter([3e-3, 1e-3, 3e-3])
+
+    def runner(path, images, provider):
+        cost, which = next(costs), len(order)
+        order.append([])
+
+        def run():
+            now[0] += cost
+            calls.append(which)
+
+        return run
+
+    calls = []
+    monkeypatch.setattr(latency, "_runner", runner)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+    found = compare_latency(path, path, (1, 4, 4), 2)
+    assert found.ratio.ratio == pytest.approx(3)
+    assert (found.ratio.low, found.ratio.high) == pytest.approx((3, 3))
+    assert found.noise_floor.ratio == pytest.approx(1)
+    assert found.baseline.median_ms == pytest.approx(3)
+    assert found.pruned.p95_ms == pytest.approx(1)
+    timed = calls[18:]  # after three warm-ups of six runs
+    turns = [which for which, after in pairwise([*timed, None]) if which != after]
+    assert turns[:6] == [0, 1, 2, 1, 2, 0] or len(set(turns[:3])) == 3
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "words"),
+    [
+        (1.5, 1.4, 1.6, "1.50 times as fast"),
+        (0.5, 0.4, 0.6, "2.00 times slower"),
+        (1.1, 0.9, 1.3, "no measurable change"),
+    ],
+)
+def test_an_interval_that_spans_one_is_no_change(ratio, low, high, words):
+    assert latency.Ratio(ratio, low, high).verdict == words
+
+
+def test_real_files_are_timed(brightest):
+    _, path = brightest
+    found = compare_latency(path, path, (1, 4, 4), 4)
+    assert found.baseline.samples >= latency.MIN_ROUNDS
+    assert 0 < found.baseline.median_ms <= found.baseline.p95_ms
+    assert np.isfinite([found.ratio.low, found.ratio.high]).all()

@@ -1,0 +1,187 @@
+import copy
+import json
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import jsonschema
+import pytest
+
+from secateur.errors import InputError
+from secateur.export.report import closing_rows, read_report, schema, to_html, to_junit, to_markdown, write_report
+
+HOSTILE = "<script>alert('x')</script>|`a`"
+
+
+@pytest.fixture(scope="module")
+def report():
+    side = {
+        "accuracy": 0.9,
+        "accuracy_interval": {"low": 0.88, "high": 0.92},
+        "accuracy_per_class": {HOSTILE: 0.8, "dog": 1.0, "empty": None},
+        "macs": 4_000_000,
+        "parameters": 1000,
+        "onnx_bytes": 4096,
+        "onnx_sha256": "0" * 64,
+        "opset": 20,
+        "latency": {"1": {"median_ms": 1.0, "p95_ms": 1.5, "samples": 30}},
+    }
+    pruned = {**copy.deepcopy(side), "accuracy": 0.88, "macs": 2_000_000}
+    ratio = {"ratio": 1.4, "low": 1.3, "high": 1.5}
+    return {
+        "schema_version": 1,
+        "secateur_version": "0",
+        "model": HOSTILE,
+        "exit_code": 1,
+        "baseline": side,
+        "pruned": pruned,
+        "drop": {"points": 2.0, "low": 1.0, "high": 3.0, "images": 500},
+        "ratios": {"macs": 2.0, "parameters": 1.0, "onnx_bytes": 1.0, "latency": {"1": ratio}},
+        "noise_floor": {"1": {"ratio": 1.0, "low": 0.99, "high": 1.01}},
+        "parity": {"max_relative_difference": 1e-7, "batch_sizes": [1, 3, 8]},
+        "provider": "cpu",
+        "layers": [
+            {
+                "name": "conv1",
+                "group": "conv1",
+                "before": 8,
+                "after": 4,
+                "aligned": True,
+                "decided_by": "gap",
+                "locked": "",
+            }
+        ],
+        "gates": [
+            {"name": "budget", "value": 0.5, "limit": 0.5, "verdict": "pass", "meaning": "left"},
+            {"name": "drop", "value": 3.0, "limit": 2.5, "verdict": "fail", "meaning": "upper end"},
+            {"name": "speedup", "value": None, "limit": 1.2, "verdict": "not measured", "meaning": "lower end"},
+        ],
+        "repair": {"kind": "bn", "compensated": [], "reestimated": [], "images": 10},
+        "history": {
+            "best": 1,
+            "epochs": [
+                {"epoch": 0, "train_loss": None, "validation_loss": 1.0, "validation_accuracy": 0.5},
+                {"epoch": 1, "train_loss": 0.5, "validation_loss": 0.5, "validation_accuracy": 0.9},
+            ],
+        },
+        "timings_s": {"load": 1.0},
+        "environment": {
+            "python": "3",
+            "system": "s",
+            "processor": "p",
+            "cores": 2,
+            "memory_gib": 1.0,
+            "gpu": None,
+            "cuda": None,
+            "packages": {},
+        },
+        "recipe": {"ranking": {"rank_by": "gap"}, "seed": 0},
+        "inputs": {"weights_sha256": "0" * 64, "data_listing_sha256": "0" * 64, "images": {"test": 500}},
+        "notes": [HOSTILE],
+    }
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.bad, self.loads, self.count = [], [], [], {}
+
+    def handle_starttag(self, tag, attributes):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.loads += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
+        if tag not in ("meta", "link", "br", "img", "input", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.bad.append(tag)
+
+
+def test_schema_accepts_the_report_and_refuses_a_wrong_one(report):
+    jsonschema.Draft202012Validator.check_schema(schema())
+    jsonschema.validate(report, schema())
+    for change in ({"schema_version": 2}, {"surprise": 1}, {"provider": "abacus"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**report, **change}, schema())
+
+
+def test_page_is_well_formed_loads_nothing_and_escapes_names(report):
+    page = to_html(report)
+    parser = Tags()
+    parser.feed(page)
+    assert parser.bad == []
+    assert parser.open == []
+    assert parser.loads == []
+    assert "script" not in parser.count
+    assert "&lt;script&gt;" in page
+
+
+def test_markdown_tables_hold_their_columns_and_escape_names(report):
+    text = to_markdown(report)
+    assert "<script>" not in text
+    assert len(text) < 60_000
+    for block in text.split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        if rows:
+            widths = {len(row.replace("\\|", "").strip("|").split("|")) for row in rows}
+            assert len(widths) == 1, block
+
+
+def test_markdown_stays_below_60_kilobytes_with_a_thousand_layers_and_classes(report):
+    large = {**report, "layers": report["layers"] * 1000}
+    classes = {f"class number {index}": 0.5 for index in range(1000)}
+    for side in ("baseline", "pruned"):
+        large[side] = {**report[side], "accuracy_per_class": classes}
+    assert len(to_markdown(large).encode()) < 60_000
+
+
+def test_junit_counts_failures(report):
+    root = ElementTree.fromstring(ElementTree.tostring(to_junit(report).getroot()))
+    (suite,) = root
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == ["drop", "speedup"]
+
+
+def test_closing_table_gives_changes_with_their_sign(report):
+    rows = {row[0]: row[1:] for row in closing_rows(report)}
+    assert rows["top-1 accuracy"] == ("90.00%", "88.00%", "-2.00 points (-3.00 to -1.00)")
+    assert rows["MACs"] == ("4.00 M", "2.00 M", "2.00x fewer")
+    assert rows["latency, batch 1"][2] == "1.40x speed (1.30 to 1.50)"
+
+
+def test_write_and_read_back(report, tmp_path):
+    paths = write_report(report, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(paths)
+    assert read_report(tmp_path) == report
+    (tmp_path / "report.json").write_text(json.dumps({**report, "schema_version": 99}))
+    with pytest.raises(InputError, match="schema version"):
+        read_report(tmp_path)
+
+
+def chromium():
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [400, 1280, 1920])
+def test_page_renders_in_a_browser_without_sideways_scrolling(report, tmp_path, width):
+    write_report(report, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    probe = (
+        "<script>document.title = document.documentElement.scrollWidth + ' ' + innerWidth + ' ' + "
+        "performance.getEntriesByType('resource').length</script>"
+    )
+    (tmp_path / "probed.html").write_text(page.replace("</body>", probe + "</body>"))
+    done = subprocess.run(
+        [
+            chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+            "--disable-component-update", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900", "--dump-dom", f"file://{tmp_path / 'probed.html'}",
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    title = done.stdout.partition("<title>")[2].partition("</title>")[0]
+    content, window, requests = map(int, title.split())
+    assert content <= max(window, 500)  # Chromium's own smallest window is 500 pixels wide
+    assert requests == 0

@@ -1,0 +1,301 @@
+"""The command line as a shell sees it: exit codes, one readable message, nothing written over."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from secateur.cli import app
+from secateur.errors import ExitCode
+from secateur.network.digits import WEIGHTS
+
+SCRIPT = Path(sys.executable).with_name("secateur")
+NETWORK = """
+import torch
+from torch import nn
+INPUT_SHAPE = (3, 8, 8)
+NORMALISATION = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+def build(classes=2):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+                         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+def three():
+    return build(3)
+"""
+
+
+def secateur(*arguments):
+    """Run in this process: (exit code, stdout, stderr)."""
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    return done.exit_code, done.stdout, done.stderr
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "network.py"
+    path.write_text(NETWORK)
+    return f"{path}:build"
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = tmp_path / "images"
+    for split, count in (("train", 8), ("test", 4)):
+        for label, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (8, 8), (40 * index % 256, 200 * label, 30)).save(root / split / name / f"{index}.png")
+    return root
+
+
+def bad_usage():
+    yield "macs above one", ["--macs", "1.4"], "between 0 and 1"
+    yield "macs not a number", ["--macs", "nan"], "between 0 and 1"
+    yield "macs zero", ["--macs", "0"], "between 0 and 1"
+    yield "unknown ranker", ["--rank-by", "astrology"], "magnitude"
+    yield "two budgets", ["--macs", "0.5", "--params", "0.5"], "give one"
+    yield "unknown repair", ["--repair", "glue"], "none, mean, bn"
+    yield "unknown option", ["--maks", "0.5"], "maks"
+    yield "negative epochs", ["--epochs", "-1"], "epochs"
+    yield "mean without std", ["--mean", "0.5"], "belong together"
+    yield "round to a word", ["--round-to", "much"], "round-to"
+    yield "contradicting providers", ["--provider", "cpu", "--require-provider", "cuda"], "contradicts"
+    yield "speedup below zero", ["--require-speedup", "-2"], "above 0"
+
+
+@pytest.mark.parametrize(("what", "options", "words"), list(bad_usage()), ids=lambda value: str(value)[:24])
+def test_wrong_usage_ends_with_2(what, options, words, tmp_path):
+    code, _, stderr = secateur("prune-and-export", "--out", tmp_path / "out", *options)
+    assert code == ExitCode.USAGE, what
+    assert words in stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def bad_weights(folder):
+    state = nn.Linear(2, 2).state_dict()
+    whole = folder / "whole.pt"
+    torch.save({"conv.weight": torch.randn(64, 64)}, whole)
+    for name, content in (
+        ("empty.pt", b""),
+        ("truncated.pt", whole.read_bytes()[:3000]),
+        ("pointer.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        ("text.pt", b"these are no weights"),
+        ("cut.safetensors", WEIGHTS.read_bytes()[:5000]),
+    ):
+        (folder / name).write_bytes(content)
+    torch.save(nn.Linear(2, 2), folder / "module.pt")
+    (folder / "pickle.pt").write_bytes(pickle.dumps({"a": state}))
+    poisoned = torch.load(whole, weights_only=True)
+    poisoned["conv.weight"][0, 0] = float("nan")
+    return ("empty.pt", "truncated.pt", "pointer.pt", "text.pt", "cut.safetensors", "module.pt")
+
+
+def test_bad_weights_end_with_3_and_are_named(tmp_path):
+    for name in bad_weights(tmp_path):
+        code, _, stderr = secateur("prune-and-export", "--weights", tmp_path / name, "--out", tmp_path / "out")
+        assert code == ExitCode.BAD_INPUT, name
+        assert name in stderr
+        assert stderr.count("\n") == 1, stderr
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_nan_weights_end_with_3(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(WEIGHTS)
+    tensors["block1.conv1.weight"][0, 0, 0, 0] = float("nan")
+    save_file(tensors, tmp_path / "nan.safetensors")
+    code, _, stderr = secateur("explain", "--weights", tmp_path / "nan.safetensors", "--out", tmp_path / "out")
+    assert code == ExitCode.BAD_INPUT
+    assert "block1.conv1.weight" in stderr
+
+
+def bad_inputs(data, model):
+    file = model.rpartition(":")[0]
+    yield "unknown model", ["--model", "resnet81"], "resnet18"
+    yield "missing factory file", ["--model", "absent.py:build", "--data", data], "absent.py"
+    yield "missing factory function", ["--model", f"{file}:bild", "--data", data], "build"
+    yield "wrong class count", ["--model", f"{file}:three", "--data", data], "3 classes"
+    yield "no data", ["--model", model], "--data"
+    yield "absent data", ["--model", model, "--data", data / "absent"], "absent"
+    yield "absent recipe", ["--recipe", data / "no.toml"], "no.toml"
+
+
+def test_bad_model_or_data_ends_with_3(tmp_path, model, data):
+    for what, options, words in bad_inputs(data, model):
+        code, _, stderr = secateur("prune-and-export", "--out", tmp_path / "out", *options)
+        assert code == ExitCode.BAD_INPUT, (what, stderr)
+        assert words in stderr, (what, stderr)
+        assert "Traceback" not in stderr
+
+
+def test_a_corrupt_image_is_named_before_any_work(tmp_path, model, data):
+    victim = data / "test" / "dog" / "2.png"
+    victim.write_bytes(victim.read_bytes()[:45])
+    code, stdout, stderr = secateur("prune-and-export", "--model", model, "--data", data, "--out", tmp_path / "out")
+    assert code == ExitCode.BAD_INPUT
+    assert str(victim) in stderr
+    assert "explain" not in stdout
+
+
+def test_an_empty_class_folder_is_named(tmp_path, model, data):
+    for image in (data / "train" / "cat").iterdir():
+        image.unlink()
+    code, _, stderr = secateur("prune-and-export", "--model", model, "--data", data, "--out", tmp_path / "out")
+    assert code == ExitCode.BAD_INPUT
+    assert "cat" in stderr
+
+
+def test_a_typo_in_a_recipe_is_bad_input_with_the_right_word(tmp_path):
+    (tmp_path / "r.toml").write_text("[budget]\nmacz = 0.5\n")
+    code, _, stderr = secateur("prune-and-export", "--recipe", tmp_path / "r.toml", "--out", tmp_path / "out")
+    assert code == ExitCode.BAD_INPUT
+    assert "'macs'" in stderr
+    assert "r.toml" in stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("options", [["--require-provider", "cuda"], ["--provider", "tensorrt"], ["--device", "cuda"]])
+def test_what_the_machine_lacks_ends_with_4(options, tmp_path):
+    code, _, stderr = secateur("prune-and-export", "--out", tmp_path / "out", *options)
+    assert code == ExitCode.MACHINE
+    assert "doctor" in stderr
+
+
+def test_a_defect_ends_with_5_and_without_traceback(monkeypatch, tmp_path):
+    import secateur.pipeline
+
+    monkeypatch.setattr(secateur.pipeline, "prune_and_export", lambda *args, **kwargs: 1 / 0)
+    code, _, stderr = secateur("prune-and-export", "--out", tmp_path / "out")
+    assert code == ExitCode.DEFECT
+    assert "ZeroDivisionError" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_the_steps_follow_each_other(tmp_path, model, data):
+    out = tmp_path / "out"
+    code, _, stderr = secateur("plan", "--out", out)
+    assert code == ExitCode.BAD_INPUT
+    assert "recipe.toml" in stderr or "explain" in stderr
+    explained = secateur("explain", "--model", model, "--data", data, "--calibration", "8", "--out", out)
+    assert explained[0] == 0, explained[2]
+    assert "scores.safetensors" in explained[1]
+    planned = secateur("plan", "--out", out, "--macs", "0.6")
+    assert planned[0] == 0, planned[2]
+    assert json.loads((out / "plan.json").read_text())["after"]["macs"] > 0
+    pruned = secateur("prune", "--out", out, "--epochs", "0")
+    assert pruned[0] == 0, pruned[2]
+    exported = secateur("export", "--out", out)
+    assert exported[0] == 0, exported[2]
+    bench = secateur(
+        "bench", out / "baseline.onnx", out / "model.onnx", "--data", data, "--batches", "2", "--provider", "cpu"
+    )
+    assert bench[0] == 0, bench[2]
+    assert "latency, batch 2" in bench[1]
+    assert "top-1 accuracy" in bench[1]
+    alone = secateur("export", "--model", model, "--out", tmp_path / "alone")
+    assert alone[0] == 0, alone[2]
+
+
+def test_planning_again_takes_away_the_model_of_the_plan_before(tmp_path, model, data):
+    out = tmp_path / "out"
+    for command in (
+        ("explain", "--model", model, "--data", data, "--rank-by", "magnitude"),
+        ("plan", "--macs", "0.6"),
+        ("prune", "--epochs", "0"),
+        ("plan", "--macs", "0.8"),
+    ):
+        assert secateur(*command, "--out", out)[0] == 0
+    assert not (out / "model.safetensors").exists()
+    code, _, stderr = secateur("export", "--out", out)
+    assert code == ExitCode.BAD_INPUT
+    assert "secateur prune" in stderr
+
+
+def test_main_job_from_a_shell_without_a_terminal(tmp_path, model, data):
+    done = subprocess.run(
+        [
+            SCRIPT,
+            "prune-and-export",
+            "--model",
+            model,
+            "--data",
+            data,
+            "--macs",
+            "0.6",
+            "--epochs",
+            "1",
+            "--out",
+            "run",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TERM": "dumb"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\x1b[" not in done.stdout
+    for stage in ("load", "explain", "plan", "repair", "recover", "export", "accuracy", "latency"):
+        assert re.search(rf"✓ {stage}\s+\d+\.\d s", done.stdout), stage
+    assert "run/report.html" in done.stdout
+    assert (tmp_path / "run" / "report.html").is_file()
+    again = subprocess.run([SCRIPT, "report", "--out", "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0
+    quiet = subprocess.run(
+        [SCRIPT, "prune-and-export", "--resume", "--recipe", "run/recipe.toml", "--out", "run", "--quiet"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert quiet.returncode == 0, quiet.stderr
+    assert "✓" not in quiet.stdout
+    assert "MACs" in quiet.stdout
+
+
+def test_tables_of_rankers_and_doctor():
+    code, stdout, _ = secateur("rankers")
+    assert code == 0
+    for name in ("gap", "random", "magnitude", "bn-scale", "fpgm", "taylor", "lamp"):
+        assert name in stdout
+    code, stdout, _ = secateur("doctor")
+    assert code == 0
+    assert "provider cuda" in stdout
+
+
+def test_bench_needs_to_know_the_normalisation(tmp_path, data):
+    import onnx
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 3, 8, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 3))],
+    )
+    path = tmp_path / "foreign.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    code, _, stderr = secateur("bench", path, path, "--data", data)
+    assert code == ExitCode.BAD_INPUT
+    assert "--mean" in stderr
+    code, _, stderr = secateur("bench", path, path, "--batches", "1")
+    assert code == 0, stderr
+
+
+def test_ci_example_names_options_that_exist():
+    text = (Path(__file__).resolve().parent.parent / "examples" / "ci" / "github.yml").read_text()
+    command = text[text.index("secateur prune-and-export") :].partition("- name")[0]
+    code, stdout, _ = secateur("prune-and-export", "--help")
+    assert code == 0
+    for option in re.findall(r"--[a-z-]+", command):
+        assert option in stdout, option
+    assert "report.md" in text

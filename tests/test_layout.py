@@ -1,0 +1,186 @@
+"""The repository as the package: rooms import one way, the wheel is whole, nothing heavy loads early."""
+
+import ast
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = [
+    {"errors", "files", "environment", "recipe"},
+    {"network"},
+    {"explain"},
+    {"prune"},
+    {"export"},
+    {"pipeline"},
+    {"steps", "terminal"},
+    {"cli"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+CHECKOUT = (ROOT / "Makefile").is_file() and (ROOT / "pyproject.toml").is_file()
+
+
+def package_files():
+    yield from ROOT.glob("*.py")
+    for room in ("network", "explain", "prune", "export"):
+        yield from (ROOT / room).glob("*.py")
+
+
+def imported_rooms(path):
+    """(room of the file, room it imports) for every relative import, lazy ones included."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = list(parts[: len(parts) - node.level])
+            target = base + (node.module.split(".") if node.module else [])
+            rooms = [target[0]] if target else [alias.name for alias in node.names]
+            for room in rooms:
+                yield parts[0], room
+
+
+def test_rooms_import_only_what_lies_below_them():
+    for path in package_files():
+        if path.name == "__init__.py" and path.parent == ROOT:
+            continue
+        for own, other in imported_rooms(path):
+            assert other in FLOOR_OF, f"{path}: imports {other}, which has no floor"
+            if own != other:
+                assert FLOOR_OF[other] < FLOOR_OF[own] or (FLOOR_OF[own] == 0 == FLOOR_OF[other]), (
+                    f"{path} imports {other}"
+                )
+
+
+def test_no_import_circle():
+    edges = {}
+    for path in package_files():
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if name == "__init__":
+            continue
+        edges[name] = set()
+        parts = name.split(".")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = parts[: len(parts) - node.level] + (node.module.split(".") if node.module else [])
+                targets = [".".join(base)] + [".".join([*base, alias.name]) for alias in node.names]
+                edges[name].update(targets)
+    state = {}
+
+    def visit(name, trail):
+        if state.get(name) == "done" or name not in edges:
+            return
+        assert state.get(name) != "open", " -> ".join([*trail, name])
+        state[name] = "open"
+        for target in edges[name]:
+            visit(target, [*trail, name])
+        state[name] = "done"
+
+    for name in edges:
+        visit(name, [])
+
+
+def test_package_imports_itself_only_relatively():
+    for path in package_files():
+        assert not re.search(r"^\s*(from|import) secateur\b", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+def test_public_names_resolve():
+    import secateur
+
+    for name in secateur.__all__:
+        assert getattr(secateur, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = secateur.no_such_name
+
+
+def test_help_loads_nothing_heavy_and_is_quick():
+    code = (
+        "import sys, secateur.cli as c\n"
+        "try: c.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'onnx', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("[]")
+
+    def seconds(command):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    script = Path(sys.executable).with_name("secateur")
+    pairs = [(seconds([script, "--help"]), seconds([sys.executable, "-c", "pass"])) for _ in range(5)]
+    assert statistics.median(ours - bare for ours, bare in pairs) < 0.5
+
+
+@pytest.mark.skipif(not CHECKOUT, reason="needs the checkout, not an installed package")
+def test_lock_names_no_index_and_hashes_everything():
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    assert "--index-url" not in text
+    names = re.findall(r"^[a-z0-9][a-z0-9._-]*==[^\s;\\]+", text, re.MULTILINE)
+    assert len(names) > 50
+    for block in re.split(r"\n(?=[a-z0-9])", text[text.index(names[0]) :]):
+        assert "--hash=sha256:" in block, block[:80]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHECKOUT, reason="needs the checkout, not an installed package")
+def test_wheel_is_whole_and_runs_in_an_empty_environment(tmp_path):
+    source = tmp_path / "x-y"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("needs git to list the checkout's files")
+    for name in tracked.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, source / name)
+    build = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True, check=True
+    )
+    wheel = tmp_path / done.stdout.splitlines()[-1]
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    expected = {f"secateur/{path.relative_to(ROOT).as_posix()}" for path in package_files()}
+    for package, names in data.items():
+        expected |= {f"{package.replace('.', '/')}/{name}" for name in names}
+    assert found == expected
+
+    environment = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    # The dependencies are this environment's; its .pth files (the editable install) are not read through a .pth.
+    import torch
+
+    (site / "dependencies.pth").write_text(str(Path(torch.__file__).parent.parent))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    run = subprocess.run(
+        [environment / "bin" / "python", "-m", "secateur.cli", "prune-and-export", "--epochs", "0", "--out", "run"],
+        cwd=outside,
+        capture_output=True,
+        text=True,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert (outside / "run" / "model.onnx").is_file()
+    where = subprocess.run(
+        [environment / "bin" / "python", "-c", "import secateur; print(secateur.__file__)"],
+        cwd=outside,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(site) in where.stdout
