@@ -173,9 +173,9 @@ def test_what_the_machine_lacks_ends_with_4(options, tmp_path):
 
 
 def test_a_defect_ends_with_5_and_without_traceback(monkeypatch, tmp_path):
-    import secateur.pipeline
+    from secateur import pipeline
 
-    monkeypatch.setattr(secateur.pipeline, "prune_and_export", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(pipeline, "prune_and_export", lambda *args, **kwargs: 1 / 0)
     code, _, stderr = secateur("prune-and-export", "--out", tmp_path / "out")
     assert code == ExitCode.DEFECT
     assert "ZeroDivisionError" in stderr

@@ -196,7 +196,17 @@ def test_torchvision_networks_go_through_the_whole_line(architecture, tmp_path):
     result = prune_and_export(recipe, tmp_path / "out")
     ratios = result.report["ratios"]
     assert 1 / 0.6 <= ratios["macs"] <= 1 / 0.57
-    assert result.report["parity"]["max_relative_difference"] <= 1e-5
+    # Untrained networks with twelve calibration images are badly conditioned: float64 says what float32 can reach.
+    small = load_model(str(result.folder))
+    images = small.example(4)
+    with torch.no_grad():
+        single = small.logits(images).double()
+        exact = replace(small, module=small.module.double()).logits(images.double())
+    session = onnxruntime.InferenceSession(result.folder / "model.onnx", providers=["CPUExecutionProvider"])
+    shipped = torch.tensor(session.run(None, {"images": images.numpy()})[0]).double()
+    scale = float(exact.abs().max())
+    assert float((shipped - exact).abs().max()) <= 20 * float((single - exact).abs().max()) + 1e-6 * scale
+    assert result.report["parity"]["max_relative_difference"] <= 1e-4
     head = result.report["layers"][-1]
     assert head["before"] == head["after"] == 3
     assert Path(result.folder / "model.onnx").stat().st_size < Path(result.folder / "baseline.onnx").stat().st_size

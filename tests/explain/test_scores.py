@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from secateur.errors import InputError, UsageError
+from secateur.explain import scores as registry
+from secateur.explain.scores import KernelScores, RankingTask, get_ranker, rankers, register
+
+
+@pytest.fixture
+def scores():
+    generator = torch.Generator().manual_seed(0)
+    layers = {"b": torch.rand(5, generator=generator), "a.0": torch.rand(3, generator=generator)}
+    return KernelScores(
+        "mine", "points", layers, {"b": torch.rand(2, 5, generator=generator)}, {"images": 7, "by": "x"}
+    )
+
+
+def test_scores_come_back_as_they_were_saved(tmp_path, scores):
+    scores.save(tmp_path / "s.safetensors")
+    back = KernelScores.load(tmp_path / "s.safetensors")
+    assert (back.method, back.unit, back.details) == ("mine", "points", {"images": 7, "by": "x"})
+    assert back.layers.keys() == scores.layers.keys()
+    assert all(torch.equal(back.layers[name], scores.layers[name]) for name in scores.layers)
+    assert torch.equal(back.per_class["b"], scores.per_class["b"])
+
+
+def test_equal_scores_give_equal_bytes(tmp_path, scores):
+    turned = KernelScores(
+        scores.method, scores.unit, dict(reversed(scores.layers.items())), scores.per_class, {"by": "x", "images": 7}
+    )
+    contents = set()
+    for index, value in enumerate([scores, turned] * 4):
+        value.save(tmp_path / str(index))
+        contents.add((tmp_path / str(index)).read_bytes())
+    assert len(contents) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", ["layers", "per_class"])
+def test_scores_that_are_not_finite_are_refused(value, place):
+    given = {"layers": {"conv7": torch.ones(3)}, "per_class": {}} | {place: {"conv7": torch.tensor([[1.0, value]])}}
+    with pytest.raises(InputError, match=r"mine gave NaN or infinite scores for layer 'conv7'"):
+        KernelScores("mine", "points", **given)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nonsense, but long enough to be read as a header", "other"])
+def test_files_that_hold_no_scores(tmp_path, content):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "s.safetensors"
+    if content == "other":
+        save_file({"a": torch.zeros(2)}, path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"s\.safetensors"):
+        KernelScores.load(path)
+
+
+def test_an_unknown_ranker_lists_the_valid_ones():
+    with pytest.raises(UsageError) as caught:
+        get_ranker("magic")
+    for name in ("gap", "random", "magnitude", "bn-scale", "fpgm", "taylor", "lamp"):
+        assert name in str(caught.value)
+        assert get_ranker(name).name == name
+
+
+def test_rankers_say_what_they_are():
+    found = rankers()
+    assert [ranker.name for ranker in found] == sorted(ranker.name for ranker in found)
+    assert all(ranker.summary and ranker.unit and ranker.source for ranker in found)
+    assert {ranker.needs for ranker in found} <= {"weights", "images", "labels"}
+
+
+def test_a_name_is_registered_once(monkeypatch):
+    monkeypatch.setattr(registry, "_RANKERS", dict(registry._RANKERS))
+
+    def score(task):
+        return KernelScores("mine", "", {})
+
+    register("mine", summary="s", needs="weights", unit="u", source="me")(score)
+    assert get_ranker("mine").score is score
+    with pytest.raises(ValueError, match="'mine' is registered already"):
+        register("mine", summary="s", needs="weights", unit="u", source="me")(score)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(8, 128), (32, 128), (224, 16)])
+def test_batches_shrink_with_the_picture(networks, network_of, noise_images, size, wanted):
+    task = RankingTask(network_of(networks.Plain(), (3, size, size)), noise_images(2))
+    assert task.batch_size == pytest.approx(wanted, abs=0.1 * wanted)

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateur.network.channels import apply_cut, cut_of, find_groups
+from secateur.network.model import load_model
+from secateur.prune.cost import Cost, measure_cost
+
+TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")
+LARGE = ("resnet18", "mobilenet_v2", "densenet121", "resnext", "mobilenet_v3_small", "vgg", "efficientnet_b0")
+
+
+def counted(module, shape):
+    """Torch's own counter, halved, and the parameters of the network as it lies there."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.randn(1, *shape))
+    return Cost(counter.get_total_flops() // 2, sum(parameter.numel() for parameter in module.parameters()))
+
+
+@pytest.fixture
+def subject(tiny, large, network_of):
+    def build(name):
+        if name == "digits":
+            return load_model("digits")
+        return network_of(tiny(name)) if name in TINY else network_of(large(name), (3, 32, 32), 5)
+
+    return build
+
+
+@pytest.mark.parametrize("name", ["digits", *TINY, *LARGE])
+def test_costs_are_torchs_of_the_whole_and_of_what_is_really_cut(subject, random_units, name):
+    network = subject(name)
+    model = measure_cost(network)
+    assert model.of({}) == counted(network.module, network.input_shape)
+    groups = find_groups(network.module, network.example())
+    for seed, share in ((0, 0.2), (1, 0.5), (2, 0.85)):
+        cut = cut_of(groups, random_units(groups, seed, share))
+        small = apply_cut(network.module, cut, network.example(1))
+        assert model.of_cut(cut) == counted(small, network.input_shape)
+
+
+def test_a_convolution_by_hand(network_of):
+    """5x5 kernels, stride 2, padding 2, 3 -> 8 channels on 12x12: 36 places; then a linear layer of 8 -> 4."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 5, 2, 2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    model = measure_cost(network_of(module))
+    assert model.of({}) == Cost(36 * 8 * 75 + 32, 8 * 75 + 8 + 16 + 32 + 4)
+    assert model.of({("0", "out"): 3, ("1", "out"): 3, ("4", "in"): 3}) == Cost(
+        36 * 5 * 75 + 20, 5 * 75 + 5 + 10 + 20 + 4
+    )
+    assert model.fixed == Cost(0, 0)
+
+
+def test_matrix_products_outside_layers_are_fixed(network_of):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+        def forward(self, x):
+            tokens = self.conv(x).flatten(2).transpose(1, 2)
+            weights = (tokens @ tokens.transpose(1, 2)).softmax(2)
+            return self.head((weights @ tokens).mean(1))
+
+    network = network_of(Attending())
+    model = measure_cost(network)
+    assert model.fixed.macs == 2 * 100 * 100 * 6
+    assert model.of({}) == counted(network.module, (3, 12, 12))
+
+
+def test_a_layer_called_twice_counts_twice(network_of):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.head(self.conv(self.conv(x)).mean((2, 3)))
+
+    model = measure_cost(network_of(Twice()))
+    assert model.of({}) == Cost(2 * 144 * 81 + 12, 81 + 3 + 12 + 4)
+
+
+def test_transposed_convolutions(network_of):
+    module = nn.Sequential(nn.ConvTranspose2d(3, 6, 2, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    network = network_of(module)
+    groups = find_groups(network.module, network.example())
+    model = measure_cost(network)
+    assert model.of({}) == counted(module, (3, 12, 12)) == Cost(144 * 3 * 6 * 4 + 24, 72 + 6 + 28)
+    if groups[0].locked:
+        return
+    cut = cut_of(groups, {groups[0].name: [0, 4]})
+    assert model.of_cut(cut) == counted(apply_cut(module, cut, network.example(1)), (3, 12, 12))
+
+
+def test_the_real_network(shared):
+    """ResNet-20 on CIFAR-10: 0.27 million parameters (He et al. 2016, table 6), about 41 million MACs."""
+    models = shared / "models"
+    network = load_model(f"{models / 'resnet_cifar.py'}:resnet20", str(models / "resnet20-cifar10-jpeg.pth"))
+    cost = measure_cost(network).of({})
+    assert cost.parameters == 269_722
+    assert cost == counted(network.module, (3, 32, 32))
+    assert round(cost.macs / 1e6) == 41
