@@ -252,8 +252,6 @@ class _Stages:
         self.root, self.resume, self.observer = root, resume, observer
         self.keys: dict[str, str] = {}
         self.timings: dict[str, float] = {}
-        if not resume:
-            shutil.rmtree(root, ignore_errors=True)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[Progress]:
@@ -277,6 +275,8 @@ class _Stages:
             self.timings[name] = read_json(folder / "done.json")["seconds"]
             self.observer.skipped(name)
             return load(folder)
+        if not self.resume and len(self.keys) == 1:  # the inputs are sound, so the stages of earlier runs may go
+            shutil.rmtree(self.root, ignore_errors=True)
         partial = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

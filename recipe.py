@@ -255,6 +255,8 @@ class Recipe:
             raise InputError(f"The recipe {path} does not exist.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"The recipe {path} is not valid TOML: {error}.") from error
+        except OSError as error:
+            raise InputError(f"The recipe {path} cannot be read ({error.strerror}).") from error
         try:
             return cls.from_dict(values)
         except UsageError as error:
@@ -329,6 +331,8 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if not any(isinstance(value, kind) for kind in plain) or (isinstance(value, bool) and bool not in plain):
         wanted = " or ".join(kind.__name__ for kind in plain if kind is not type(None))
         raise UsageError(f"{name} must be of type {wanted} (got {value!r}).")
+    if isinstance(value, tuple) and not all(isinstance(item, int | float) for item in value):
+        raise UsageError(f"{name} must be a list of numbers (got {list(value)!r}).")
 
 
 def _unknown_key(key: str, place: str, names: list[str]) -> str:

@@ -102,16 +102,21 @@ def contributions(
     collected: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in points}
     places: dict[str, int] = {}
     done = 0
-    with frozen(traced), reading_activations(traced, points.values()) as read:
+    readers = sorted({name for names in points.values() for name in names})
+    with frozen(traced), reading_activations(traced, readers) as read:
         for batch, labels in images.batches(batch_size):
-            for calls in read.values():
-                calls.clear()
+            for seen in read.values():
+                seen.clear()
             with torch.enable_grad():
                 decisions = objective(pick_logits(traced(batch.to(device))), labels.to(device))
-                activations = [activation for layer in points for activation in read[points[layer]]]
-                gradients = iter(torch.autograd.grad(decisions.sum(), activations, allow_unused=True))
-            for layer, point in points.items():
-                pairs = [(activation.detach(), next(gradients)) for activation in read[point]]
+                activations = [activation for name in readers for activation in read[name]]
+                gradients = torch.autograd.grad(decisions.sum(), activations, allow_unused=True)
+            gradient_of = {
+                id(activation): gradient for activation, gradient in zip(activations, gradients, strict=True)
+            }
+            for layer, names in points.items():
+                calls = [activation for name in names for activation in read[name]]
+                pairs = [(activation.detach(), gradient_of[id(activation)]) for activation in calls]
                 collected[layer].append(_reduce(pairs, channels_last[layer]))
                 places[layer] = sum(
                     activation[0].numel() // _channels(activation, channels_last[layer]) for activation, _ in pairs

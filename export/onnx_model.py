@@ -23,7 +23,8 @@ from .runtime import open_session
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 PARITY_BATCHES = (1, 3, 8)
-PARITY_LIMIT = 1e-4
+PARITY_LIMIT = 1e-3
+"""Beyond this the file is taken for wrong. Sound networks stay near 1e-6; badly conditioned ones reach 1e-4."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
     parity = measure_parity(network, path)
     if parity.max_relative_difference > PARITY_LIMIT:
         raise SecateurError(
-            f"{path.name} differs from torch by {parity.max_relative_difference:.2e} of the largest score (at most "
-            f"{PARITY_LIMIT:g} is normal). This is a defect; please report the network."
+            f"{path.name} differs from torch by {parity.max_relative_difference:.2e} of the largest score (more than "
+            f"{PARITY_LIMIT:g}). This is a defect; please report the network."
         )
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return OnnxModel(path, opset, path.stat().st_size, sha256_file(path), parity)

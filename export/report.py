@@ -148,7 +148,13 @@ def _templates() -> Any:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        share=_share, points=_points, count=_count, milliseconds=_milliseconds, bytes=_bytes, cell=_markdown_cell, value=_value
+        share=_share,
+        points=_points,
+        count=_count,
+        milliseconds=_milliseconds,
+        bytes=_bytes,
+        cell=_markdown_cell,
+        value=_value,
     )
     return environment
 

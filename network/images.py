@@ -307,9 +307,11 @@ def _file_images(
 
     for path in files:
         try:
-            with Image.open(path) as picture:
-                _check_size(path, picture)
-                modes[picture.mode] += 1
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(path) as picture:
+                    _check_size(path, picture)
+                    modes[picture.mode] += 1
         except Image.DecompressionBombError as error:
             raise InputError(f"The image {path} is too large to open safely: {error}") from error
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
@@ -338,6 +340,10 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def _check_size(path: Path, picture: Image.Image) -> None:
+    if picture.mode == "F":
+        raise InputError(
+            f"The image {path} has floating-point pixels, whose range is not known. Save it with 8 or 16 bits."
+        )
     if picture.width * picture.height > LARGEST_PIXELS:
         megapixels = picture.width * picture.height / 1e6
         raise InputError(
@@ -356,7 +362,8 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
 
 def _mode_notes(modes: Counter[str], channels: int) -> list[str]:
     wanted = "L" if channels == 1 else "RGB"
-    words = {"L": "grey", "P": "palette", "RGBA": "RGBA", "CMYK": "CMYK", "1": "bilevel", "I;16": "16-bit grey"}
+    words = {"L": "grey", "LA": "grey with alpha", "P": "palette", "1": "bilevel", "I": "16-bit grey"}
+    words |= dict.fromkeys(("I;16", "I;16L", "I;16B"), "16-bit grey")
     return [
         f"{count} images are {words.get(mode, mode)} and were converted to {'grey' if channels == 1 else 'RGB'}."
         for mode, count in sorted(modes.items())
@@ -395,7 +402,11 @@ def _from_function(data: str, preprocessing: Preprocessing) -> tuple[dict[str, I
 
     Each split is a map-style data set of (PIL image or ``[C, H, W]`` tensor, label).
     """
-    found = import_function(data, "--data")()
+    function = import_function(data, "--data")
+    try:
+        found = function()
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(f"--data {data}: calling it failed with {type(error).__name__}: {error}") from error
     if not isinstance(found, dict) or not {"train", "test"} <= set(found):
         raise InputError(
             f"{data} must return a dict with 'train' and 'test' (and, if you like, 'val' and 'class_names'), each split "
@@ -421,11 +432,16 @@ def _dataset_images(dataset: Any, what: str, preprocessing: Preprocessing) -> Im
     if count == 0:
         raise InputError(f"{what} is empty.")
 
+    dtypes: list[torch.dtype] = []
+
     def read(index: int) -> Tensor:
-        image = dataset[index][0]
-        if isinstance(image, Image.Image):
-            return preprocessing.to_pixels(image)
-        tensor = torch.as_tensor(image)
+        image = _row(dataset, index, what)[0]
+        tensor = preprocessing.to_pixels(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
+        dtypes.append(tensor.dtype)
+        if tensor.dtype != dtypes[0]:
+            raise InputError(
+                f"{what}: image {index} is {tensor.dtype}, others {dtypes[0]}. Return one kind throughout."
+            )
         if tuple(tensor.shape) != preprocessing.input_shape:
             raise InputError(
                 f"{what}: image {index} is {_shape(tensor.shape)}; the model expects {_shape(preprocessing.input_shape)}."
@@ -437,11 +453,26 @@ def _dataset_images(dataset: Any, what: str, preprocessing: Preprocessing) -> Im
         return tensor
 
     targets = getattr(dataset, "targets", None)
-    labels = (
-        [int(dataset[index][1]) for index in range(count)] if targets is None else [int(label) for label in targets]
-    )
+    found = [_row(dataset, index, what)[1] for index in range(count)] if targets is None else list(targets)
+    try:
+        labels = [int(label) for label in found]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what}: labels must be whole numbers from 0 ({error}).") from error
     names = tuple(str(index) for index in range(count))
     return Images(torch.tensor(labels), names, preprocessing, _Store(count, read), torch.arange(count))
+
+
+def _row(dataset: Any, index: int, what: str) -> tuple[Any, Any]:
+    """(image, label) of one row of a user's data set."""
+    try:
+        image, label = dataset[index]
+    except InputError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(
+            f"{what}: row {index} cannot be read as (image, label): {type(error).__name__}: {error}"
+        ) from error
+    return image, label
 
 
 def _generator(seed: int) -> torch.Generator:

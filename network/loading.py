@@ -46,7 +46,7 @@ def import_file(path: Path, option: str) -> ModuleType:
     sys.modules[module_name] = module
     try:
         specification.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises is the user's to see, in one line
+    except (Exception, SystemExit) as error:  # whatever the user's file raises is the user's to see, in one line
         sys.modules.pop(module_name, None)
         raise InputError(f"{option}: running {path} failed with {type(error).__name__}: {error}") from error
     finally:
@@ -91,7 +91,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or ("weights_only" in str(error).lower() and b"." not in head[:1]):
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise InputError(
                 f"The weights {path} hold pickled Python objects (a whole module, perhaps), which are never executed. "
                 "Save the weights alone: torch.save(model.state_dict(), FILE), or as safetensors."
@@ -124,14 +124,14 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
 def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+    if any(entry.filename.endswith("constants.pkl") for entry in entries):
+        raise InputError(
+            f"The weights {path} are a TorchScript archive. Save the weights alone: torch.save(model.state_dict(), FILE)."
+        )
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise InputError(
             f"The weights {path} are a compressed archive, which torch never writes and which could unpack to any size. "
             "Save them again with torch.save."
-        )
-    if any(entry.filename.endswith("constants.pkl") for entry in entries):
-        raise InputError(
-            f"The weights {path} are a TorchScript archive. Save the weights alone: torch.save(model.state_dict(), FILE)."
         )
     if not any(entry.filename.endswith("data.pkl") for entry in entries):
         raise InputError(f"The weights {path} are a zip archive, but not one that torch.save wrote.")
@@ -169,9 +169,8 @@ def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:
 def _strip(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"The weights {path} hold no tensors.")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    while prefix := next((start for start in _PREFIXES if all(name.startswith(start) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 

@@ -23,7 +23,7 @@ from .probe import pick_logits
 
 MODEL_FILE = "model.safetensors"
 PLAN_FILE = "plan.json"
-_FORMAT = "1"
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,7 @@ def save_network(network: Network, folder: Path, plan_sha256: str) -> Path:
 
     source = network.source
     description = {
+        "format": _FORMAT,
         "model": _relative_to(source.model, folder),
         "weights": Path(source.weights).name if source.weights else None,
         "weights_sha256": source.weights_sha256,
@@ -198,7 +199,7 @@ def save_network(network: Network, folder: Path, plan_sha256: str) -> Path:
     }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.module.state_dict().items()}
     path = folder / MODEL_FILE
-    metadata = {"format": "pt", "secateur": json.dumps(description, sort_keys=True), "secateur_format": _FORMAT}
+    metadata = {"secateur": json.dumps(description, sort_keys=True)}  # one entry: safetensors does not keep their order
     with replacing(path) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata))
     return path
@@ -216,6 +217,8 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
 
     if settings is not None and settings.weights is not None:
         raise InputError(f"{folder} holds its own weights; leave --weights out.")
+    if settings is not None and (settings.input_shape or settings.mean or settings.std):
+        raise InputError(f"{folder} says what its images are like; leave --input-shape, --mean and --std out.")
     path, plan_path = folder / MODEL_FILE, folder / PLAN_FILE
     if not path.is_file():
         raise InputError(f"{folder} holds no {MODEL_FILE}; it is no folder that `secateur prune` wrote.")
@@ -227,9 +230,9 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
         raise InputError(f"{path} is damaged ({_first_line(error)}). Prune again.") from error
     if "secateur" not in metadata:
         raise InputError(f"{path} was not written by secateur. Load it with --model and --weights instead.")
-    if metadata.get("secateur_format") != _FORMAT:
-        raise InputError(f"{path} has format {metadata.get('secateur_format')}; this secateur reads {_FORMAT}.")
     description = json.loads(metadata["secateur"])
+    if description["format"] != _FORMAT:
+        raise InputError(f"{path} has format {description['format']}; this secateur reads {_FORMAT}.")
     plan = read_json(plan_path)
     if sha256_file(plan_path) != description["plan_sha256"]:
         raise InputError(
@@ -273,7 +276,7 @@ def _from_factory(spec: str) -> _Declared:
         raise InputError(f"--model {spec}: {path} defines no function {function!r}. It has: {', '.join(offered)}.")
     try:
         module = factory()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(f"--model {spec}: calling {function}() failed with {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"--model {spec}: {function}() returned {type(module).__name__}, not an nn.Module.")

@@ -164,6 +164,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
             "that depends on tensor values must go; or rank by weights alone (--rank-by magnitude)."
         ) from error
     traced = fx.GraphModule(root, graph)
+    _read_what_was_changed(traced)
     called: set[str] = set()
     for node in list(traced.graph.nodes):
         replacement = _as_module(node)
@@ -180,14 +181,14 @@ def trace(module: nn.Module) -> fx.GraphModule:
     return traced
 
 
-def reading_points(traced: fx.GraphModule) -> dict[str, str]:
-    """For each convolution and linear layer the module whose output the next layers read.
+def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
+    """For each convolution and linear layer the modules whose outputs the next layers read, one for every call of it.
 
     From the layer on, through its own normalisation, activation and dropout, for as long as nothing else reads in
-    between. Both names are submodules of ``traced``.
+    between. All names are submodules of ``traced``.
     """
     modules = dict(traced.named_modules())
-    points: dict[str, str] = {}
+    points: dict[str, tuple[str, ...]] = {}
     for node in traced.graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], _ConvNd | nn.Linear):
             continue
@@ -197,7 +198,8 @@ def reading_points(traced: fx.GraphModule) -> dict[str, str]:
             if reader.op != "call_module" or not isinstance(modules[reader.target], PER_CHANNEL):
                 break
             last = reader
-        points.setdefault(node.target, last.target)
+        known = points.get(node.target, ())
+        points[node.target] = known if last.target in known else (*known, last.target)
     return points
 
 
@@ -227,6 +229,36 @@ def has_channel_padding(traced: fx.GraphModule) -> bool:
     return any(isinstance(child, ZeroPadChannels) for child in traced.modules())
 
 
+_SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+_PRODUCTS: tuple[Any, ...] = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+_IN_PLACE: tuple[Any, ...] = (
+    operator.iadd,
+    operator.imul,
+    F.relu_,
+    torch.relu_,
+    "add_",
+    "mul_",
+    "relu_",
+    "sigmoid_",
+    "tanh_",
+)
+
+
+def _read_what_was_changed(traced: fx.GraphModule) -> None:
+    """Whoever reads a tensor after an in-place operation reads its result, also under the tensor's old name."""
+    modules = dict(traced.named_modules())
+    order = {node: index for index, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        in_place = node.target in _IN_PLACE or node.kwargs.get("inplace") is True
+        if node.op == "call_module":
+            in_place = getattr(modules[node.target], "inplace", False) is True
+        if in_place and node.args and isinstance(node.args[0], fx.Node):
+            node.args[0].replace_all_uses_with(
+                node,
+                delete_user_cb=lambda user, node=node: order[user] > order[node],  # type: ignore[misc]
+            )
+
+
 def _as_module(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:
     """The module that a functional call amounts to, with the tensors it takes; None to leave the call as it is."""
     if node.op not in ("call_function", "call_method"):
@@ -236,9 +268,9 @@ def _as_module(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:
         return _PLAIN_ACTIVATIONS[target](), (arguments[0],)
     if target in _POOLS:
         return _pool(node, *_POOLS[target])
-    if target in (operator.add, operator.iadd, torch.add, "add", "add_", operator.mul, operator.imul, torch.mul, "mul"):
+    if target in (*_SUMS, *_PRODUCTS):
         if len(arguments) == 2 and all(isinstance(value, fx.Node) for value in arguments) and not node.kwargs:
-            kind = Multiply if target in (operator.mul, operator.imul, torch.mul, "mul") else Add
+            kind = Multiply if target in _PRODUCTS else Add
             return kind(), arguments
         return None
     if target in (torch.cat, torch.concat):

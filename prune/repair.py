@@ -88,13 +88,14 @@ def compensate_means(
     """
     whole = followable(original.module, original.example(1)).to(device)
     readers = {name: part.in_removed for name, part in cut.items() if part.in_removed}
-    sums: dict[str, Tensor] = {}
-    calls: dict[str, int] = defaultdict(int)
+    sums: dict[str, dict[torch.Size, Tensor]] = {name: {} for name in readers}
+    seen: dict[tuple[str, torch.Size], int] = defaultdict(int)
 
-    def consume(name: str, seen: Tensor) -> None:
-        total = seen.detach().double().sum(0)
-        sums[name] = sums[name] + total if name in sums else total
-        calls[name] += len(seen)
+    def consume(name: str, maps: Tensor) -> None:
+        total = maps.detach().double().sum(0)
+        known = sums[name].get(total.shape)
+        sums[name][total.shape] = total if known is None else known + total
+        seen[name, total.shape] += len(maps)
 
     with torch.no_grad(), frozen(whole), reading_inputs(whole, readers, consume):
         for batch, labels in images.batches(batch_size):
@@ -104,15 +105,17 @@ def compensate_means(
     norms = following_norms(original.module)
     done = []
     for name, removed in readers.items():
-        if name not in sums:
+        if not sums[name]:
             continue
-        mean_map = (sums[name] / calls[name]).float().cpu()
+        mean_maps = [
+            ((total / seen[name, shape]).float().cpu(), seen[name, shape]) for shape, total in sums[name].items()
+        ]
         layer, target = whole.get_submodule(name), pruned.get_submodule(name)
         out_removed = set(cut[name].out_removed)
         if isinstance(layer, ZeroPadChannels) and isinstance(target, ZeroPadChannels):
-            _fill(layer, target, mean_map, removed, out_removed)
+            _fill(layer, target, mean_maps[0][0], removed, out_removed)
         else:
-            lost = _mean_output(layer, mean_map, removed)
+            lost = _mean_output(layer, mean_maps, removed)
             kept = torch.tensor([channel for channel in range(len(lost)) if channel not in out_removed])
             _give_back(pruned, target, norms.get(name, ("", None))[0], lost[kept])
         done.append(name)
@@ -154,17 +157,24 @@ def reestimate_norms(
     return tuple(norms)
 
 
-def _mean_output(layer: nn.Module, mean_map: Tensor, removed: tuple[int, ...]) -> Tensor:
-    """What ``layer`` makes of the removed channels' average map, averaged over places, ``[C_out]``."""
-    dim = -1 if isinstance(layer, nn.Linear) else 0
-    only = torch.zeros_like(mean_map)
-    index = torch.tensor(removed)
-    only.index_copy_(dim, index, mean_map.index_select(dim, index))
-    with torch.no_grad():
-        made: Tensor = layer(only.unsqueeze(0)) - layer(torch.zeros_like(only).unsqueeze(0))
-    if isinstance(layer, nn.Linear):
-        return made.reshape(-1, made.shape[-1]).mean(0)
-    return made[0].reshape(made.shape[1], -1).mean(1)
+def _mean_output(layer: nn.Module, mean_maps: list[tuple[Tensor, int]], removed: tuple[int, ...]) -> Tensor:
+    """What ``layer`` makes of the removed channels, averaged over images and places, ``[C_out]``.
+
+    ``mean_maps`` holds (average map, images) for every size of map that the layer reads.
+    """
+    sums, places = torch.zeros(0), 0
+    for mean_map, images in mean_maps:
+        dim = -1 if isinstance(layer, nn.Linear) else 0
+        only = torch.zeros_like(mean_map)
+        index = torch.tensor(removed)
+        only.index_copy_(dim, index, mean_map.index_select(dim, index))
+        with torch.no_grad():
+            made: Tensor = layer(only.unsqueeze(0)) - layer(torch.zeros_like(only).unsqueeze(0))
+        by_channel = made.flatten(0, -2) if isinstance(layer, nn.Linear) else made[0].flatten(1).T
+        total = by_channel.sum(0) * images
+        sums = sums + total if places else total
+        places += len(by_channel) * images
+    return sums / places
 
 
 def _give_back(root: nn.Module, target: nn.Module, norm_name: str, lost: Tensor) -> None:
