@@ -48,7 +48,10 @@ Calibration = Annotated[int | None, typer.Option(help="Training images that rank
 Macs = Annotated[float | None, typer.Option(help="MACs that may be left, as a fraction.")]
 Params = Annotated[float | None, typer.Option(help="Parameters that may be left, as a fraction.")]
 RoundTo = Annotated[str | None, typer.Option(help="Widths are multiples of this; auto: 8, 4, 2 or 1 by width.")]
-Repair = Annotated[str | None, typer.Option(help="none, mean (compensation), bn (and BatchNorm re-estimation).")]
+Allocation = Annotated[
+    str | None, typer.Option(help="How the cut is shared out: sensitivity (measured) or uniform shares.")
+]
+Repair = Annotated[str | None, typer.Option(help="none, mean, bn, reconstruct (least squares) or distill.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning with distillation; 0 for none.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate of the fine-tuning.")]
 Flip = Annotated[
@@ -112,6 +115,7 @@ def prune_and_export_command(
     macs: Macs = None,
     params: Params = None,
     round_to: RoundTo = None,
+    allocation: Allocation = None,
     repair: Repair = None,
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
@@ -147,7 +151,8 @@ def prune_and_export_command(
     """
     settings = _recipe(
         recipe, None, model=model, weights=weights, data=data, rank_by=rank_by, macs=macs, params=params,
-        round_to=_round_to(round_to), repair=repair, epochs=epochs, learning_rate=learning_rate, flip=flip,
+        round_to=_round_to(round_to), allocation=allocation, repair=repair, epochs=epochs,
+        learning_rate=learning_rate, flip=flip,
         calibration=calibration, input_shape=_numbers("input-shape", input_shape, int), mean=_numbers("mean", mean, float),
         std=_numbers("std", std, float), require_drop_below=require_drop_below, require_speedup=require_speedup,
         require_size_below=require_size_below, require_provider=require_provider, latency_batch=latency_batch,
@@ -206,10 +211,11 @@ def plan_command(
     macs: Macs = None,
     params: Params = None,
     round_to: RoundTo = None,
+    allocation: Allocation = None,
     quiet: Quiet = False,
 ) -> int:
     """Plan what goes and what stays from the scores in the run folder: writes plan.json."""
-    settings = _recipe(None, out, macs=macs, params=params, round_to=_round_to(round_to))
+    settings = _recipe(None, out, macs=macs, params=params, round_to=_round_to(round_to), allocation=allocation)
     from .steps import plan_into
     from .terminal import show_table
 

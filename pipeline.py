@@ -12,7 +12,7 @@ import torch
 
 from .environment import choose_device, describe_environment, installed_packages, seed_everything
 from .errors import ExitCode, InputError
-from .explain.ranking import rank_kernels, score_units
+from .explain.ranking import UnitScores, rank_kernels, score_units
 from .explain.scores import KernelScores, Progress, RankingTask, get_ranker, silent
 from .export.accuracy import Accuracy, Drop, measure_accuracy, measure_drop
 from .export.gates import exit_code, judge
@@ -29,11 +29,13 @@ from .network.training import Epoch, History
 from .prune import surgery
 from .prune.cost import CostModel, measure_cost
 from .prune.plan import GroupPlan, PruningPlan, plan_pruning
+from .prune.reconstruction import LayerFit
 from .prune.recover import recover
-from .prune.repair import RepairReport, repair
+from .prune.repair import RepairReport, RepairStep, repair
+from .prune.sensitivity import Sensitivity, measure_sensitivity
 from .recipe import Recipe
 
-SCORES_FILE, RECIPE_FILE = "scores.safetensors", "recipe.toml"
+SCORES_FILE, SENSITIVITY_FILE, RECIPE_FILE = "scores.safetensors", "sensitivity.json", "recipe.toml"
 BASELINE_ONNX, PRUNED_ONNX = "baseline.onnx", "model.onnx"
 T = TypeVar("T")
 
@@ -115,10 +117,19 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             lambda folder, progress: _explained(inputs, folder, progress),
             lambda folder: KernelScores.load(folder / SCORES_FILE),
         )
+        units = score_units(groups, scores)
+        sensitivity: Sensitivity | None = None
+        if recipe.budget.allocation == "sensitivity":
+            sensitivity = stages.run(
+                "sensitivity",
+                {"explain": stages.keys["explain"]},
+                lambda folder, progress: _measured(inputs, groups, units, folder, progress),
+                lambda folder: Sensitivity.load(folder / SENSITIVITY_FILE),
+            )
         plan = stages.run(
             "plan",
-            {"explain": stages.keys["explain"], "budget": asdict(recipe.budget)},
-            lambda folder, progress: _planned(groups, scores, costs, recipe, folder),
+            {"ranked": stages.keys.get("sensitivity", stages.keys["explain"]), "budget": asdict(recipe.budget)},
+            lambda folder, progress: _planned(groups, units, costs, recipe, sensitivity, folder),
             lambda folder: PruningPlan.load(folder / PLAN_FILE),
         )
         if plan.missed:
@@ -166,7 +177,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             inputs, plan, costs, repaired, history, exported, accuracies, drop, comparisons, provider.provider,
             provider.note, stages.timings,
         )  # fmt: skip
-        _deliver(out, inputs, scores, plan, small, exported, report)
+        _deliver(out, inputs, scores, sensitivity, plan, small, exported, report)
         return RunResult(out, report, ExitCode(report["exit_code"]))
 
 
@@ -213,10 +224,16 @@ def explain(inputs: Inputs, progress: Progress = silent) -> KernelScores:
     return rank_kernels(task, recipe.ranking.rank_by)
 
 
-def plan(inputs: Inputs, scores: KernelScores) -> PruningPlan:
-    """Find the groups and costs of the network and plan under the recipe's budget."""
+def plan(inputs: Inputs, scores: KernelScores, progress: Progress = silent) -> tuple[PruningPlan, Sensitivity | None]:
+    """Find the groups and costs of the network, measure sensitivities if the recipe asks for them, and plan."""
     groups = find_groups(inputs.network.module, inputs.network.example(2))
-    return plan_pruning(groups, score_units(groups, scores), measure_cost(inputs.network), inputs.recipe.budget)
+    units = score_units(groups, scores)
+    sensitivity = None
+    if inputs.recipe.budget.allocation == "sensitivity":
+        sensitivity = measure_sensitivity(
+            inputs.network, groups, units, inputs.calibration, device=inputs.device, progress=progress
+        )
+    return plan_pruning(groups, units, measure_cost(inputs.network), inputs.recipe.budget, sensitivity), sensitivity
 
 
 def cut_and_repair(inputs: Inputs, plan: PruningPlan, progress: Progress = silent) -> tuple[Network, RepairReport]:
@@ -227,6 +244,8 @@ def cut_and_repair(inputs: Inputs, plan: PruningPlan, progress: Progress = silen
         small,
         inputs.calibration,
         inputs.recipe.repair.repair,
+        validation=inputs.splits.validation,
+        seed=inputs.recipe.seed,
         device=inputs.device,
         progress=progress,
     )
@@ -294,10 +313,29 @@ def _explained(inputs: Inputs, folder: Path, progress: Progress) -> KernelScores
     return scores
 
 
+def _measured(
+    inputs: Inputs,
+    groups: tuple[ChannelGroup, ...],
+    units: Mapping[str, UnitScores],
+    folder: Path,
+    progress: Progress,
+) -> Sensitivity:
+    result = measure_sensitivity(
+        inputs.network, groups, units, inputs.calibration, device=inputs.device, progress=progress
+    )
+    result.save(folder / SENSITIVITY_FILE)
+    return result
+
+
 def _planned(
-    groups: tuple[ChannelGroup, ...], scores: KernelScores, costs: CostModel, recipe: Recipe, folder: Path
+    groups: tuple[ChannelGroup, ...],
+    units: Mapping[str, UnitScores],
+    costs: CostModel,
+    recipe: Recipe,
+    sensitivity: Sensitivity | None,
+    folder: Path,
 ) -> PruningPlan:
-    result = plan_pruning(groups, score_units(groups, scores), costs, recipe.budget)
+    result = plan_pruning(groups, units, costs, recipe.budget, sensitivity)
     result.save(folder / PLAN_FILE)
     return result
 
@@ -405,7 +443,15 @@ def _load_latencies(folder: Path) -> tuple[Comparison, ...]:
 
 
 def _repair_report(values: Mapping[str, Any]) -> RepairReport:
-    return RepairReport(values["kind"], tuple(values["compensated"]), tuple(values["reestimated"]), values["images"])
+    return RepairReport(
+        values["kind"],
+        values["images"],
+        tuple(RepairStep(**step) for step in values["steps"]),
+        tuple(values["compensated"]),
+        tuple(values["reestimated"]),
+        tuple(LayerFit(**fit) for fit in values["fits"]),
+        values["reconstruction_images"],
+    )
 
 
 def _history(values: Mapping[str, Any]) -> History:
@@ -533,6 +579,7 @@ def _deliver(
     out: Path,
     inputs: Inputs,
     scores: KernelScores,
+    sensitivity: Sensitivity | None,
     plan: PruningPlan,
     small: Network,
     exported: tuple[OnnxModel, OnnxModel],
@@ -543,6 +590,10 @@ def _deliver(
         (out / name).unlink(missing_ok=True)
     write_text(out / RECIPE_FILE, inputs.recipe.to_toml())
     scores.save(out / SCORES_FILE)
+    if sensitivity is None:
+        (out / SENSITIVITY_FILE).unlink(missing_ok=True)
+    else:
+        sensitivity.save(out / SENSITIVITY_FILE)
     surgery.save(small, plan, out)
     for model in exported:
         with replacing(out / model.path.name) as temporary:

@@ -15,7 +15,8 @@ import tomli_w
 
 from .errors import InputError, UsageError
 
-REPAIRS = ("none", "mean", "bn")
+REPAIRS = ("none", "mean", "bn", "reconstruct", "distill")
+ALLOCATIONS = ("sensitivity", "uniform")
 DEVICES = ("auto", "cpu", "cuda")
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 
@@ -92,17 +93,22 @@ class RankingSettings:
 
 @dataclass(frozen=True)
 class BudgetSettings:
-    """What may be left, as a fraction of the baseline, and the alignment of widths."""
+    """What may be left, as a fraction of the baseline, the alignment of widths, and how the cut is shared out.
+
+    ``allocation``: sensitivity (measured, the widths that lose least) or uniform (equal shares).
+    """
 
     macs: float | None = None
     params: float | None = None
     round_to: str | int = "auto"
+    allocation: str = "sensitivity"
 
     def __post_init__(self) -> None:
         _fraction("macs", self.macs)
         _fraction("params", self.params)
         if self.macs is not None and self.params is not None:
             raise UsageError("macs and params are two budgets; give one.")
+        _one_of("allocation", self.allocation, ALLOCATIONS)
         if isinstance(self.round_to, str):
             if self.round_to != "auto":
                 raise UsageError(f"round_to must be auto or a whole number (got {self.round_to!r}).")
@@ -125,7 +131,7 @@ class BudgetSettings:
 class RepairSettings:
     """The repair without labels that follows the cut."""
 
-    repair: str = "bn"
+    repair: str = "reconstruct"
 
     def __post_init__(self) -> None:
         _one_of("repair", self.repair, REPAIRS)

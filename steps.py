@@ -21,6 +21,7 @@ from .pipeline import (
     PRUNED_ONNX,
     RECIPE_FILE,
     SCORES_FILE,
+    SENSITIVITY_FILE,
     Observer,
     cut_and_repair,
     explain,
@@ -59,9 +60,11 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> tuple[PruningPla
     with locked_folder(out):
         with observer.stage("load"):
             inputs = load_inputs(replace(recipe, recovery=replace(recipe.recovery, epochs=0)))
-        with observer.stage("plan"):
-            result = plan(inputs, scores)
+        with observer.stage("plan") as progress:
+            result, sensitivity = plan(inputs, scores, progress)
         result.save(out / PLAN_FILE)
+        if sensitivity is not None:
+            sensitivity.save(out / SENSITIVITY_FILE)
         (out / MODEL_FILE).unlink(missing_ok=True)  # it was cut by another plan
         write_text(out / RECIPE_FILE, recipe.to_toml())
     rows: list[Row] = [

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +35,17 @@ class Evaluation:
 
 
 def predict(
-    logits_of: Callable[[Tensor], Tensor], images: Images, batch_size: int = 256, device: str = "cpu"
+    logits_of: Callable[[Tensor], Any],
+    images: Images,
+    batch_size: int = 256,
+    device: str = "cpu",
+    pick: Callable[[Any], Tensor] = lambda output: output,
 ) -> Tensor:
-    """Class scores ``[n, classes]`` of all images, on the CPU, in their order."""
+    """Class scores ``[n, classes]`` of all images, on the CPU, in their order; ``pick`` finds them in what is returned."""
     parts = []
     with torch.no_grad():
         for batch, _ in images.batches(batch_size):
-            parts.append(logits_of(batch.to(device)).float().cpu())
+            parts.append(pick(logits_of(batch.to(device))).float().cpu())
     return torch.cat(parts)
 
 

@@ -146,6 +146,14 @@ _POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 
 
+class _Tracer(fx.Tracer):
+    """Looks into everything but torch's own modules and the ones made here: tracing a traced view changes nothing."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        own = isinstance(m, Add | Multiply | Concatenate | ZeroPadChannels)
+        return own or super().is_leaf_module(m, module_qualified_name)
+
+
 def trace(module: nn.Module) -> fx.GraphModule:
     """A copy of the network as a graph of modules; parameter names stay, the original is untouched.
 
@@ -157,7 +165,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
     """
     root = copy.deepcopy(module).eval()
     try:
-        graph = fx.Tracer().trace(root)
+        graph = _Tracer().trace(root)
     except Exception as error:  # tracing runs the user's forward: whatever it raises comes from there
         raise InputError(
             f"{type(module).__name__}.forward cannot be traced by torch.fx ({type(error).__name__}: {error}). Control flow "

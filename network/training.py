@@ -18,7 +18,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Stochastic gradient descent with Nesterov momentum 0.9, one warm-up then cosine decay to zero, by steps."""
+    """Stochastic gradient descent with Nesterov momentum 0.9 (or Adam), a warm-up, then cosine decay to zero, by steps."""
 
     epochs: int
     batch_size: int
@@ -27,6 +27,7 @@ class TrainingSettings:
     flip: bool
     seed: int
     device: str = "cpu"
+    optimizer: str = "sgd"
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,15 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     decayed = [parameter for parameter in module.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in module.parameters() if parameter.dim() <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
-        momentum=0.9,
-        nesterov=True,
-    )
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)
     steps_per_epoch = max(1, len(images) // settings.batch_size)
     total = settings.epochs * steps_per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total))

@@ -12,7 +12,9 @@ from ..explain.ranking import UnitScores
 from ..files import read_json, write_json
 from ..network.channels import ChannelGroup, Cut, Side, cut_from_json, cut_of, cut_to_json
 from ..recipe import BudgetSettings
+from .allocation import allocate
 from .cost import Cost, CostModel
+from .sensitivity import Sensitivity
 
 TOLERANCE = 0.02
 """A plan may stay below its budget by this fraction of the baseline, or by one aligned step, whichever is more."""
@@ -119,8 +121,12 @@ def plan_pruning(
     scores: Mapping[str, UnitScores],
     costs: CostModel,
     budget: BudgetSettings,
+    sensitivity: Sensitivity | None = None,
 ) -> PruningPlan:
-    """Uniform shares: every group loses the same share of its units, lowest scores first, as far as the budget asks.
+    """Decide every group's width under a budget and remove its lowest units.
+
+    With ``sensitivity`` the widths are those that lose least by it (:func:`~secateur.prune.allocation.allocate`).
+    Without, uniform shares: every group loses the same share of its units, lowest scores first, as far as the budget asks.
 
     Groups inside blocks come first; residual streams, each unit of which many layers write and read, lose units only
     once every other group has lost ``INNER_SHARE`` of its own. The shares are found by bisection. What rounding to
@@ -132,7 +138,7 @@ def plan_pruning(
         UsageError: nothing can be cut, or ``round_to`` is wider than every group.
     """
     allocator = _Allocator(groups, scores, costs, budget)
-    kept = allocator.allocate()
+    kept = allocator.allocate() if sensitivity is None else allocator.allocate_by_loss(sensitivity)
     return allocator.plan(kept)
 
 
@@ -159,6 +165,10 @@ class _Allocator:
             for name, group in self.open.items()
         }
         self.prefix = {name: self._prefix(group) for name, group in self.open.items()}
+        self.touching: dict[tuple[str, str], list[tuple[str, list[int]]]] = defaultdict(list)
+        for name, prefixes in self.prefix.items():
+            for (layer, side), prefix in prefixes.items():
+                self.touching[layer, side].append((name, prefix))
         self.before = costs.of({})
         self.limit = getattr(self.before, _FIELD[budget.resource]) * budget.fraction
 
@@ -182,6 +192,46 @@ class _Allocator:
                     break
             else:
                 return kept
+
+    def allocate_by_loss(self, sensitivity: Sensitivity) -> dict[str, int]:
+        """Widths that lose least by measured sensitivities."""
+        choices = {}
+        for name, group in self.open.items():
+            step = self.steps[name]
+            choices[name] = sorted({group.units, *range(step, group.units, step)}, reverse=True)
+        touching: dict[str, set[str]] = defaultdict(set)
+        for name in self.open:
+            for layer, _ in self.prefix[name]:
+                touching[layer].add(name)
+        neighbours = {
+            name: sorted({other for layer, _ in prefix for other in touching[layer]})
+            for name, prefix in self.prefix.items()
+        }
+        loss = {name: sensitivity.loss(name) for name in self.open}
+        return allocate(choices, loss, self._used, self._saved, neighbours, self.limit)
+
+    def _saved(self, kept: Mapping[str, int], name: str, width: int) -> float:
+        """What changing one group's width saves: only the layers that it touches are reckoned."""
+        field = _FIELD[self.budget.resource]
+        layers = sorted({layer for layer, _ in self.prefix[name]})
+        sides: tuple[Side, Side] = ("out", "in")
+        total = 0.0
+        for layer in layers:
+            shape = self.costs.layers.get(layer)
+            if shape is None:
+                continue
+            before = [self._gone(layer, side, kept) for side in sides]
+            after = list(before)
+            for index, side in enumerate(sides):
+                prefix = self.prefix[name].get((layer, side))
+                if prefix is not None:
+                    units = self.open[name].units
+                    after[index] += prefix[units - width] - prefix[units - kept[name]]
+            total += getattr(shape.cost(*before), field) - getattr(shape.cost(*after), field)
+        return total
+
+    def _gone(self, layer: str, side: str, kept: Mapping[str, int]) -> int:
+        return sum(prefix[self.open[name].units - kept[name]] for name, prefix in self.touching[layer, side])
 
     def plan(self, kept: Mapping[str, int]) -> PruningPlan:
         removed = {

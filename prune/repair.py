@@ -1,40 +1,78 @@
-"""Repairs without labels: mean compensation and BatchNorm re-estimation."""
+"""Repairs without labels: mean compensation, BatchNorm re-estimation, reconstruction, distillation on calibration images."""
 
+import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UsageError
 from ..network.channels import Cut, followable
+from ..network.evaluation import divergence, predict
 from ..network.images import Images
 from ..network.model import Network
-from ..network.probe import frozen, reading_inputs
+from ..network.probe import frozen, pick_logits, reading_inputs
 from ..network.trace import ZeroPadChannels, following_norms
+from ..network.training import TrainingSettings, train
 from ..recipe import REPAIRS
+from .reconstruction import LayerFit, reconstruct
 
 Progress = Callable[[int, int], None]
+STEPS = {
+    "none": (),
+    "mean": ("mean",),
+    "bn": ("mean", "bn"),
+    "reconstruct": ("mean", "reconstruct", "bn"),
+    "distill": ("mean", "reconstruct", "bn", "distill"),
+}
+"""The steps of each kind, in order; a step that does not lower the divergence on validation images is taken back."""
+JUDGING_IMAGES = 1000
+DISTILLATION_STEPS, DISTILLATION_BATCH, DISTILLATION_RATE, TEMPERATURE = 300, 64, 5e-4, 2.0
+
+
+@dataclass(frozen=True)
+class RepairStep:
+    """One step: KL(original || pruned) in nats on validation images before and after it, and whether it was kept.
+
+    The divergences are None where no validation images were given; every step is kept then.
+    """
+
+    name: str
+    divergence_before: float | None
+    divergence_after: float | None
+    kept: bool
 
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What was done: ``kind``, the layers compensated, the BatchNorms re-estimated, the images used."""
+    """What was done: the ``kind`` asked for, its steps, and what each touched; ``images`` is the calibration sample's size.
+
+    ``fits`` are the layers that reconstruction fitted, on ``reconstruction_images`` of them.
+    """
 
     kind: str
-    compensated: tuple[str, ...]
-    reestimated: tuple[str, ...]
     images: int
+    steps: tuple[RepairStep, ...] = ()
+    compensated: tuple[str, ...] = ()
+    reestimated: tuple[str, ...] = ()
+    fits: tuple[LayerFit, ...] = ()
+    reconstruction_images: int = 0
 
 
 def repair(
     original: Network,
     pruned: Network,
     images: Images,
-    kind: str = "bn",
+    kind: str = "reconstruct",
     *,
+    validation: Images | None = None,
+    seed: int = 0,
     device: str = "cpu",
     batch_size: int = 128,
     progress: Progress = lambda done, total: None,
@@ -42,33 +80,122 @@ def repair(
     """Repair a cut network on calibration images; no label is read. Both networks given stay as they are.
 
     ``none`` changes nothing; ``mean`` gives what a removed kernel made on average to what read it; ``bn`` does so and then
-    re-estimates the running statistics of every BatchNorm.
+    re-estimates the running statistics of every BatchNorm; ``reconstruct`` fits every layer behind the cut by least squares
+    before that; ``distill`` adds some steps of training towards the original's outputs.
 
     Args:
         original: the network before its last cut, which says what the removed kernels made.
+        validation: images on which a step must lower the divergence to the original's outputs, or it is taken back.
 
     Raises:
         UsageError: no such kind.
+        InputError: reconstruction cannot trace the network.
     """
     if kind not in REPAIRS:
         raise UsageError(f"repair must be one of {', '.join(REPAIRS)} (got {kind!r}).")
-    result = replace(pruned, module=followable(pruned.module, pruned.example(1)))
-    passes = {"none": 0, "mean": 1, "bn": 2}[kind]
-    total, counted = passes * len(images), 0
+    result = replace(pruned, module=followable(pruned.module, pruned.example(1)).eval())
+    report = RepairReport(kind, len(images))
+    judge = _judge(original, validation, seed, device)
+    current = judge(result)
+    for index, name in enumerate(STEPS[kind]):
+
+        def step(done: int, total: int, index: int = index) -> None:
+            progress(1000 * index + 1000 * done // max(1, total), 1000 * len(STEPS[kind]))
+
+        candidate, details = _run(name, original, result, images, seed, device, batch_size, step)
+        reached = judge(candidate)
+        kept = current is None or reached is None or reached < current
+        report = replace(report, steps=(*report.steps, RepairStep(name, current, reached, kept)))
+        if kept:
+            result, current = candidate, reached
+            report = replace(report, **details)
+    result.module.eval()
+    return result, report
+
+
+def _judge(original: Network, validation: Images | None, seed: int, device: str) -> Callable[[Network], float | None]:
+    """A function that gives a network's divergence from the original on a sample of validation images."""
+    if validation is None:
+        return lambda network: None
+    sample = validation.sample(JUDGING_IMAGES, seed)
+    reference = predict(original.copy().module.to(device), sample, device=device, pick=pick_logits)
+
+    def judge(network: Network) -> float:
+        module = network.module.to(device).eval()
+        value = divergence(predict(module, sample, device=device, pick=pick_logits), reference)
+        module.to("cpu")
+        return value if math.isfinite(value) else math.inf
+
+    return judge
+
+
+def _run(
+    name: str,
+    original: Network,
+    pruned: Network,
+    images: Images,
+    seed: int,
+    device: str,
+    batch_size: int,
+    progress: Progress,
+) -> tuple[Network, dict[str, Any]]:
+    """One step on a copy; what it touched, by the name of the report's field."""
+    if name == "reconstruct":
+        network, fits, used = reconstruct(original, pruned, images, device=device, progress=progress)
+        return network, {"fits": fits, "reconstruction_images": used}
+    network = replace(pruned, module=copy.deepcopy(pruned.module))
+    done = 0
 
     def step(count: int) -> None:
-        nonlocal counted
-        counted += count
-        progress(counted, total)
+        nonlocal done
+        done += count
+        progress(done, len(images))
 
-    compensated: tuple[str, ...] = ()
-    reestimated: tuple[str, ...] = ()
-    if kind != "none":
-        compensated = compensate_means(original, result.module, pruned.cuts[-1], images, device, batch_size, step)
-    if kind == "bn":
-        reestimated = reestimate_norms(result.module, images, device, batch_size, step)
-    result.module.eval()
-    return result, RepairReport(kind, compensated, reestimated, len(images))
+    if name == "mean":
+        names = compensate_means(original, network.module, pruned.cuts[-1], images, device, batch_size, step)
+        return network, {"compensated": names}
+    if name == "bn":
+        return network, {"reestimated": reestimate_norms(network.module, images, device, batch_size, step)}
+    distill(original, network.module, images, seed=seed, device=device, progress=progress)
+    return network, {}
+
+
+def distill(
+    original: Network,
+    pruned: nn.Module,
+    images: Images,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Train ``pruned`` in place towards the original's softened outputs: some hundred steps of Adam, no labels.
+
+    The last fifth of the images only says which epoch is kept.
+    """
+    order = torch.arange(len(images))
+    held = max(1, len(images) // 5)
+    fitted, kept = images.subset(order[held:]), images.subset(order[:held])
+    teacher = original.copy().module.to(device)
+    reference = predict(teacher, kept, device=device, pick=pick_logits)
+
+    def loss(logits: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = (pick_logits(teacher(batch)) / TEMPERATURE).log_softmax(1)
+        softened = (logits / TEMPERATURE).log_softmax(1)
+        return TEMPERATURE**2 * F.kl_div(softened, wanted, log_target=True, reduction="batchmean")
+
+    def validate(module: nn.Module) -> tuple[float, float]:
+        value = divergence(predict(module, kept, device=device, pick=pick_logits), reference)
+        return value, -value
+
+    batch = min(DISTILLATION_BATCH, len(fitted))
+    epochs = max(1, round(DISTILLATION_STEPS / max(1, len(fitted) // batch)))
+    settings = TrainingSettings(
+        epochs, batch, DISTILLATION_RATE, 0.0, original.input_shape[0] == 3, seed, device, optimizer="adam"
+    )
+    with frozen(teacher):
+        train(pruned.to(device), fitted, loss, validate, settings, progress)
 
 
 def compensate_means(

@@ -21,7 +21,7 @@ from secateur.recipe import GateSettings, Recipe
 
 FILES = {
     "baseline.onnx", "model.onnx", "model.safetensors", "plan.json", "scores.safetensors", "recipe.toml", "report.json",
-    "report.md", "report.html", "junit.xml",
+    "report.md", "report.html", "junit.xml", "sensitivity.json",
 }  # fmt: skip
 KEPT_BYTE_FOR_BYTE = (
     "plan.json",
@@ -30,6 +30,7 @@ KEPT_BYTE_FOR_BYTE = (
     "model.safetensors",
     "scores.safetensors",
     "recipe.toml",
+    "sensitivity.json",
 )
 
 
@@ -106,11 +107,11 @@ def test_resume_takes_what_is_there_and_redoes_what_changed(run, quick, tmp_path
     before = {name: sha256_file(folder / name) for name in KEPT_BYTE_FOR_BYTE}
     observer = Recorder()
     prune_and_export(quick, folder, resume=True, observer=observer)
-    assert observer.skips == ["explain", "plan", "repair", "recover", "export", "accuracy", "latency"]
+    assert observer.skips == ["explain", "sensitivity", "plan", "repair", "recover", "export", "accuracy", "latency"]
     assert {name: sha256_file(folder / name) for name in KEPT_BYTE_FOR_BYTE} == before
     observer = Recorder()
     prune_and_export(quick.override(macs=0.7), folder, resume=True, observer=observer)
-    assert observer.skips == ["explain"]
+    assert observer.skips == ["explain", "sensitivity"]
 
 
 def test_a_failed_run_leaves_the_earlier_one_whole(run, tmp_path):

@@ -57,7 +57,15 @@ def report():
             {"name": "drop", "value": 3.0, "limit": 2.5, "verdict": "fail", "meaning": "upper end"},
             {"name": "speedup", "value": None, "limit": 1.2, "verdict": "not measured", "meaning": "lower end"},
         ],
-        "repair": {"kind": "bn", "compensated": [], "reestimated": [], "images": 10},
+        "repair": {
+            "kind": "bn",
+            "images": 10,
+            "steps": [{"name": "bn", "divergence_before": 1.0, "divergence_after": 0.5, "kept": True}],
+            "compensated": [],
+            "reestimated": [],
+            "fits": [],
+            "reconstruction_images": 0,
+        },
         "history": {
             "best": 1,
             "epochs": [

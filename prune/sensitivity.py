@@ -1,0 +1,280 @@
+"""What each group loses at each width, measured: units go, their readers are reconstructed, everything else stays whole.
+
+The loss is the mean KL divergence KL(original || cut) of the class scores, in nats, on calibration images that took no part in
+the fit; no label is read. Activations are made once, in network order, and reused up to the group's first reader.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import InputError
+from ..explain.ranking import UnitScores
+from ..files import read_json, write_json
+from ..network.channels import ChannelGroup, Member, followable
+from ..network.evaluation import divergence, predict
+from ..network.images import Images
+from ..network.model import Network
+from ..network.probe import pick_logits
+from ..network.trace import ZeroPadChannels, trace
+from .reconstruction import Activations, Problem, ReconstructionSettings, affordable_images, can_fit
+
+SHARES = (0.75, 0.5, 0.25, 0.125)
+FITTED_IMAGES, JUDGED_IMAGES = 400, 400
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Measured losses. ``curves``: group to (units kept, loss in nats), ascending by units, the whole group with loss 0 last.
+
+    ``fitted_images`` took part in the reconstruction of readers, ``judged_images`` in the loss.
+    """
+
+    curves: Mapping[str, tuple[tuple[int, float], ...]]
+    fitted_images: int
+    judged_images: int
+
+    def loss(self, group: str) -> Callable[[int], float]:
+        """The loss of a group as a function of the units it keeps: monotone cubic interpolation between measurements.
+
+        Below the narrowest measured width the loss grows in inverse proportion to the width.
+        """
+        from scipy.interpolate import PchipInterpolator
+
+        points = list(self.curves[group])
+        for index in range(len(points) - 2, -1, -1):  # never less than a wider width loses
+            kept, value = points[index]
+            points[index] = (kept, max(value, points[index + 1][1]))
+        curve = PchipInterpolator([kept for kept, _ in points], [value for _, value in points])
+        narrowest, steepest = points[0]
+
+        def at(kept: int) -> float:
+            return float(curve(kept)) if kept >= narrowest else steepest * narrowest / max(kept, 1)
+
+        return at
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "curves": {name: [list(point) for point in curve] for name, curve in self.curves.items()},
+        }
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> "Sensitivity":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: missing, or not sensitivities.
+        """
+        values = read_json(path)
+        try:
+            curves = {name: tuple((int(k), float(v)) for k, v in curve) for name, curve in values["curves"].items()}
+            return cls(curves, values["fitted_images"], values["judged_images"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} does not hold sensitivities of secateur ({error}).") from error
+
+
+def measure_sensitivity(
+    network: Network,
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, UnitScores],
+    images: Images,
+    settings: ReconstructionSettings | None = None,
+    *,
+    device: str = "cpu",
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Sensitivity:
+    """Measure every open group at 3/4, 1/2, 1/4 and 1/8 of its units, the lowest scores gone.
+
+    Args:
+        images: calibration images in random order; the first half fits, the second judges (400 each at most, fewer where
+            their activations would not fit into memory).
+
+    Raises:
+        InputError: the network cannot be traced, or there are fewer than four images.
+    """
+    settings = settings or ReconstructionSettings()
+    available = min(len(images), 2 * affordable_images(network))
+    if available < 4:
+        raise InputError("Sensitivities need at least four calibration images; raise --calibration.")
+    fitted, judged = min(FITTED_IMAGES, available // 2), min(JUDGED_IMAGES, available - available // 2)
+    view = trace(followable(network.module, network.example(1))).to(device)
+    parts = images.subset(torch.arange(fitted)), images.subset(torch.arange(fitted, fitted + judged))
+
+    def activations() -> tuple[Activations, Activations]:
+        made = Activations(view), Activations(view)
+        for one, part in zip(made, parts, strict=True):
+            one.feed(part, batch_size)
+        return made
+
+    along = activations()  # groups with one reader follow each other through the network; the others look far ahead
+    order = {node: index for index, node in enumerate(view.graph.nodes)}
+    trials = [_Trial(view, group, order) for group in groups if not group.locked]
+    trials.sort(key=lambda trial: trial.first)
+    curves: dict[str, tuple[tuple[int, float], ...]] = {}
+    with torch.no_grad():
+        reference = _final_scores(network, parts[1], device, batch_size)
+        for index, trial in enumerate(trials):
+            units = trial.group.units
+            lowest_first = scores[trial.group.name].values.argsort(stable=True)
+            widths = sorted({max(1, round(units * share)) for share in SHARES} - {units})
+            fit, judge = along if len(trial.readers) == 1 else activations()
+            trial.prepare(fit, judge)
+            curve = []
+            for step, kept in enumerate(widths):
+                logits = trial.run(fit, judge, lowest_first[: units - kept].tolist(), settings)
+                curve.append((kept, max(0.0, divergence(logits, reference))))
+                progress(1000 * index + 1000 * (step + 1) // len(widths), 1000 * len(trials))
+            trial.finish(fit, judge)
+            curves[trial.group.name] = (*curve, (units, 0.0))
+    return Sensitivity(curves, fitted, judged)
+
+
+def _final_scores(network: Network, images: Images, device: str, batch_size: int) -> Tensor:
+    module = network.copy().module.to(device)
+    return predict(module, images, batch_size, device, pick=pick_logits)
+
+
+class _Trial:
+    """One group's units taken away from its readers, in a traced network whose other activations are made already."""
+
+    def __init__(self, view: fx.GraphModule, group: ChannelGroup, order: Mapping[fx.Node, int]) -> None:
+        self.view, self.group = view, group
+        readers = {member.layer: member for member in group.consumers}
+        calls = Counter(node.target for node in view.graph.nodes if node.op == "call_module")
+        self.readers: dict[fx.Node, Member] = {}
+        for node in view.graph.nodes:
+            if node.op == "call_module" and node.target in readers:
+                self.readers[node] = readers[str(node.target)]
+        self.refitted = {
+            node for node in self.readers if calls[node.target] == 1 and can_fit(view.get_submodule(str(node.target)))
+        }
+        self.first = min((order[node] for node in self.readers), default=len(order))
+        self.behind: list[fx.Node] = []
+        changed: set[fx.Node] = set()
+        for node in view.graph.nodes:
+            if node in self.readers or any(source in changed for source in node.all_input_nodes):
+                changed.add(node)
+                self.behind.append(node)
+        self.outside = sorted(
+            {source for node in self.behind for source in node.all_input_nodes if source not in changed}
+            | self.refitted,
+            key=lambda node: order[node],
+        )
+        last = max((self.behind.index(node) for node in self.readers), default=-1)
+        self.fit_until = last
+        self.problems: dict[fx.Node, Problem] = {}
+
+    def prepare(self, *sets: "Activations") -> None:
+        """Make what the trial reads from outside, and keep it."""
+        for activations in sets:
+            for node in self.outside:
+                activations.hold(node)
+            for node in self.outside:
+                activations.get(node)
+
+    def finish(self, *sets: "Activations") -> None:
+        for activations in sets:
+            for node in self.outside:
+                activations.release(node)
+        self.problems.clear()
+
+    def run(
+        self, fit: "Activations", judge: "Activations", removed: Sequence[int], settings: ReconstructionSettings
+    ) -> Tensor:
+        """Class scores of the judged images without the removed units."""
+        own: tuple[dict[fx.Node, list[Any]], dict[fx.Node, list[Any]]] = ({}, {})
+        for index, node in enumerate(self.behind):
+            change = self._change(node, fit, own[0], removed, settings) if node in self.readers else None
+            for activations, values, needed in ((fit, own[0], index <= self.fit_until), (judge, own[1], True)):
+                if not needed:
+                    continue
+                values[node] = [
+                    change(activations.read(node.all_input_nodes[0], batch, values))
+                    if change is not None
+                    else activations.run(node, batch, values)
+                    for batch in range(activations.batches)
+                ]
+        final = own[1][self.behind[-1]]
+        return torch.cat([pick_logits(value).cpu() for value in final])
+
+    def _change(
+        self,
+        node: fx.Node,
+        fit: "Activations",
+        values: Mapping[fx.Node, list[Any]],
+        removed: Sequence[int],
+        settings: ReconstructionSettings,
+    ) -> Callable[[Tensor], Tensor]:
+        """What a reader becomes without the removed units: a function of its input."""
+        member = self.readers[node]
+        gone = sorted({channel for unit in removed for channel in member.channels[unit]})
+        layer: Any = self.view.get_submodule(str(node.target))
+        source = node.all_input_nodes[0]
+        if isinstance(layer, ZeroPadChannels):
+            return _pad_without(layer, gone, [fit.read(source, batch, values) for batch in range(fit.batches)])
+        index = torch.tensor(gone, device=layer.weight.device)
+        dim = -1 if isinstance(layer, nn.Linear) else 1
+        if node not in self.refitted:
+
+            def masked(seen: Tensor) -> Tensor:
+                result: Tensor = layer(seen.index_fill(dim, index, 0))
+                return result
+
+            return masked
+        problem = self.problems.get(node)
+        if problem is None:
+            problem = Problem(layer, settings)
+            for batch in range(fit.batches):
+                problem.add(fit.read(source, batch, values), fit.get(node)[batch], batch)
+            if source not in values:  # the same input at every width: the statistics serve them all
+                self.problems[node] = problem
+        weight, constant, _ = problem.solve(_kept_features(layer, gone))
+        return _with_weights(layer, weight, constant)
+
+
+def _kept_features(layer: Any, gone: Sequence[int]) -> Tensor:
+    """Which rows of the regression stay: the taps of the channels that stay, within each group."""
+    taps = layer.weight[0, 0].numel()
+    per_group = layer.weight.shape[1]
+    lost = {channel % per_group for channel in gone}
+    kept = torch.tensor([channel for channel in range(per_group) if channel not in lost])
+    return (kept.unsqueeze(1) * taps + torch.arange(taps)).flatten().to(layer.weight.device)
+
+
+def _with_weights(layer: Any, weight: Tensor, constant: Tensor) -> Callable[[Tensor], Tensor]:
+    if isinstance(layer, nn.Linear):
+        return lambda seen: nn.functional.linear(seen, weight, constant)
+
+    def forward(seen: Tensor) -> Tensor:
+        made: Tensor = nn.functional.conv2d(
+            seen, weight, constant, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
+        return made
+
+    return forward
+
+
+def _pad_without(layer: ZeroPadChannels, gone: Sequence[int], inputs: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """A padded shortcut that shows the average of lost channels in their place."""
+    means = torch.cat([seen.mean((2, 3)) for seen in inputs]).mean(0)
+    lost = set(gone)
+    shown = [index for index, source in enumerate(layer.source.tolist()) if source in lost]
+    values = means[layer.source[shown].to(means.device)].view(1, -1, 1, 1)
+
+    def forward(seen: Tensor) -> Tensor:
+        result: Tensor = layer(seen).clone()
+        result[:, shown] = values.expand(len(result), -1, *result.shape[2:])
+        return result
+
+    return forward
