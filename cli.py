@@ -212,12 +212,25 @@ def plan_command(
     params: Params = None,
     round_to: RoundTo = None,
     allocation: Allocation = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(help="Say for every kernel of this layer why it stays or goes, by the plan that is there."),
+    ] = None,
     quiet: Quiet = False,
 ) -> int:
-    """Plan what goes and what stays from the scores in the run folder: writes plan.json."""
+    """Plan what goes and what stays from the scores in the run folder: writes plan.json.
+
+    What a group removes may be edited in plan.json by hand; `prune` goes by it.
+    """
     settings = _recipe(None, out, macs=macs, params=params, round_to=_round_to(round_to), allocation=allocation)
-    from .steps import plan_into
+    from .steps import explain_plan, plan_into
     from .terminal import show_table
+
+    if explain is not None:
+        if any(option is not None for option in (macs, params, round_to, allocation)):
+            raise UsageError("--explain reads the plan that is there; plan first, then explain.")
+        show_table(_console(), ("kernel", "score", "verdict", "why"), explain_plan(settings, out, explain))
+        return 0
 
     console, observer = _observed(quiet)
     plan, rows = plan_into(settings, out, observer)

@@ -236,6 +236,12 @@ def plan(inputs: Inputs, scores: KernelScores, progress: Progress = silent) -> t
     return plan_pruning(groups, units, measure_cost(inputs.network), inputs.recipe.budget, sensitivity), sensitivity
 
 
+def revised(inputs: Inputs, plan: PruningPlan) -> PruningPlan:
+    """A plan as edited by hand: what its groups remove decides."""
+    groups = find_groups(inputs.network.module, inputs.network.example(2))
+    return plan.revised(groups, measure_cost(inputs.network))
+
+
 def cut_and_repair(inputs: Inputs, plan: PruningPlan, progress: Progress = silent) -> tuple[Network, RepairReport]:
     """Cut by a plan and repair by the recipe, on the calibration images."""
     small = surgery.cut(inputs.network, plan)

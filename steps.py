@@ -14,6 +14,7 @@ from .export.latency import compare_latency
 from .export.onnx_model import export_onnx, read_metadata
 from .export.runtime import choose_provider, open_session, why_not
 from .files import locked_folder, write_text
+from .network.channels import find_groups
 from .network.images import Preprocessing, load_images
 from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
 from .pipeline import (
@@ -28,9 +29,10 @@ from .pipeline import (
     fine_tune,
     load_inputs,
     plan,
+    revised,
 )
 from .prune import surgery
-from .prune.plan import PruningPlan
+from .prune.plan import PruningPlan, explain_layer
 from .recipe import ModelSettings, Recipe
 
 Row = tuple[str, ...]
@@ -81,12 +83,24 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> tuple[PruningPla
     return result, rows
 
 
+def explain_plan(recipe: Recipe, out: Path, layer: str) -> list[Row]:
+    """Why each kernel of a layer stays or goes by the run folder's plan; a row per kernel for the terminal."""
+    chosen = PruningPlan.load(out / PLAN_FILE)
+    network = load_model(recipe.model)
+    groups = find_groups(network.module, network.example(2))
+    return [
+        (str(kernel), "–" if score is None else f"{score:.4g}", "stays" if stays else "goes", why)
+        for kernel, score, stays, why in explain_layer(chosen, groups, layer)
+    ]
+
+
 def prune_into(recipe: Recipe, out: Path, observer: Observer) -> list[str]:
     """Cut, repair and fine-tune by the run folder's plan and write ``model.safetensors``; lines for the terminal."""
     chosen = PruningPlan.load(out / PLAN_FILE)
     with locked_folder(out):
         with observer.stage("load") as progress:
             inputs = load_inputs(recipe, progress)
+            chosen = revised(inputs, chosen)
         with observer.stage("repair") as progress:
             small, _ = cut_and_repair(inputs, chosen, progress)
         lines = []

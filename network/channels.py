@@ -102,8 +102,8 @@ def find_groups(module: nn.Module, example: Tensor) -> tuple[ChannelGroup, ...]:
     names.update({parameter: name for name, parameter in plain.named_parameters()})
     groups: list[ChannelGroup] = []
     seen: set[str] = set()
-    for layer in list(graph.module2node):
-        if not isinstance(layer, _ConvNd | nn.Linear) or names.get(layer, "") in seen or layer not in names:
+    for layer in plain.modules():
+        if not isinstance(layer, _ConvNd | nn.Linear) or names[layer] in seen or layer not in graph.module2node:
             continue
         group = _follow(graph, layer, names)
         seen.update(member.layer for member in group.producers)

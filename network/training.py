@@ -84,7 +84,7 @@ def train(
     module: nn.Module,
     images: Images,
     loss: Loss,
-    validate: Callable[[nn.Module], tuple[float, float]],
+    validate: Callable[[nn.Module], tuple[float, float]] | None,
     settings: TrainingSettings,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> History:
@@ -93,7 +93,7 @@ def train(
     The state before training is epoch 0 and takes part, so training never ends below where it began.
 
     Args:
-        validate: gives (loss, accuracy) of the module on validation images.
+        validate: gives (loss, accuracy) of the module on validation images; None keeps the last weights unjudged.
         progress: called with (steps done, steps in all).
     """
     from accelerate import Accelerator
@@ -117,11 +117,12 @@ def train(
     prepared, optimizer = accelerator.prepare(module, optimizer)
 
     def row(epoch: int, train_loss: float | None) -> Epoch:
+        assert validate is not None
         validation_loss, accuracy = validate(accelerator.unwrap_model(prepared).eval())
         return Epoch(epoch, train_loss, validation_loss, accuracy)
 
-    epochs = [row(0, None)]
-    best, best_state = epochs[0], copy.deepcopy(module.state_dict())
+    epochs = [] if validate is None else [row(0, None)]
+    best, best_state = epochs[0] if epochs else None, copy.deepcopy(module.state_dict())
     done = 0
     for epoch in range(1, settings.epochs + 1):
         prepared.train()
@@ -140,13 +141,16 @@ def train(
             sum_of_losses += float(value.detach())
             done += 1
             progress(done, total)
+        if best is None:
+            continue
         current = row(epoch, sum_of_losses / steps_per_epoch)
         epochs.append(current)
         if (current.validation_accuracy, -current.validation_loss) > (best.validation_accuracy, -best.validation_loss):
             best, best_state = current, copy.deepcopy(module.state_dict())
-    module.load_state_dict(best_state)
+    if best is not None:
+        module.load_state_dict(best_state)
     module.to("cpu").eval()
-    return History(tuple(epochs), best.epoch)
+    return History(tuple(epochs), best.epoch if best else settings.epochs)
 
 
 def _rate(step: int, total: int) -> float:

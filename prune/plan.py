@@ -1,9 +1,10 @@
 """Scores, costs and a budget to a plan of what goes and what stays. Pure: no network, no device."""
 
+import difflib
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,21 @@ class PruningPlan:
     missed: str
     groups: tuple[GroupPlan, ...]
     cut: Cut = field(repr=False)
+
+    def revised(self, groups: Sequence[ChannelGroup], costs: CostModel) -> "PruningPlan":
+        """The plan with ``cut`` and costs made anew from what each group removes, so that ``removed`` may be edited by hand.
+
+        Raises:
+            InputError: a group or unit that the network does not have, a locked group, or a group without units.
+        """
+        removed = {group.name: group.removed for group in self.groups}
+        cut = cut_of(groups, removed)
+        if dict(self.cut) == cut:
+            return self
+        after = costs.of_cut(cut)
+        used, whole = (getattr(cost, _FIELD[self.resource]) for cost in (after, self.before))
+        missed = f"the edited plan leaves {used / whole:.3f}" if used > self.fraction * whole else ""
+        return replace(self, cut=cut, after=after, missed=missed)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -326,6 +342,40 @@ class _Allocator:
 
 
 _FIELD = {"macs": "macs", "params": "parameters"}
+
+
+def explain_layer(
+    plan: PruningPlan, groups: Sequence[ChannelGroup], layer: str
+) -> list[tuple[int, float | None, bool, str]]:
+    """For every kernel of a layer: (index, score of its unit, whether it stays, why).
+
+    Raises:
+        InputError: the plan has no such layer; those it has are listed.
+    """
+    for group, decided in ((one, two) for one in groups for two in plan.groups if one.name == two.name):
+        member = next((member for member in group.producers if member.layer == layer), None)
+        if member is None:
+            continue
+        unit_of = {channel: unit for unit, channels in enumerate(member.channels) for channel in channels}
+        order = sorted(range(decided.units), key=lambda unit: -decided.scores[unit]) if decided.scores else []
+        rank = {unit: place for place, unit in enumerate(order, 1)}
+        removed = set(decided.removed)
+        rows: list[tuple[int, float | None, bool, str]] = []
+        for channel in range(member.width):
+            unit = unit_of[channel]
+            if not decided.scores:
+                rows.append((channel, None, True, f"the group {group.name} stays whole: {decided.locked}"))
+                continue
+            others = [name for name in decided.layers if name != layer]
+            shared = f", cut together with {', '.join(others)}" if others else ""
+            why = f"{decided.decided_by} ranks its unit {rank[unit]} of {decided.units}; {decided.kept} stay{shared}"
+            rows.append((channel, decided.scores[unit], unit not in removed, why))
+        return rows
+    known = [name for group in plan.groups for name in group.layers]
+    near = difflib.get_close_matches(layer, known, n=3) or known[:8]
+    raise InputError(
+        f"The plan has no layer {layer!r}. It has: {', '.join(near)}{', …' if len(near) < len(known) else ''}."
+    )
 
 
 def _step(group: ChannelGroup, round_to: str | int) -> int:

@@ -171,13 +171,9 @@ def distill(
 ) -> None:
     """Train ``pruned`` in place towards the original's softened outputs: some hundred steps of Adam, no labels.
 
-    The last fifth of the images only says which epoch is kept.
+    The last weights stay; whether they are any better is for images to say that took no part.
     """
-    order = torch.arange(len(images))
-    held = max(1, len(images) // 5)
-    fitted, kept = images.subset(order[held:]), images.subset(order[:held])
     teacher = original.copy().module.to(device)
-    reference = predict(teacher, kept, device=device, pick=pick_logits)
 
     def loss(logits: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
@@ -185,17 +181,13 @@ def distill(
         softened = (logits / TEMPERATURE).log_softmax(1)
         return TEMPERATURE**2 * F.kl_div(softened, wanted, log_target=True, reduction="batchmean")
 
-    def validate(module: nn.Module) -> tuple[float, float]:
-        value = divergence(predict(module, kept, device=device, pick=pick_logits), reference)
-        return value, -value
-
-    batch = min(DISTILLATION_BATCH, len(fitted))
-    epochs = max(1, round(DISTILLATION_STEPS / max(1, len(fitted) // batch)))
+    batch = min(DISTILLATION_BATCH, len(images))
+    epochs = max(1, round(DISTILLATION_STEPS / max(1, len(images) // batch)))
     settings = TrainingSettings(
         epochs, batch, DISTILLATION_RATE, 0.0, original.input_shape[0] == 3, seed, device, optimizer="adam"
     )
     with frozen(teacher):
-        train(pruned.to(device), fitted, loss, validate, settings, progress)
+        train(pruned.to(device), images, loss, None, settings, progress)
 
 
 def compensate_means(

@@ -248,8 +248,9 @@ def _kept_features(layer: Any, gone: Sequence[int]) -> Tensor:
     taps = layer.weight[0, 0].numel()
     per_group = layer.weight.shape[1]
     lost = {channel % per_group for channel in gone}
-    kept = torch.tensor([channel for channel in range(per_group) if channel not in lost])
-    return (kept.unsqueeze(1) * taps + torch.arange(taps)).flatten().to(layer.weight.device)
+    kept = torch.tensor([c for c in range(per_group) if c not in lost], device=layer.weight.device)
+    features: Tensor = (kept.unsqueeze(1) * taps + torch.arange(taps, device=layer.weight.device)).flatten()
+    return features
 
 
 def _with_weights(layer: Any, weight: Tensor, constant: Tensor) -> Callable[[Tensor], Tensor]:

@@ -193,8 +193,16 @@ def test_the_steps_follow_each_other(tmp_path, model, data):
     planned = secateur("plan", "--out", out, "--macs", "0.6")
     assert planned[0] == 0, planned[2]
     assert json.loads((out / "plan.json").read_text())["after"]["macs"] > 0
+    told = secateur("plan", "--out", out, "--explain", "0")
+    assert told[0] == 0, told[2]
+    assert told[1].count("stays") + told[1].count("goes") == 8
+    assert secateur("plan", "--out", out, "--explain", "nosuch")[0] == ExitCode.BAD_INPUT
+    edited = json.loads((out / "plan.json").read_text())
+    edited["groups"][0]["removed"] = [1, 2, 6]
+    (out / "plan.json").write_text(json.dumps(edited))
     pruned = secateur("prune", "--out", out, "--epochs", "0")
     assert pruned[0] == 0, pruned[2]
+    assert json.loads((out / "plan.json").read_text())["cut"]["0"]["out_removed"] == [1, 2, 6]
     exported = secateur("export", "--out", out)
     assert exported[0] == 0, exported[2]
     bench = secateur(
