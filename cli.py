@@ -83,6 +83,9 @@ def _command(name: str) -> Callable[[F], F]:
                 if os.environ.get("SECATEUR_DEBUG"):
                     traceback.print_exc()
                 raise typer.Exit(int(error.exit_code)) from error
+            except KeyboardInterrupt:
+                typer.echo("secateur: stopped. What was finished is kept; --resume goes on from there.", err=True)
+                raise
             except MemoryError as error:
                 typer.echo(
                     "secateur: the memory of this machine does not suffice. Try a smaller --calibration.", err=True

@@ -18,7 +18,7 @@ from .export.accuracy import Accuracy, Drop, measure_accuracy, measure_drop
 from .export.gates import exit_code, judge
 from .export.latency import Comparison, Latency, Ratio, compare_latency
 from .export.onnx_model import OnnxModel, Parity, export_onnx
-from .export.report import REPORT_FILES, SCHEMA_VERSION, write_report
+from .export.report import REPORT_FILES, SCHEMA_VERSION, to_html, to_markdown, write_report
 from .export.runtime import choose_provider
 from .files import locked_folder, read_json, replacing, sha256_file, sha256_json, write_json, write_text
 from .network.channels import HEAD_LOCK, ChannelGroup, find_groups
@@ -27,7 +27,7 @@ from .network.images import Images, Splits, check_readable, load_images
 from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network, match_classes
 from .network.training import Epoch, History
 from .prune import surgery
-from .prune.cost import CostModel, measure_cost
+from .prune.cost import Cost, CostModel, measure_cost
 from .prune.plan import GroupPlan, PruningPlan, plan_pruning
 from .prune.reconstruction import LayerFit
 from .prune.recover import recover
@@ -66,6 +66,7 @@ class Inputs:
     device: str
     notes: tuple[str, ...]
     fingerprint: str = field(repr=False)
+    content: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             "explain",
             {
                 "network": inputs.fingerprint,
-                "data": inputs.splits.listing_sha256,
+                "images": inputs.content["calibration"],
                 "preprocessing": asdict(inputs.network.preprocessing),
                 "calibration": recipe.data.calibration,
                 "ranking": asdict(recipe.ranking),
@@ -136,7 +137,11 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             observer.say(f"Budget missed: {plan.missed}")
         small, repaired = stages.run(
             "repair",
-            {"plan": stages.keys["plan"], "repair": asdict(recipe.repair)},
+            {
+                "plan": stages.keys["plan"],
+                "repair": asdict(recipe.repair),
+                "validation": inputs.content["validation"],
+            },
             lambda folder, progress: _repaired(inputs, plan, folder, progress),
             lambda folder: (_reload(folder, recipe), _repair_report(read_json(folder / "repair.json"))),
         )
@@ -144,7 +149,11 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         if recipe.recovery.epochs:
             small, history = stages.run(
                 "recover",
-                {"repair": stages.keys["repair"], "recovery": asdict(recipe.recovery)},
+                {
+                    "repair": stages.keys["repair"],
+                    "recovery": asdict(recipe.recovery),
+                    "images": inputs.content["training"],
+                },
                 lambda folder, progress: _recovered(inputs, small, plan, folder, progress),
                 lambda folder: (_reload(folder, recipe), _history(read_json(folder / "history.json"))),
             )
@@ -157,7 +166,11 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         files = tuple(model.path for model in exported)
         accuracies = stages.run(
             "accuracy",
-            {"export": stages.keys["export"], "provider": provider.provider},
+            {
+                "export": stages.keys["export"],
+                "provider": provider.provider,
+                "images": inputs.content["test"],
+            },
             lambda folder, progress: _accuracies(inputs, files, provider.provider, folder, progress),
             _load_accuracies,
         )
@@ -174,7 +187,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             _load_latencies,
         )
         report = assemble_report(
-            inputs, plan, costs, repaired, history, exported, accuracies, drop, comparisons, provider.provider,
+            inputs, plan, costs, small, repaired, history, exported, accuracies, drop, comparisons, provider.provider,
             provider.note, stages.timings,
         )  # fmt: skip
         _deliver(out, inputs, scores, sensitivity, plan, small, exported, report)
@@ -204,6 +217,7 @@ def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
     if recipe.recovery.epochs:
         parts["training"] = splits.train
     total, done = sum(map(len, parts.values())), 0
+    content: dict[str, str] = {}
 
     def step(count: int) -> None:
         nonlocal done
@@ -213,8 +227,10 @@ def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
     for name, images in parts.items():
         if not len(images):
             raise InputError(f"{data}: the {name} split is empty.")
-        check_readable(images, name, step)
-    return Inputs(recipe, network, splits, calibration, device, (*network.notes, *splits.notes), _fingerprint(network))
+        content[name] = check_readable(images, name, step)
+    return Inputs(
+        recipe, network, splits, calibration, device, (*network.notes, *splits.notes), _fingerprint(network), content
+    )
 
 
 def explain(inputs: Inputs, progress: Progress = silent) -> KernelScores:
@@ -476,6 +492,7 @@ def assemble_report(
     inputs: Inputs,
     plan: PruningPlan,
     costs: CostModel,
+    small: Network,
     repaired: RepairReport,
     history: History | None,
     exported: tuple[OnnxModel, OnnxModel],
@@ -490,12 +507,14 @@ def assemble_report(
     recipe = inputs.recipe
     baseline, pruned = exported
     by_batch = {row.batch: row for row in comparisons}
-    before, after = plan.before, plan.after
+    before = plan.before
+    shipped = sum(parameter.numel() for parameter in small.module.parameters())  # a repair may have added biases
+    after = Cost(plan.after.macs, shipped)
     used = after.macs / before.macs if plan.resource == "macs" else after.parameters / before.parameters
     gated = by_batch.get(recipe.measurement.latency_batch)
     gates = judge(
         recipe.gates,
-        budget=(used, plan.fraction, plan.missed),
+        budget=(used, plan.fraction, plan.missed or _overrun(used, plan)),
         drop=drop,
         speedup=gated.ratio if gated else None,
         onnx_bytes=pruned.onnx_bytes,
@@ -559,6 +578,13 @@ def assemble_report(
     }
 
 
+def _overrun(used: float, plan: PruningPlan) -> str:
+    """Why the network that is shipped is above the budget although its plan is not; nothing if it is not."""
+    if used <= plan.fraction:
+        return ""
+    return f"biases that the repair added bring it to {used:.4f} of the baseline"
+
+
 def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:
     group_of = {layer: group for group in plan.groups for layer in group.layers}
     rows = []
@@ -592,6 +618,8 @@ def _deliver(
     report: Mapping[str, Any],
 ) -> None:
     """Put the finished files into the run folder, each whole."""
+    text = to_markdown(report) + to_html(report)  # whatever cannot be written is met before anything is replaced
+    text.encode("utf-8")
     for name in REPORT_FILES:
         (out / name).unlink(missing_ok=True)
     write_text(out / RECIPE_FILE, inputs.recipe.to_toml())
@@ -611,11 +639,17 @@ def _deliver(
 
 def _locked(groups: Iterable[ChannelGroup | GroupPlan]) -> list[tuple[str, str]]:
     """Groups that stay whole, with the reason; the head goes without saying."""
-    return [(group.name, group.locked) for group in groups if group.locked and group.locked != HEAD_LOCK]
+    found = []
+    for group in groups:
+        if group.locked and group.locked != HEAD_LOCK:
+            layers = group.layers if isinstance(group, GroupPlan) else tuple(member.layer for member in group.producers)
+            others = [layer for layer in layers if layer != group.name]
+            found.append((f"{group.name} (with {', '.join(others)})" if others else group.name, group.locked))
+    return found
 
 
 def _fingerprint(network: Network) -> str:
-    """The SHA-256 of all tensors of a network with their names, and of the cuts behind it."""
+    """The SHA-256 of all tensors of a network with their names, of the cuts behind it, and of its output on seeded noise."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -627,6 +661,8 @@ def _fingerprint(network: Network) -> str:
             else str(tensor.item()).encode()
         )
     digest.update(str(len(network.cuts)).encode())
+    with torch.no_grad():  # an edited forward around the same weights is another network
+        digest.update(network.logits(network.example(2)).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -216,6 +216,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _one_of("device", self.device, DEVICES)
         _whole("seed", self.seed, 0)
+        if self.seed >= 2**63:
+            raise UsageError(f"seed must be below 2**63 (got {self.seed}).")
         wanted, asked = self.gates.require_provider, self.measurement.provider
         if wanted is not None and asked not in ("auto", wanted):
             raise UsageError(f"provider {asked} contradicts require_provider {wanted}; drop one.")

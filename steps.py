@@ -67,7 +67,6 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> tuple[PruningPla
         result.save(out / PLAN_FILE)
         if sensitivity is not None:
             sensitivity.save(out / SENSITIVITY_FILE)
-        (out / MODEL_FILE).unlink(missing_ok=True)  # it was cut by another plan
         write_text(out / RECIPE_FILE, recipe.to_toml())
     rows: list[Row] = [
         (
@@ -126,6 +125,12 @@ def export_into(model: ModelSettings | None, out: Path, observer: Observer) -> l
             small = load_network(out)
             recipe = Recipe.read(out / RECIPE_FILE)
             baseline = replace(load_model(recipe.model), class_names=small.class_names)
+            names = [Path(network.source.model).name for network in (small, baseline)]
+            if names[0] != names[1] or small.source.weights_sha256 != baseline.source.weights_sha256:
+                raise InputError(
+                    f"{out / MODEL_FILE} was cut from {names[0]}, but {RECIPE_FILE} beside it now names {names[1]} or other "
+                    "weights. Run `secateur plan` and `secateur prune` again."
+                )
             work += [(BASELINE_ONNX, baseline), (PRUNED_ONNX, small)]
         lines = []
         for name, network in work:

@@ -96,7 +96,7 @@ def contributions(
     Raises:
         InputError: the network's forward cannot be traced.
     """
-    traced = trace(network.module).to(device)
+    traced = trace(network.module, network.example()).to(device)
     points = reading_points(traced)
     channels_last = {layer: isinstance(traced.get_submodule(layer), nn.Linear) for layer in points}
     collected: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in points}

@@ -65,7 +65,7 @@ def score_bn_scale(task: RankingTask) -> KernelScores:
     Raises:
         InputError: no layer has one.
     """
-    followers = following_norms(task.network.module)
+    followers = following_norms(task.network.module, task.network.example())
     layers = {
         layer: norm.weight.detach().abs().float() for layer, (_, norm) in followers.items() if norm.weight is not None
     }

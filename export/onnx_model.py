@@ -22,6 +22,7 @@ from ..network.probe import pick_logits
 from .runtime import open_session
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
+_CHATTERERS = ("torch.onnx", "torch.fx", "torch._dynamo", "torch.export", "onnxscript", "onnx_ir")
 PARITY_BATCHES = (1, 3, 8)
 PARITY_LIMIT = 1e-3
 """Beyond this the file is taken for wrong. Sound networks stay near 1e-6; badly conditioned ones reach 1e-4."""
@@ -132,7 +133,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _to_proto(network: Network) -> Any:
     wrapped = _Logits(network.copy().module).eval()
     try:
-        with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
+        with (
+            warnings.catch_warnings(),
+            _quiet(*_CHATTERERS),
+        ):
             warnings.simplefilter("ignore")
             with contextlib.redirect_stdout(io.StringIO()):
                 program = torch.onnx.export(

@@ -1,5 +1,6 @@
 """Images with labels: read from wherever they lie, checked, split, and handed out in normalised batches."""
 
+import hashlib
 import math
 import warnings
 from collections import Counter
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..environment import available_cores
 from ..errors import InputError, UsageError
 from ..files import sha256_json
-from .loading import import_function
+from .loading import describe, import_function
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 CACHE_BYTES = 2**30
@@ -48,6 +49,10 @@ class Preprocessing:
     def to_pixels(self, picture: Image.Image) -> Tensor:
         """A PIL picture to uint8 ``[C, H, W]``."""
         channels, height, width = self.input_shape
+        if channels not in (1, 3):
+            raise InputError(
+                f"Pictures have 1 or 3 channels; the model expects {channels}. Give its images by file.py:function."
+            )
         picture = _to_eight_bits(picture)
         picture = picture.convert("L" if channels == 1 else "RGB")
         if picture.size != (width, height) or self.resize is not None:
@@ -171,6 +176,10 @@ def load_images(data: str, preprocessing: Preprocessing, *, validation_share: fl
     Raises:
         InputError: the data do not exist, a class folder is empty, an image cannot be read, labels are off.
     """
+    try:
+        data.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"The path {data!r} is not UTF-8, so no report could name it. Rename the folder.") from error
     if data == "digits":
         from .digits import load_digits_splits
 
@@ -182,6 +191,9 @@ def load_images(data: str, preprocessing: Preprocessing, *, validation_share: fl
         parts, class_names, notes = _from_function(data, preprocessing)
     else:
         parts, class_names, notes = _folder(Path(data), preprocessing)
+    for name, images in parts.items():
+        if len(images) and int(images.labels.min()) < 0:
+            raise InputError(f"{data}: the {name} split has the label {int(images.labels.min())}; labels count from 0.")
     if "val" not in parts:
         train = parts["train"]
         wanted = max(len(class_names), round(len(train) * validation_share))
@@ -235,14 +247,17 @@ def stratified_split(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Ten
     )
 
 
-def check_readable(images: Images, what: str, report: Callable[[int], None] = lambda count: None) -> None:
-    """Decode every image once, so that a corrupt one is named before hours are spent."""
+def check_readable(images: Images, what: str, report: Callable[[int], None] = lambda count: None) -> str:
+    """Decode every image once, so that a corrupt one is named before hours are spent; the SHA-256 of all pixels."""
+    digest = hashlib.sha256(str(images.labels.tolist()).encode())
     for start in range(0, len(images), 256):
         part = torch.arange(start, min(start + 256, len(images)))
         pixels = images.pixels(part)
         if pixels.is_floating_point() and not bool(torch.isfinite(pixels).all()):
             raise InputError(f"The {what} images between number {start} and {start + len(part)} hold NaN or infinity.")
+        digest.update(pixels.contiguous().numpy().tobytes())
         report(len(part))
+    return digest.hexdigest()
 
 
 def _folder(root: Path, preprocessing: Preprocessing) -> tuple[dict[str, Images], list[str], list[str]]:
@@ -274,7 +289,11 @@ def _folder(root: Path, preprocessing: Preprocessing) -> tuple[dict[str, Images]
             )
         files, labels = [], []
         for label, class_name in enumerate(class_names):
-            members = sorted(path for path in (folder / class_name).rglob("*") if path.suffix.lower() in EXTENSIONS)
+            members = sorted(
+                path
+                for path in (folder / class_name).rglob("*")
+                if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+            )
             if not members:
                 raise InputError(
                     f"The class folder {folder / class_name} holds no image. Add images or remove the folder."
@@ -405,8 +424,8 @@ def _from_function(data: str, preprocessing: Preprocessing) -> tuple[dict[str, I
     function = import_function(data, "--data")
     try:
         found = function()
-    except Exception as error:  # the user's code may raise anything
-        raise InputError(f"--data {data}: calling it failed with {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise InputError(f"--data {data}: calling it failed with {describe(error)}") from error
     if not isinstance(found, dict) or not {"train", "test"} <= set(found):
         raise InputError(
             f"{data} must return a dict with 'train' and 'test' (and, if you like, 'val' and 'class_names'), each split "
@@ -436,7 +455,9 @@ def _dataset_images(dataset: Any, what: str, preprocessing: Preprocessing) -> Im
 
     def read(index: int) -> Tensor:
         image = _row(dataset, index, what)[0]
-        tensor = preprocessing.to_pixels(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
+        tensor = preprocessing.to_pixels(image) if isinstance(image, Image.Image) else _as_tensor(image, index, what)
+        if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
+            raise InputError(f"{what}: image {index} is {tensor.dtype}. Return uint8 (0 to 255) or floats in [0, 1].")
         dtypes.append(tensor.dtype)
         if tensor.dtype != dtypes[0]:
             raise InputError(
@@ -462,6 +483,15 @@ def _dataset_images(dataset: Any, what: str, preprocessing: Preprocessing) -> Im
     return Images(torch.tensor(labels), names, preprocessing, _Store(count, read), torch.arange(count))
 
 
+def _as_tensor(image: Any, index: int, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(image)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{what}: image {index} is a {type(image).__name__}; a picture or a tensor was expected."
+        ) from error
+
+
 def _row(dataset: Any, index: int, what: str) -> tuple[Any, Any]:
     """(image, label) of one row of a user's data set."""
     try:
@@ -469,9 +499,7 @@ def _row(dataset: Any, index: int, what: str) -> tuple[Any, Any]:
     except InputError:
         raise
     except Exception as error:  # the user's code may raise anything
-        raise InputError(
-            f"{what}: row {index} cannot be read as (image, label): {type(error).__name__}: {error}"
-        ) from error
+        raise InputError(f"{what}: row {index} cannot be read as (image, label): {describe(error)}") from error
     return image, label
 
 

@@ -48,7 +48,7 @@ def import_file(path: Path, option: str) -> ModuleType:
         specification.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file raises is the user's to see, in one line
         sys.modules.pop(module_name, None)
-        raise InputError(f"{option}: running {path} failed with {type(error).__name__}: {error}") from error
+        raise InputError(f"{option}: running {path} failed with {describe(error)}") from error
     finally:
         sys.path.remove(folder)
     return module
@@ -97,11 +97,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 "Save the weights alone: torch.save(model.state_dict(), FILE), or as safetensors."
             ) from error
         raise InputError(
-            f"The weights {path} are no torch checkpoint, or are corrupt ({_first_line(error)})."
+            f"The weights {path} are no torch checkpoint, or are corrupt ({first_line(error)})."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise InputError(
-            f"The weights {path} are truncated, corrupt, or no checkpoint ({_first_line(error)}). Copy the file again."
+            f"The weights {path} are truncated, corrupt, or no checkpoint ({first_line(error)}). Copy the file again."
         ) from error
     return _strip(_unwrap(found, path), path)
 
@@ -145,7 +145,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"The weights {path} are truncated or no safetensors file ({_first_line(error)}). Copy the file again."
+            f"The weights {path} are truncated or no safetensors file ({first_line(error)}). Copy the file again."
         ) from error
 
 
@@ -174,5 +174,11 @@ def _strip(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def describe(error: BaseException) -> str:
+    """An error's kind and message in one line."""
+    return f"{type(error).__name__}: {first_line(error)}"

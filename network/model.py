@@ -3,6 +3,7 @@
 import copy
 import difflib
 import json
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -12,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..errors import InputError
 from ..files import read_json, replacing, sha256_file
 from ..recipe import ModelSettings
 from .channels import Cut, apply_cut, cut_from_json, cut_to_json
 from .images import Preprocessing, Splits
-from .loading import import_file, read_checkpoint, split_function
+from .loading import describe, first_line, import_file, read_checkpoint, split_function
 from .probe import pick_logits
 
 MODEL_FILE = "model.safetensors"
@@ -92,13 +94,16 @@ def load_model(settings: ModelSettings | str = "digits", weights: str | None = N
     """
     if isinstance(settings, str):
         settings = ModelSettings(model=settings, weights=weights)
-    if Path(settings.model).is_dir():
+    if settings.model and Path(settings.model).is_dir():
         return load_network(Path(settings.model), settings)
     torch.manual_seed(0)  # a factory may initialise at random
     path = Path(settings.weights) if settings.weights and not _names_torchvision_weights(settings) else None
+    if path is not None and not path.exists():
+        raise InputError(f"The weights {path} do not exist.{_known_weights(settings.model)}")
     tensors = read_checkpoint(path) if path else None
     declared = _build(settings, tensors)
     module = declared.module
+    _check_values(module)
     if tensors is not None and path is not None:
         _load_tensors(module, tensors, str(path))
     network = Network(
@@ -111,6 +116,14 @@ def load_model(settings: ModelSettings | str = "digits", weights: str | None = N
     return check_network(network)
 
 
+def _check_values(module: nn.Module) -> None:
+    for name, parameter in [*module.named_parameters(), *module.named_buffers()]:
+        if isinstance(parameter, UninitializedParameter | UninitializedBuffer) or parameter.is_meta:
+            raise InputError(
+                f"The model's {name!r} has no values yet (a lazy or meta tensor). Build it with real ones."
+            )
+
+
 def check_network(network: Network) -> Network:
     """Finite weights and one forward pass with finite class scores; the class count where names are declared.
 
@@ -118,19 +131,28 @@ def check_network(network: Network) -> Network:
         InputError: naming the tensor, the layer or the shape.
     """
     for name, tensor in network.module.state_dict().items():
+        if not isinstance(tensor, Tensor) or tensor.is_quantized:
+            raise InputError(
+                f"The model holds {name!r}, which is no plain tensor (a quantised layer?). Bring it in floats."
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"The weights hold NaN or infinity in {name!r}. Take an earlier checkpoint.")
     try:
         with torch.no_grad():
             logits = network.logits(network.example())
+            three = network.logits(network.example(3))
     except InputError:
         raise
     except Exception as error:  # a user's forward may raise anything
         shape = "x".join(map(str, network.input_shape))
         raise InputError(
-            f"The model fails on an input of {shape} (channels x height x width): {_first_line(error)}. "
-            "Is that its input? Give another with --input-shape."
+            f"The model fails on an input of {shape} (channels x height x width): {first_line(error)}. "
+            "Is that its input, at any batch size? Give another with --input-shape."
         ) from error
+    if (len(logits), len(three)) != (2, 3):
+        raise InputError(
+            f"The model gives {len(logits)} rows for 2 images and {len(three)} for 3; one row an image is needed."
+        )
     if not bool(torch.isfinite(logits).all()):
         raise InputError("The model's class scores are NaN or infinite on a random input. Are the weights damaged?")
     if network.class_names and len(network.class_names) != logits.shape[1]:
@@ -227,7 +249,7 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({_first_line(error)}). Prune again.") from error
+        raise InputError(f"{path} is damaged ({first_line(error)}). Prune again.") from error
     if "secateur" not in metadata:
         raise InputError(f"{path} was not written by secateur. Load it with --model and --weights instead.")
     description = json.loads(metadata["secateur"])
@@ -277,9 +299,15 @@ def _from_factory(spec: str) -> _Declared:
     try:
         module = factory()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise InputError(f"--model {spec}: calling {function}() failed with {type(error).__name__}: {error}") from error
+        raise InputError(f"--model {spec}: calling {function}() failed with {describe(error)}") from error
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
     if not isinstance(module, nn.Module):
         raise InputError(f"--model {spec}: {function}() returned {type(module).__name__}, not an nn.Module.")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(f"--model {spec}: {function}() returned a TorchScript module; the plain nn.Module is needed.")
+    resize = getattr(user, "RESIZE", None)
+    if resize is not None and (isinstance(resize, bool) or not isinstance(resize, int) or resize < 1):
+        raise InputError(f"{path}: RESIZE must be a whole number of pixels (got {resize!r}).")
     normalisation = getattr(user, "NORMALISATION", None) or {}
     if not isinstance(normalisation, dict) or not set(normalisation) <= {"mean", "std"}:
         raise InputError(f'{path}: NORMALISATION must be {{"mean": (…), "std": (…)}}.')
@@ -288,7 +316,7 @@ def _from_factory(spec: str) -> _Declared:
         getattr(user, "INPUT_SHAPE", None),
         normalisation.get("mean"),
         normalisation.get("std"),
-        getattr(user, "RESIZE", None),
+        resize,
         getattr(user, "CLASS_NAMES", ()),
     )
 
@@ -326,7 +354,7 @@ def _from_torchvision(
             module = models.get_model(name, weights=chosen)
         except OSError as error:
             raise InputError(
-                f"--model {name}: its weights {chosen} are not here and cannot be downloaded ({_first_line(error)}). "
+                f"--model {name}: its weights {chosen} are not here and cannot be downloaded ({first_line(error)}). "
                 "Give a file with --weights."
             ) from error
     _drop_auxiliary_heads(module)
@@ -339,8 +367,19 @@ def _from_torchvision(
         transform.std,
         transform.resize_size[0],
         chosen.meta.get("categories", ()) if own_classes else (),
-        (f"Input size and normalisation: torchvision's, declared with {chosen}.",),
+        (_torchvision_note(settings, chosen),),
     )
+
+
+def _torchvision_note(settings: ModelSettings, chosen: Any) -> str:
+    taken = [
+        name
+        for name, given in (("input size", settings.input_shape), ("normalisation", settings.mean))
+        if given is None
+    ]
+    if not taken:
+        return "Class names follow torchvision's or the data's."
+    return f"{' and '.join(taken).capitalize()}: torchvision's, declared with {chosen}."
 
 
 def _from_timm(name: str, tensors: dict[str, Tensor] | None, classes: int | None, pretrained: bool) -> _Declared:
@@ -356,11 +395,13 @@ def _from_timm(name: str, tensors: dict[str, Tensor] | None, classes: int | None
     if tensors is not None:
         classes = _classes_in(timm.create_model(name, pretrained=False), tensors) or classes
     options = {"num_classes": classes} if classes else {}
+    for logger in ("httpx", "huggingface_hub", "timm"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         module = timm.create_model(name, pretrained=pretrained and tensors is None, **options)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"--model timm:{name}: its weights cannot be fetched ({_first_line(error)}). Give a file with --weights."
+            f"--model timm:{name}: its weights cannot be fetched ({first_line(error)}). Give a file with --weights."
         ) from error
     declared = module.pretrained_cfg
     return _Declared(module, declared.get("input_size"), declared.get("mean"), declared.get("std"))
@@ -418,6 +459,8 @@ def _load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str) -> N
             f"The weights {what} do not fit the model: the file {'; it '.join(parts)}. Is it another model's?"
         )
     for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise InputError(f"The weights {what} hold complex numbers in {name!r}; real ones are needed.")
         if tensor.shape != own[name].shape:
             there, here = ("x".join(map(str, shape)) or "1" for shape in (tensor.shape, own[name].shape))
             head = _head_name(module)
@@ -458,8 +501,21 @@ def _preprocessing(settings: ModelSettings, declared: _Declared) -> Preprocessin
 
 
 def _names_torchvision_weights(settings: ModelSettings) -> bool:
-    weights = settings.weights or ""
-    return not Path(weights).exists() and (weights.upper() == "DEFAULT" or weights.upper().startswith("IMAGENET1K"))
+    from torchvision import models
+
+    if settings.model not in models.list_models(module=models) or settings.weights is None:
+        return False
+    known = {"DEFAULT", *models.get_model_weights(settings.model).__members__}
+    return settings.weights.upper() in known and not Path(settings.weights).exists()
+
+
+def _known_weights(model: str) -> str:
+    """The names of weights that torchvision has for a model, as a hint; nothing for other models."""
+    from torchvision import models
+
+    if model not in models.list_models(module=models):
+        return ""
+    return f" torchvision has {', '.join(models.get_model_weights(model).__members__)} for {model}."
 
 
 def _relative_to(model: str, folder: Path) -> str:
@@ -480,7 +536,3 @@ def _absolute_from(model: str, folder: Path) -> str:
             f"{folder} was made from {function}() in {path}, which is no longer there. Put the file back where it was."
         )
     return f"{path}:{function}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

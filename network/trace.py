@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import InputError
+from .tracer import ShapeTracer
 
 
 class Add(nn.Module):
@@ -146,30 +147,27 @@ _POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 
 
-class _Tracer(fx.Tracer):
-    """Looks into everything but torch's own modules and the ones made here: tracing a traced view changes nothing."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        own = isinstance(m, Add | Multiply | Concatenate | ZeroPadChannels)
-        return own or super().is_leaf_module(m, module_qualified_name)
+_LEAVES = (Add, Multiply, Concatenate, ZeroPadChannels, _ConvNd, nn.Linear)
 
 
-def trace(module: nn.Module) -> fx.GraphModule:
+def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     """A copy of the network as a graph of modules; parameter names stay, the original is untouched.
 
     Activations, sums, products, concatenations, pools and channel padding become modules of their own; in-place
-    operations become plain ones; a parameter-free module that is called at several places becomes several.
+    operations become plain ones; a parameter-free module that is called at several places becomes several. Decisions on
+    shapes fall as they do for ``example``, ``[n, C, H, W]``; without one they cannot be traced.
 
     Raises:
         InputError: the network's ``forward`` cannot be traced (control flow that depends on values).
     """
     root = copy.deepcopy(module).eval()
     try:
-        graph = _Tracer().trace(root)
+        graph = ShapeTracer(_LEAVES, example).trace(root)
     except Exception as error:  # tracing runs the user's forward: whatever it raises comes from there
         raise InputError(
-            f"{type(module).__name__}.forward cannot be traced by torch.fx ({type(error).__name__}: {error}). Control flow "
-            "that depends on tensor values must go; or rank by weights alone (--rank-by magnitude)."
+            f"{type(module).__name__}.forward cannot be traced by torch.fx ({_one_line(error)}). Control flow "
+            "that depends on values must go; or do without tracing: "
+            "--rank-by magnitude --allocation uniform --repair bn."
         ) from error
     traced = fx.GraphModule(root, graph)
     _read_what_was_changed(traced)
@@ -211,10 +209,10 @@ def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     return points
 
 
-def following_norms(module: nn.Module) -> dict[str, tuple[str, _BatchNorm]]:
+def following_norms(module: nn.Module, example: Tensor | None = None) -> dict[str, tuple[str, _BatchNorm]]:
     """For each layer the BatchNorm that alone reads its output: (name, module). Empty where tracing fails."""
     try:
-        traced = trace(module)
+        traced = trace(module, example)
     except InputError:
         return {}
     own = dict(module.named_modules())
@@ -332,6 +330,10 @@ def _give_own_module(traced: fx.GraphModule, node: fx.Node, called: set[str]) ->
         traced.add_submodule(name, copy.deepcopy(module))
         node.target = name
     called.add(target)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 def _free_name(traced: fx.GraphModule, wanted: str) -> str:

@@ -74,8 +74,8 @@ def reconstruct(
     """
     settings = settings or ReconstructionSettings()
     module = followable(pruned.module, pruned.example(1))
-    whole = Activations(trace(followable(original.module, original.example(1))).to(device))
-    small = Activations(trace(module).to(device))
+    whole = Activations(trace(followable(original.module, original.example(1)), original.example()).to(device))
+    small = Activations(trace(module, original.example()).to(device))
     images = images.subset(torch.arange(min(len(images), affordable_images(original))))
     whole.feed(images, batch_size)
     small.feed(images, batch_size)

@@ -221,7 +221,7 @@ def compensate_means(
             whole(batch.to(device))
             step(len(labels))
     whole.to("cpu")
-    norms = following_norms(original.module)
+    norms = following_norms(original.module, original.example())
     done = []
     for name, removed in readers.items():
         if not sums[name]:

@@ -108,7 +108,7 @@ def measure_sensitivity(
     if available < 4:
         raise InputError("Sensitivities need at least four calibration images; raise --calibration.")
     fitted, judged = min(FITTED_IMAGES, available // 2), min(JUDGED_IMAGES, available - available // 2)
-    view = trace(followable(network.module, network.example(1))).to(device)
+    view = trace(followable(network.module, network.example(1)), network.example()).to(device)
     parts = images.subset(torch.arange(fitted)), images.subset(torch.arange(fitted, fitted + judged))
 
     def activations() -> tuple[Activations, Activations]:

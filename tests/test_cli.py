@@ -215,7 +215,7 @@ def test_the_steps_follow_each_other(tmp_path, model, data):
     assert alone[0] == 0, alone[2]
 
 
-def test_planning_again_takes_away_the_model_of_the_plan_before(tmp_path, model, data):
+def test_a_model_of_another_plan_is_not_exported(tmp_path, model, data):
     out = tmp_path / "out"
     for command in (
         ("explain", "--model", model, "--data", data, "--rank-by", "magnitude"),
@@ -224,10 +224,9 @@ def test_planning_again_takes_away_the_model_of_the_plan_before(tmp_path, model,
         ("plan", "--macs", "0.8"),
     ):
         assert secateur(*command, "--out", out)[0] == 0
-    assert not (out / "model.safetensors").exists()
     code, _, stderr = secateur("export", "--out", out)
     assert code == ExitCode.BAD_INPUT
-    assert "secateur prune" in stderr
+    assert "Prune again" in stderr
 
 
 def test_main_job_from_a_shell_without_a_terminal(tmp_path, model, data):
@@ -307,3 +306,19 @@ def test_ci_example_names_options_that_exist():
     for option in re.findall(r"--[a-z-]+", command):
         assert option in stdout, option
     assert "report.md" in text
+
+
+def test_another_model_in_the_same_folder_is_not_exported_as_the_pruned_one(tmp_path, model, data):
+    out = tmp_path / "out"
+    for command in (
+        ("explain", "--model", model, "--data", data, "--rank-by", "magnitude"),
+        ("plan", "--macs", "0.6", "--allocation", "uniform"),
+        ("prune", "--epochs", "0"),
+    ):
+        assert secateur(*command, "--out", out)[0] == 0
+    other = tmp_path / "other.py"
+    other.write_text(Path(model.rpartition(":")[0]).read_text())
+    assert secateur("explain", "--model", f"{other}:build", "--data", data, "--out", out)[0] == 0
+    code, _, stderr = secateur("export", "--out", out)
+    assert code == ExitCode.BAD_INPUT
+    assert "other.py" in stderr

@@ -114,6 +114,47 @@ def test_resume_takes_what_is_there_and_redoes_what_changed(run, quick, tmp_path
     assert observer.skips == ["explain", "sensitivity"]
 
 
+def test_resume_sees_other_pixels_and_an_edited_network(tmp_path):
+    """The same names and labels, the same weights: what is in the pictures and in forward counts as well."""
+    source = tmp_path / "own.py"
+    text = """
+import torch
+from torch import nn
+INPUT_SHAPE = (3, 8, 8)
+NORMALISATION = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 2)
+    def forward(self, x):
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.head(x.mean((2, 3)))
+def build():
+    torch.manual_seed(0)
+    return Net()
+def data():
+    noise = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    pairs = [(image, index % 2) for index, image in enumerate(noise)]
+    return {"train": pairs[:20], "val": pairs[20:30], "test": pairs[30:]}
+"""
+    recipe = Recipe().override(model=f"{source}:build", data=f"{source}:data", epochs=0, calibration=10)
+    recipe = replace(recipe, measurement=replace(recipe.measurement, batches=(1,)))
+    skips = []
+    for edited in (
+        text,
+        text,
+        text.replace("torch.relu(self.b", "torch.tanh(self.b"),
+        text.replace("manual_seed(3)", "manual_seed(4)"),
+    ):
+        source.write_text(edited)
+        observer = Recorder()
+        prune_and_export(recipe, tmp_path / "out", resume=True, observer=observer)
+        skips.append(observer.skips)
+    assert skips[0] == skips[2] == skips[3] == []
+    assert len(skips[1]) == 7
+
+
 def test_a_failed_run_leaves_the_earlier_one_whole(run, tmp_path):
     folder = tmp_path / "kept"
     shutil.copytree(run.folder, folder)
