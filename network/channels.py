@@ -236,7 +236,7 @@ class _PadPruner(torch_pruning.BasePruningFunc):  # type: ignore[misc]
         return layer.in_channels
 
 
-_PAD_PRUNER = _PadPruner()
+PAD_PRUNER = _PadPruner()
 
 
 def _build_graph(module: nn.Module, example: Tensor) -> Any:
@@ -248,7 +248,7 @@ def _build_graph(module: nn.Module, example: Tensor) -> Any:
                 module,
                 example,
                 verbose=False,
-                customized_pruners={ZeroPadChannels: _PAD_PRUNER},
+                customized_pruners={ZeroPadChannels: PAD_PRUNER},
                 output_transform=pick_logits,
             )
     except Exception as error:  # torch-pruning fails in many ways on what it cannot follow
@@ -532,7 +532,7 @@ def _difference(module: nn.Module, groups: Sequence[ChannelGroup], example: Tens
 
 
 def _cut_layer(name: str, module: nn.Module, part: LayerCut) -> None:
-    pruner: Any = _PAD_PRUNER if isinstance(module, ZeroPadChannels) else PrunerBox[ops.module2type(module)]
+    pruner: Any = PAD_PRUNER if isinstance(module, ZeroPadChannels) else PrunerBox[ops.module2type(module)]
     for removed, planned, width, prune in (
         (part.out_removed, part.out_width, pruner.get_out_channels(module), pruner.prune_out_channels),
         (part.in_removed, part.in_width, pruner.get_in_channels(module), pruner.prune_in_channels),

@@ -1,0 +1,237 @@
+"""Secateur against torch-pruning without training: python -m benchmarks.pruning [--minutes 20]
+
+ResNet-20 on CIFAR-10 as JPEG files (from SECATEUR_SHARED, default ../shared), one calibration sample for all, every
+network judged on the same 10,000 test images by torch. torch-pruning's BasePruner chooses kernels inside blocks only, its
+ratio searched until the MACs fit. Every choice is repaired twice: by BatchNorm re-estimation, and by secateur's
+reconstruction. Secateur's choices are all combinations of a ranking, an allocation and a repair. Rows are kept in the
+results file and not run again.
+"""
+
+import argparse
+import copy
+import json
+import os
+import tarfile
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_pruning
+from rich.console import Console
+from rich.table import Table
+
+from secateur import __version__
+from secateur.environment import describe_environment, seed_everything
+from secateur.explain.ranking import rank_kernels, score_units
+from secateur.explain.scores import RankingTask
+from secateur.files import write_json
+from secateur.network.channels import PAD_PRUNER, ChannelGroup, cut_of, find_groups, followable
+from secateur.network.evaluation import evaluate, paired_drop_interval, predict
+from secateur.network.images import Images, load_images
+from secateur.network.model import Network, load_model, match_classes
+from secateur.network.trace import ZeroPadChannels
+from secateur.prune import surgery
+from secateur.prune.cost import CostModel, measure_cost
+from secateur.prune.plan import PruningPlan, plan_pruning
+from secateur.prune.repair import repair
+from secateur.prune.sensitivity import Sensitivity, measure_sensitivity
+from secateur.recipe import BudgetSettings, ModelSettings
+
+RESULTS = Path(__file__).parent / "results" / "pruning.json"
+SHARED = Path(os.environ.get("SECATEUR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+BUDGETS = (0.67, 0.5)
+PEERS: dict[str, Callable[[], Any]] = {
+    "random": torch_pruning.importance.RandomImportance,
+    "magnitude": lambda: torch_pruning.importance.GroupMagnitudeImportance(p=2),
+    "bn-scale": torch_pruning.importance.BNScaleImportance,
+    "lamp": lambda: torch_pruning.importance.LAMPImportance(p=2),
+    "fpgm": lambda: torch_pruning.importance.FPGMImportance(p=2),
+    "taylor": torch_pruning.importance.GroupTaylorImportance,
+}
+
+
+class Bench:
+    """Everything that all rows share."""
+
+    def __init__(self, data: Path, seed: int) -> None:
+        seed_everything(seed)
+        self.seed = seed
+        settings = ModelSettings(
+            f"{SHARED}/models/resnet_cifar.py:resnet20", f"{SHARED}/models/resnet20-cifar10-jpeg.pth"
+        )
+        network = load_model(settings)
+        self.network, self.splits = match_classes(network, load_images(str(data), network.preprocessing))
+        self.calibration: Images = self.splits.train.sample(1000, seed)
+        self.groups: tuple[ChannelGroup, ...] = find_groups(self.network.module, self.network.example())
+        self.costs: CostModel = measure_cost(self.network)
+        self.whole = self.costs.of({}).macs
+        self.dense = self.correct(self.network)
+        self.sensitivities: dict[str, Sensitivity] = {}
+
+    def correct(self, network: Network) -> Any:
+        labels = self.splits.test.labels
+        return (predict(network.logits, self.splits.test).argmax(1) == labels).numpy()
+
+    def units(self, ranker: str) -> Any:
+        task = RankingTask(self.network, self.calibration, self.seed)
+        return score_units(self.groups, rank_kernels(task, ranker))
+
+    def sensitivity(self, ranker: str) -> Sensitivity:
+        if ranker not in self.sensitivities:
+            self.sensitivities[ranker] = measure_sensitivity(
+                self.network, self.groups, self.units(ranker), self.calibration
+            )
+        return self.sensitivities[ranker]
+
+    def plan(self, ranker: str, allocation: str, macs: float) -> PruningPlan:
+        found = self.sensitivity(ranker) if allocation == "sensitivity" else None
+        return plan_pruning(self.groups, self.units(ranker), self.costs, BudgetSettings(macs=macs), found)
+
+    def peer(self, criterion: str, scope: str, macs: float) -> dict[str, Sequence[int]]:
+        """The units that torch-pruning removes at the lowest ratio that meets the budget."""
+        low, high, found = 0.0, 0.95, {}
+        for _ in range(12):
+            ratio = (low + high) / 2
+            removed = self._peer_at(criterion, scope, ratio)
+            if self.costs.of_cut(cut_of(self.groups, removed)).macs <= macs * self.whole:
+                high, found = ratio, removed
+            else:
+                low = ratio
+        return found
+
+    def _peer_at(self, criterion: str, scope: str, ratio: float) -> dict[str, Sequence[int]]:
+        seed_everything(self.seed)
+        module = followable(copy.deepcopy(self.network.module), self.network.example(1)).eval()
+        if criterion == "taylor":
+            batch, labels = next(self.calibration.batches(256))
+            torch.nn.functional.cross_entropy(module(batch), labels).backward()
+        inner = {group.name for group in self.groups if not group.locked and not group.stream}
+        ignored = [
+            child
+            for name, child in module.named_modules()
+            if isinstance(child, torch.nn.Conv2d | torch.nn.Linear) and name not in inner
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pruner = torch_pruning.pruner.BasePruner(
+                module,
+                self.network.example(1),
+                importance=PEERS[criterion](),
+                global_pruning=scope == "global",
+                pruning_ratio=ratio,
+                max_pruning_ratio=0.95,
+                ignored_layers=ignored,
+                customized_pruners={ZeroPadChannels: PAD_PRUNER},
+                round_to=2,
+            )
+            pruner.step()
+        names = {name for name, _, _ in pruner.pruning_history()}
+        return {name: idxs for name, _, idxs in pruner.pruning_history() if name in names}
+
+    def judge(self, network: Network, macs: float) -> dict[str, Any]:
+        correct = self.correct(network)
+        interval = paired_drop_interval(self.dense, correct, self.seed)
+        return {
+            "macs_left": macs / self.whole,
+            "accuracy": float(correct.mean()),
+            "drop_points": 100 * float(self.dense.mean() - correct.mean()),
+            "drop_interval": asdict(interval),
+        }
+
+
+def run_row(bench: Bench, row: Mapping[str, Any]) -> dict[str, Any]:
+    """One network: chosen, cut, repaired and judged."""
+    start = time.perf_counter()
+    base = bench.plan("random", "uniform", row["budget"])
+    if row["by"] == "secateur":
+        plan = bench.plan(row["choice"], row["allocation"], row["budget"])
+    else:
+        cut = cut_of(bench.groups, bench.peer(row["choice"], row["allocation"], row["budget"]))
+        plan = PruningPlan("macs", row["budget"], base.before, bench.costs.of_cut(cut), "", (), cut)
+    small = surgery.cut(bench.network, plan)
+    fixed, _ = repair(bench.network, small, bench.calibration, row["repair"], validation=bench.splits.validation)
+    return {**row, **bench.judge(fixed, plan.after.macs), "seconds": time.perf_counter() - start}
+
+
+def wanted_rows() -> list[dict[str, Any]]:
+    """Secateur's default first, then the peers, then the rest of the table of choice, allocation and repair."""
+    rows = []
+    for budget in BUDGETS:
+        for how in ("reconstruct", "bn"):
+            rows.append(("secateur", "gap", "sensitivity", how, budget))
+    for budget in BUDGETS:
+        for how in ("bn", "reconstruct"):
+            rows += [("torch-pruning", name, scope, how, budget) for name in PEERS for scope in ("local", "global")]
+        for choice in ("gap", "magnitude", "random"):
+            for allocation in ("sensitivity", "uniform"):
+                rows += [("secateur", choice, allocation, how, budget) for how in ("reconstruct", "bn")]
+    names = ("by", "choice", "allocation", "repair", "budget")
+    return [dict(zip(names, row, strict=True)) for row in dict.fromkeys(rows)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20, help="start no new row after this long")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    archive = SHARED / "data" / "cifar10-jpeg.tar.xz"
+    if not archive.is_file():
+        raise SystemExit(f"{archive} is not there; set SECATEUR_SHARED to the folder that holds data/ and models/.")
+    environment = describe_environment().to_json()
+    rows: list[dict[str, Any]] = []
+    if RESULTS.exists():
+        found = json.loads(RESULTS.read_text())
+        if found["environment"] == environment and found["seed"] == arguments.seed:
+            rows = found["rows"]
+    end = time.monotonic() + 60 * arguments.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(archive, "r:xz") as file:
+            file.extractall(folder, filter="data")
+        bench = Bench(Path(folder), arguments.seed)
+        accuracy = evaluate(bench.network.logits, bench.splits.test).accuracy
+        keys = ("by", "choice", "allocation", "repair", "budget")
+        done = {tuple(row[key] for key in keys) for row in rows}
+        for row in wanted_rows():
+            if tuple(row.values()) in done or time.monotonic() > end:
+                continue
+            rows.append(run_row(bench, row))
+            print(rows[-1], flush=True)
+            content = {
+                "secateur_version": __version__,
+                "environment": environment,
+                "seed": arguments.seed,
+                "network": "resnet20, CIFAR-10 as JPEG, 10,000 test images",
+                "dense_accuracy": accuracy,
+                "rows": rows,
+            }
+            write_json(RESULTS, content)
+    show(rows)
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """All rows by budget, the least drop first."""
+    table = Table(title="ResNet-20, CIFAR-10 as JPEG, no training: drop in points of top-1 accuracy")
+    for name in ("budget", "by", "choice", "allocation or scope", "repair", "drop", "95% interval", "MACs left"):
+        table.add_column(name)
+    for row in sorted(rows, key=lambda row: (-row["budget"], row["drop_points"])):
+        interval = row["drop_interval"]
+        table.add_row(
+            f"{row['budget']}",
+            row["by"],
+            row["choice"],
+            row["allocation"],
+            row["repair"],
+            f"{row['drop_points']:.2f}",
+            f"{interval['low']:.2f} to {interval['high']:.2f}",
+            f"{row['macs_left']:.3f}",
+        )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
