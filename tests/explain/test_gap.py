@@ -188,8 +188,8 @@ def test_one_forward_and_one_backward_pass_a_batch(case, monkeypatch):
 
     original = gap.trace
 
-    def watched(module):
-        traced = original(module)
+    def watched(*arguments):
+        traced = original(*arguments)
         traced.get_submodule("conv1").register_forward_hook(
             lambda *_: passes.__setitem__("forward", passes["forward"] + 1)
         )
