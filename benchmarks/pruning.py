@@ -160,16 +160,17 @@ def run_row(bench: Bench, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def wanted_rows() -> list[dict[str, Any]]:
     """Secateur's default first, then the peers, then the rest of the table of choice, allocation and repair."""
-    rows = []
-    for budget in BUDGETS:
-        for how in ("reconstruct", "bn"):
-            rows.append(("secateur", "gap", "sensitivity", how, budget))
-    for budget in BUDGETS:
-        for how in ("bn", "reconstruct"):
-            rows += [("torch-pruning", name, scope, how, budget) for name in PEERS for scope in ("local", "global")]
-        for choice in ("gap", "magnitude", "random"):
-            for allocation in ("sensitivity", "uniform"):
-                rows += [("secateur", choice, allocation, how, budget) for how in ("reconstruct", "bn")]
+    rows = [("secateur", "gap", "sensitivity", how, budget) for budget in BUDGETS for how in ("reconstruct", "bn")]
+    peers = [(name, scope) for name in PEERS for scope in ("local", "global")]
+    rows += [("torch-pruning", *peer, "bn", budget) for budget in reversed(BUDGETS) for peer in peers]
+    rows += [
+        ("secateur", choice, allocation, how, budget)
+        for budget in BUDGETS
+        for choice in ("gap", "magnitude", "random")
+        for allocation in ("sensitivity", "uniform")
+        for how in ("reconstruct", "bn")
+    ]
+    rows += [("torch-pruning", *peer, "reconstruct", budget) for budget in BUDGETS for peer in peers]
     names = ("by", "choice", "allocation", "repair", "budget")
     return [dict(zip(names, row, strict=True)) for row in dict.fromkeys(rows)]
 
