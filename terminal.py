@@ -49,11 +49,11 @@ class TerminalObserver(Observer):
             if bar is not None:
                 bar.stop()
         if not self.quiet:
-            self.console.print(f"[green]✓[/green] {name:<10} {time.perf_counter() - start:7.1f} s", highlight=False)
+            self.console.print(f"[green]✓[/green] {name:<12} {time.perf_counter() - start:7.1f} s", highlight=False)
 
     def skipped(self, name: str) -> None:
         if not self.quiet:
-            self.console.print(f"[green]✓[/green] {name:<10}    from the run before", highlight=False)
+            self.console.print(f"[green]✓[/green] {name:<12}    from the run before", highlight=False)
 
 
 def show_table(
