@@ -22,10 +22,13 @@ from ..network.images import Images
 from ..network.model import Network
 from ..network.probe import pick_logits
 from ..network.trace import ZeroPadChannels, trace
+from .cost import measure_cost
 from .reconstruction import Activations, Problem, ReconstructionSettings, affordable_images, can_fit
 
 SHARES = (0.75, 0.5, 0.25, 0.125)
 FITTED_IMAGES, JUDGED_IMAGES = 400, 400
+WORK_MACS, FEWEST_IMAGES = 10_000_000_000_000, 64
+"""Large networks with many groups get fewer images, so that the measuring stays near this many multiply-accumulates."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,15 @@ def measure_sensitivity(
 
     Args:
         images: calibration images in random order; the first half fits, the second judges (400 each at most, fewer where
-            their activations would not fit into memory).
+            their activations would not fit into memory or the work would pass ``WORK_MACS``).
 
     Raises:
         InputError: the network cannot be traced, or there are fewer than four images.
     """
     settings = settings or ReconstructionSettings()
-    available = min(len(images), 2 * affordable_images(network))
+    trials_in_all = len(SHARES) * sum(1 for group in groups if not group.locked)
+    worth = WORK_MACS // max(1, measure_cost(network).of({}).macs * trials_in_all)
+    available = min(len(images), 2 * affordable_images(network), max(FEWEST_IMAGES, worth))
     if available < 4:
         raise InputError("Sensitivities need at least four calibration images; raise --calibration.")
     fitted, judged = min(FITTED_IMAGES, available // 2), min(JUDGED_IMAGES, available - available // 2)
