@@ -47,6 +47,14 @@ RankBy = Annotated[str | None, typer.Option(help="The ranker; `secateur rankers`
 Calibration = Annotated[int | None, typer.Option(help="Training images that rank and repair.")]
 Macs = Annotated[float | None, typer.Option(help="MACs that may be left, as a fraction.")]
 Params = Annotated[float | None, typer.Option(help="Parameters that may be left, as a fraction.")]
+Size = Annotated[float | None, typer.Option(help="Bytes of weights that may be left, as a fraction.")]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        help="Instead of a budget: points of accuracy that may be lost on validation images; as few MACs as can be."
+    ),
+]
+Rounds = Annotated[int | None, typer.Option(help="How often to explain, cut and repair on the way to the budget.")]
 RoundTo = Annotated[str | None, typer.Option(help="Widths are multiples of this; auto: 8, 4, 2 or 1 by width.")]
 Allocation = Annotated[
     str | None, typer.Option(help="How the cut is shared out: sensitivity (measured) or uniform shares.")
@@ -117,6 +125,9 @@ def prune_and_export_command(
     rank_by: RankBy = None,
     macs: Macs = None,
     params: Params = None,
+    size: Size = None,
+    max_drop: MaxDrop = None,
+    rounds: Rounds = None,
     round_to: RoundTo = None,
     allocation: Allocation = None,
     repair: Repair = None,
@@ -154,6 +165,7 @@ def prune_and_export_command(
     """
     settings = _recipe(
         recipe, None, model=model, weights=weights, data=data, rank_by=rank_by, macs=macs, params=params,
+        size=size, max_drop=max_drop, rounds=rounds,
         round_to=_round_to(round_to), allocation=allocation, repair=repair, epochs=epochs,
         learning_rate=learning_rate, flip=flip,
         calibration=calibration, input_shape=_numbers("input-shape", input_shape, int), mean=_numbers("mean", mean, float),
@@ -213,6 +225,7 @@ def plan_command(
     out: Out = Path("secateur-run"),
     macs: Macs = None,
     params: Params = None,
+    size: Size = None,
     round_to: RoundTo = None,
     allocation: Allocation = None,
     explain: Annotated[
@@ -225,12 +238,14 @@ def plan_command(
 
     What a group removes may be edited in plan.json by hand; `prune` goes by it.
     """
-    settings = _recipe(None, out, macs=macs, params=params, round_to=_round_to(round_to), allocation=allocation)
+    settings = _recipe(
+        None, out, macs=macs, params=params, size=size, round_to=_round_to(round_to), allocation=allocation
+    )
     from .steps import explain_plan, plan_into
     from .terminal import show_table
 
     if explain is not None:
-        if any(option is not None for option in (macs, params, round_to, allocation)):
+        if any(option is not None for option in (macs, params, size, round_to, allocation)):
             raise UsageError("--explain reads the plan that is there; plan first, then explain.")
         show_table(_console(), ("kernel", "score", "verdict", "why"), explain_plan(settings, out, explain))
         return 0

@@ -17,6 +17,7 @@ from .errors import InputError, UsageError
 
 REPAIRS = ("none", "mean", "bn", "reconstruct", "distill")
 ALLOCATIONS = ("sensitivity", "uniform")
+BUDGETS = ("macs", "params", "size", "max_drop")
 DEVICES = ("auto", "cpu", "cuda")
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 
@@ -93,21 +94,30 @@ class RankingSettings:
 
 @dataclass(frozen=True)
 class BudgetSettings:
-    """What may be left, as a fraction of the baseline, the alignment of widths, and how the cut is shared out.
+    """What may be left, as a fraction of the baseline, or what may be lost; the alignment of widths; how the cut is shared out.
 
-    ``allocation``: sensitivity (measured, the widths that lose least) or uniform (equal shares).
+    ``macs``, ``params``, ``size`` (bytes of weights and running statistics) or ``max_drop``: the most points of top-1 accuracy
+    to lose on validation images, by the upper end of the interval, for as few MACs as can be. ``allocation``: sensitivity
+    (measured, the widths that lose least) or uniform (equal shares). ``rounds``: how often to explain, cut and repair.
     """
 
     macs: float | None = None
     params: float | None = None
+    size: float | None = None
+    max_drop: float | None = None
     round_to: str | int = "auto"
     allocation: str = "sensitivity"
+    rounds: int = 1
 
     def __post_init__(self) -> None:
-        _fraction("macs", self.macs)
-        _fraction("params", self.params)
-        if self.macs is not None and self.params is not None:
-            raise UsageError("macs and params are two budgets; give one.")
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} are {len(given)} budgets; give one.")
+        for name in ("macs", "params", "size"):
+            _fraction(name, getattr(self, name))
+        if self.max_drop is not None and not 0 < self.max_drop <= 100:
+            raise UsageError(f"max_drop must be points of accuracy above 0, up to 100 (got {self.max_drop}).")
+        _whole("rounds", self.rounds, 1)
         _one_of("allocation", self.allocation, ALLOCATIONS)
         if isinstance(self.round_to, str):
             if self.round_to != "auto":
@@ -117,14 +127,21 @@ class BudgetSettings:
 
     @property
     def resource(self) -> str:
-        """``macs`` or ``params``; MACs where neither is given."""
-        return "params" if self.params is not None else "macs"
+        """``macs``, ``params`` or ``size``; MACs where none is given."""
+        return next((name for name in ("params", "size") if getattr(self, name) is not None), "macs")
 
     @property
     def fraction(self) -> float:
         """The fraction of the resource that may be left; a half where nothing is given."""
-        chosen = self.params if self.params is not None else self.macs
+        chosen: float | None = getattr(self, self.resource)
         return 0.5 if chosen is None else chosen
+
+    def of(self, fraction: float) -> "BudgetSettings":
+        """The same with another fraction of its resource."""
+        values = {self.resource: fraction}
+        return replace(
+            self, max_drop=None, macs=values.get("macs"), params=values.get("params"), size=values.get("size")
+        )
 
 
 @dataclass(frozen=True)
@@ -276,9 +293,8 @@ class Recipe:
         A budget option replaces whatever budget the recipe had.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        if "macs" in given or "params" in given:
-            given.setdefault("macs", None)
-            given.setdefault("params", None)
+        if any(name in given for name in BUDGETS):
+            given = {**dict.fromkeys(BUDGETS), **given}
         result = self
         by_section: dict[str, dict[str, Any]] = {}
         for name, value in given.items():

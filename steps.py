@@ -14,26 +14,16 @@ from .export.latency import compare_latency
 from .export.onnx_model import export_onnx, read_metadata
 from .export.runtime import choose_provider, open_session, why_not
 from .files import locked_folder, write_text
+from .inputs import load_inputs
 from .network.channels import find_groups
 from .network.images import Preprocessing, load_images
 from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
-from .pipeline import (
-    BASELINE_ONNX,
-    PRUNED_ONNX,
-    RECIPE_FILE,
-    SCORES_FILE,
-    SENSITIVITY_FILE,
-    Observer,
-    cut_and_repair,
-    explain,
-    fine_tune,
-    load_inputs,
-    plan,
-    revised,
-)
+from .pipeline import BASELINE_ONNX, PRUNED_ONNX, RECIPE_FILE
 from .prune import surgery
 from .prune.plan import PruningPlan, explain_layer
+from .pruner import SCORES_FILE, SENSITIVITY_FILE, cut_and_repair, explain, fine_tune, plan, revised
 from .recipe import ModelSettings, Recipe
+from .stages import Observer
 
 Row = tuple[str, ...]
 

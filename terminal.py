@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .explain.scores import Progress as Report
-from .pipeline import Observer
+from .stages import Observer
+from .stages import Progress as Report
 
 BAR_AFTER_SECONDS = 2.0
 

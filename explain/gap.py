@@ -15,7 +15,8 @@ from ..network.images import Images
 from ..network.model import Network
 from ..network.probe import frozen, pick_logits, reading_activations
 from ..network.trace import reading_points, trace
-from .scores import KernelScores, Progress, RankingTask, register, silent
+from ..stages import Progress, silent
+from .scores import KernelScores, RankingTask, register
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(class scores ``[n, classes]``, labels ``[n]``) to one decision per image, ``[n]``."""

@@ -13,12 +13,7 @@ from ..errors import InputError, UsageError
 from ..files import replacing
 from ..network.images import Images
 from ..network.model import Network
-
-Progress = Callable[[int, int], None]
-
-
-def silent(done: int, total: int) -> None:
-    """A progress that is not shown."""
+from ..stages import Progress, silent
 
 
 @dataclass(frozen=True)

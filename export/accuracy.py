@@ -1,8 +1,9 @@
 """Accuracy of ONNX files, overall and per class, and the drop between two."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,14 @@ class Accuracy:
     interval: Interval
     per_class: dict[str, float | None]
     predictions: NDArray[np.int64]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "predictions": self.predictions.tolist()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Accuracy":
+        predictions = np.array(values["predictions"], dtype=np.int64)
+        return cls(values["accuracy"], Interval(**values["interval"]), values["per_class"], predictions)
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,20 @@ class Gate:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class BudgetCheck:
+    """What was reached against what was asked for; ``missed`` says why it was not, or is empty."""
+
+    value: float
+    limit: float
+    missed: str
+    meaning: str
+
+
 def judge(
     settings: GateSettings,
     *,
-    budget: tuple[float, float, str],
+    budget: BudgetCheck,
     drop: Drop | None,
     speedup: Ratio | None,
     onnx_bytes: int | None,
@@ -39,12 +49,9 @@ def judge(
 
     A drop passes when the upper end of its interval is below the limit, a speed-up when the lower end reaches it, a size
     when it is below. What could not be measured does not pass.
-
-    Args:
-        budget: (fraction that is left, fraction asked for, why it was missed or nothing).
     """
-    left, asked, missed = budget
-    gates = [Gate("budget", left, asked, FAIL if missed else PASS, missed or "fraction of the baseline that is left")]
+    verdict = FAIL if budget.missed else PASS
+    gates = [Gate("budget", budget.value, budget.limit, verdict, budget.missed or budget.meaning)]
     if settings.require_drop_below is not None:
         limit = settings.require_drop_below
         verdict = NOT_MEASURED if drop is None else PASS if drop.high < limit else FAIL

@@ -1,7 +1,7 @@
 """Latency of two ONNX files, timed in turns, with an interval and a noise floor."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,16 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Comparison":
+        return cls(
+            values["batch"],
+            Latency(**values["baseline"]),
+            Latency(**values["pruned"]),
+            Ratio(**values["ratio"]),
+            Ratio(**values["noise_floor"]),
+        )
 
 
 def compare_latency(

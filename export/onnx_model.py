@@ -49,6 +49,12 @@ class OnnxModel:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "path": self.path.name, "parity": asdict(self.parity)}
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], folder: Path) -> "OnnxModel":
+        """Read what :meth:`to_json` gave, for a file that lies in ``folder``."""
+        parity = Parity(values["parity"]["max_relative_difference"], tuple(values["parity"]["batch_sizes"]))
+        return cls(**{**values, "path": folder / values["path"], "parity": parity})
+
 
 class _Logits(nn.Module):
     def __init__(self, module: nn.Module) -> None:

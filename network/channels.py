@@ -173,6 +173,28 @@ def apply_cut(module: nn.Module, cut: Cut, example: Tensor) -> nn.Module:
     return result.train(module.training)
 
 
+def rest_of_cut(whole: Cut, done: Cut) -> dict[str, LayerCut]:
+    """What is left to cut of ``whole`` in a network from which ``done``, a part of it, is gone: channels count what is left."""
+    rest = {}
+    for name, part in whole.items():
+        before = done.get(name, LayerCut())
+        sides = []
+        for removed, gone, width in (
+            (part.out_removed, before.out_removed, part.out_width),
+            (part.in_removed, before.in_removed, part.in_width),
+        ):
+            lost = set(gone)
+            left = [channel for channel in range(width or 0) if channel not in lost]
+            wanted = set(removed) - lost
+            sides.append(
+                (tuple(index for index, channel in enumerate(left) if channel in wanted), len(left) if width else None)
+            )
+        (outs, out_width), (ins, in_width) = sides
+        if outs or ins:
+            rest[name] = LayerCut(outs, ins, out_width, in_width)
+    return rest
+
+
 def cut_to_json(cut: Cut) -> dict[str, Any]:
     """Plain values of a cut, for ``plan.json``."""
     return {

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,6 +49,10 @@ class History:
 
     def to_json(self) -> dict[str, Any]:
         return {"best": self.best, "epochs": [asdict(epoch) for epoch in self.epochs]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "History":
+        return cls(tuple(Epoch(**row) for row in values["epochs"]), values["best"])
 
 
 def augment(pixels: Tensor, flip: bool, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from ..network.channels import Cut, Side, followable
 from ..network.model import Network
 from ..network.probe import frozen, pick_logits
 
+ELEMENT_BYTES = 4
 Removed = Mapping[tuple[str, Side], int]
 """(layer, side) to the number of channels that leave it."""
 
@@ -19,10 +20,19 @@ Removed = Mapping[tuple[str, Side], int]
 @dataclass(frozen=True)
 class Cost:
     """``macs``: multiply-accumulates of convolutions, linear layers and matrix products for one image. ``parameters``:
-    elements of all parameters; running statistics are not parameters."""
+    elements of all parameters; running statistics are not parameters. ``bytes``: what parameters and running statistics take,
+    four each."""
 
     macs: int
     parameters: int
+    bytes: int
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(self.macs - other.macs, self.parameters - other.parameters, self.bytes - other.bytes)
+
+    def of(self, resource: str) -> int:
+        """The cost in what a budget is given in: macs, params or size."""
+        return {"macs": self.macs, "params": self.parameters, "size": self.bytes}[resource]
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
@@ -34,7 +44,7 @@ class LayerShape:
 
     ``places``: output positions of one image, summed over calls (input positions for a transposed convolution).
     ``kernel``: taps of a kernel on one input channel. ``per_output``: parameters per output channel besides the weights.
-    For norms and bare parameters ``inputs`` is None and ``per_output`` is everything.
+    For norms and bare parameters ``inputs`` is None and ``per_output`` is everything. ``statistics``: running ones per channel.
     """
 
     outputs: int
@@ -43,15 +53,18 @@ class LayerShape:
     kernel: int
     places: int
     per_output: int
+    statistics: int = 0
 
     def cost(self, outputs_removed: int, inputs_removed: int) -> Cost:
         outputs = self.outputs - outputs_removed
         if self.inputs is None:
-            return Cost(0, outputs * self.per_output)
+            parameters = outputs * self.per_output
+            return Cost(0, parameters, ELEMENT_BYTES * (parameters + outputs * self.statistics))
         depthwise = self.groups == self.outputs == self.inputs and self.groups > 1
         reads = 1 if depthwise else (self.inputs - inputs_removed) // self.groups
         weights = outputs * reads * self.kernel
-        return Cost(self.places * weights, weights + outputs * self.per_output)
+        parameters = weights + outputs * self.per_output
+        return Cost(self.places * weights, parameters, ELEMENT_BYTES * parameters)
 
 
 @dataclass(frozen=True)
@@ -63,12 +76,13 @@ class CostModel:
 
     def of(self, removed: Removed) -> Cost:
         """The cost when that many channels have left the layers."""
-        macs, parameters = self.fixed.macs, self.fixed.parameters
+        macs, parameters, size = self.fixed.macs, self.fixed.parameters, self.fixed.bytes
         for name, shape in self.layers.items():
             cost = shape.cost(removed.get((name, "out"), 0), removed.get((name, "in"), 0))
             macs += cost.macs
             parameters += cost.parameters
-        return Cost(macs, parameters)
+            size += cost.bytes
+        return Cost(macs, parameters, size)
 
     def of_cut(self, cut: Cut) -> Cost:
         """The cost after a cut."""
@@ -92,7 +106,8 @@ def measure_cost(network: Network) -> CostModel:
     in_layers = sum(shape.cost(0, 0).macs for shape in shapes.values())
     parameters = sum(parameter.numel() for parameter in module.parameters())
     counted = sum(shape.cost(0, 0).parameters for shape in shapes.values())
-    fixed = Cost(max(0, counter.get_total_flops() // 2 - in_layers), parameters - counted)
+    rest = parameters - counted
+    fixed = Cost(max(0, counter.get_total_flops() // 2 - in_layers), rest, ELEMENT_BYTES * rest)
     return CostModel(shapes, fixed)
 
 
@@ -128,7 +143,8 @@ def _layer_shapes(module: nn.Module, example: Tensor) -> dict[str, LayerShape]:
             bias = int(child.bias is not None)
             shapes[name] = LayerShape(child.out_features, child.in_features, 1, 1, places.get(name, 0), bias)
         elif own and all(parameter.dim() == 1 and len(parameter) == len(own[0]) for parameter in own):
-            shapes[name] = LayerShape(len(own[0]), None, 1, 0, 0, len(own))
+            tracked = getattr(child, "running_mean", None) is not None
+            shapes[name] = LayerShape(len(own[0]), None, 1, 0, 0, len(own), 2 if tracked else 0)
         else:
             for leaf, parameter in child.named_parameters(recurse=False):
                 wide = [size for size in parameter.shape if size > 1]

@@ -29,6 +29,8 @@ class GroupPlan:
 
     ``removed`` are the units that go; ``step`` is the alignment in units; ``saves`` what removing them alone saves.
     ``scores`` holds one number per unit (empty for a locked group), ``decided_by`` the method, ``counted`` its layers.
+    ``rounds``, after several rounds, is the one in which each unit went, 0 where it stays; scores are of the last round that
+    saw the unit.
     """
 
     name: str
@@ -41,6 +43,7 @@ class GroupPlan:
     counted: tuple[str, ...]
     scores: tuple[float, ...]
     locked: str
+    rounds: tuple[int, ...] = ()
 
     @property
     def kept(self) -> int:
@@ -112,6 +115,7 @@ class PruningPlan:
                         "removed": tuple(group["removed"]),
                         "counted": tuple(group["counted"]),
                         "scores": tuple(group["scores"]),
+                        "rounds": tuple(group.get("rounds", ())),
                         "saves": Cost(**group["saves"]),
                     }
                 )
@@ -275,9 +279,9 @@ class _Allocator:
     def _group_plan(self, group: ChannelGroup, removed: tuple[int, ...], kept: Mapping[str, int]) -> GroupPlan:
         layers = tuple(member.layer for member in group.producers)
         if group.locked:
-            return GroupPlan(group.name, layers, group.units, (), 1, Cost(0, 0), "", (), (), group.locked)
+            return GroupPlan(group.name, layers, group.units, (), 1, Cost(0, 0, 0), "", (), (), group.locked)
         alone = self.costs.of(self._removed({group.name: kept[group.name]}))
-        saves = Cost(self.before.macs - alone.macs, self.before.parameters - alone.parameters)
+        saves = self.before - alone
         scores = self.scores[group.name]
         return GroupPlan(
             group.name,
@@ -341,7 +345,7 @@ class _Allocator:
         return result
 
 
-_FIELD = {"macs": "macs", "params": "parameters"}
+_FIELD = {"macs": "macs", "params": "parameters", "size": "bytes"}
 
 
 def explain_layer(
@@ -369,6 +373,8 @@ def explain_layer(
             others = [name for name in decided.layers if name != layer]
             shared = f", cut together with {', '.join(others)}" if others else ""
             why = f"{decided.decided_by} ranks its unit {rank[unit]} of {decided.units}; {decided.kept} stay{shared}"
+            if decided.rounds and decided.rounds[unit]:
+                why = f"{decided.decided_by} ranked its unit among the lowest in round {decided.rounds[unit]}{shared}"
             rows.append((channel, decided.scores[unit], unit not in removed, why))
         return rows
     known = [name for group in plan.groups for name in group.layers]
@@ -402,6 +408,7 @@ def _group_to_json(group: GroupPlan) -> dict[str, Any]:
         "counted": list(group.counted),
         "scores": list(group.scores),
         "locked": group.locked,
+        **({"rounds": list(group.rounds)} if group.rounds else {}),
     }
 
 

@@ -3,8 +3,8 @@
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UsageError
-from ..network.channels import Cut, followable
+from ..network.channels import Cut, followable, rest_of_cut
 from ..network.evaluation import divergence, predict
 from ..network.images import Images
 from ..network.model import Network
@@ -64,6 +64,27 @@ class RepairReport:
     fits: tuple[LayerFit, ...] = ()
     reconstruction_images: int = 0
 
+    @property
+    def divergence(self) -> float | None:
+        """KL(original || pruned) in nats on validation images after the last step that was kept."""
+        reached = [step.divergence_after if step.kept else step.divergence_before for step in self.steps]
+        return reached[-1] if reached else None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RepairReport":
+        return cls(
+            values["kind"],
+            values["images"],
+            tuple(RepairStep(**step) for step in values["steps"]),
+            tuple(values["compensated"]),
+            tuple(values["reestimated"]),
+            tuple(LayerFit(**fit) for fit in values["fits"]),
+            values["reconstruction_images"],
+        )
+
 
 def repair(
     original: Network,
@@ -71,6 +92,7 @@ def repair(
     images: Images,
     kind: str = "reconstruct",
     *,
+    before: Network | None = None,
     validation: Images | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -85,6 +107,7 @@ def repair(
 
     Args:
         original: the network before its last cut, which says what the removed kernels made.
+        before: in a later round the network that was cut last; the original if None.
         validation: images on which a step must lower the divergence to the original's outputs, or it is taken back.
 
     Raises:
@@ -102,7 +125,7 @@ def repair(
         def step(done: int, total: int, index: int = index) -> None:
             progress(1000 * index + 1000 * done // max(1, total), 1000 * len(STEPS[kind]))
 
-        candidate, details = _run(name, original, result, images, seed, device, batch_size, step)
+        candidate, details = _run(name, original, result, before, images, seed, device, batch_size, step)
         reached = judge(candidate)
         kept = current is None or reached is None or reached < current
         report = replace(report, steps=(*report.steps, RepairStep(name, current, reached, kept)))
@@ -133,6 +156,7 @@ def _run(
     name: str,
     original: Network,
     pruned: Network,
+    before: Network | None,
     images: Images,
     seed: int,
     device: str,
@@ -152,7 +176,10 @@ def _run(
         progress(done, len(images))
 
     if name == "mean":
-        names = compensate_means(original, network.module, pruned.cuts[-1], images, device, batch_size, step)
+        later = before is not None and len(before.cuts) == len(pruned.cuts)
+        cut = rest_of_cut(pruned.cuts[-1], before.cuts[-1]) if before is not None and later else pruned.cuts[-1]
+        source = before if before is not None and later else original
+        names = compensate_means(source, network.module, cut, images, device, batch_size, step)
         return network, {"compensated": names}
     if name == "bn":
         return network, {"reestimated": reestimate_norms(network.module, images, device, batch_size, step)}

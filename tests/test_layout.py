@@ -16,11 +16,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    {"errors", "files", "environment", "recipe"},
+    {"errors", "files", "environment", "recipe", "stages"},
     {"network"},
+    {"inputs"},
     {"explain"},
     {"prune"},
-    {"export"},
+    {"export", "pruner"},
     {"pipeline"},
     {"steps", "terminal"},
     {"cli"},

@@ -16,8 +16,8 @@ from secateur.errors import ExitCode, InputError, UsageError
 from secateur.export.report import schema
 from secateur.files import sha256_file
 from secateur.network.images import load_images
-from secateur.pipeline import Observer
 from secateur.recipe import GateSettings, Recipe
+from secateur.stages import Observer
 
 FILES = {
     "baseline.onnx", "model.onnx", "model.safetensors", "plan.json", "scores.safetensors", "recipe.toml", "report.json",

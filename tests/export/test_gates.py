@@ -2,7 +2,7 @@ import pytest
 
 from secateur.errors import ExitCode
 from secateur.export.accuracy import Drop
-from secateur.export.gates import FAIL, NOT_MEASURED, PASS, exit_code, judge
+from secateur.export.gates import FAIL, NOT_MEASURED, PASS, BudgetCheck, exit_code, judge
 from secateur.export.latency import Ratio
 from secateur.recipe import GateSettings
 
@@ -11,7 +11,14 @@ SPEEDUP = Ratio(1.5, 1.3, 1.7)
 
 
 def judged(settings, drop=DROP, speedup=SPEEDUP, size=2_000_000, provider="cpu", missed=""):
-    gates = judge(settings, budget=(0.5, 0.5, missed), drop=drop, speedup=speedup, onnx_bytes=size, provider=provider)
+    gates = judge(
+        settings,
+        budget=BudgetCheck(0.5, 0.5, missed, "left"),
+        drop=drop,
+        speedup=speedup,
+        onnx_bytes=size,
+        provider=provider,
+    )
     return {gate.name: gate for gate in gates}, exit_code(gates)
 
 

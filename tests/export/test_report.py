@@ -57,6 +57,8 @@ def report():
             {"name": "drop", "value": 3.0, "limit": 2.5, "verdict": "fail", "meaning": "upper end"},
             {"name": "speedup", "value": None, "limit": 1.2, "verdict": "not measured", "meaning": "lower end"},
         ],
+        "search": None,
+        "rounds": [{"steps": []}],
         "repair": {
             "kind": "bn",
             "images": 10,

@@ -240,7 +240,7 @@ def chain_of_two(first, second):
         "b": LayerShape(second, first, 1, 9, 64, 1),
         "head": LayerShape(4, second, 1, 1, 1, 1),
     }
-    return groups, CostModel(layers, Cost(0, 0))
+    return groups, CostModel(layers, Cost(0, 0, 0))
 
 
 @pytest.mark.parametrize("fraction", [0.9, 0.6, 0.4, 0.2])

@@ -1,0 +1,165 @@
+"""Everything that a run measured, brought into the form of ``report.schema.json`` and judged by the recipe's gates."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..environment import describe_environment, installed_packages
+from ..inputs import Inputs
+from ..network.channels import HEAD_LOCK, ChannelGroup
+from ..network.training import History
+from ..prune.cost import Cost, CostModel
+from ..prune.plan import GroupPlan, PruningPlan
+from ..prune.repair import RepairReport
+from ..prune.search import Search
+from .accuracy import Accuracy, Drop
+from .gates import BudgetCheck, exit_code, judge
+from .latency import Comparison
+from .onnx_model import OnnxModel
+from .report import SCHEMA_VERSION
+from .runtime import ProviderChoice
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out of a run, the baseline's first of two. ``costs`` are the original's, ``shipped`` the result's."""
+
+    plan: PruningPlan
+    costs: CostModel
+    shipped: Cost
+    repairs: Sequence[RepairReport]
+    history: History | None
+    search: Search | None
+    files: tuple[OnnxModel, OnnxModel]
+    accuracies: tuple[Accuracy, Accuracy]
+    drop: Drop
+    comparisons: Sequence[Comparison]
+    provider: ProviderChoice
+    timings: Mapping[str, float]
+
+
+def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
+    """The content of ``report.json``."""
+    recipe, plan, comparisons = inputs.recipe, measured.plan, measured.comparisons
+    baseline, pruned = measured.files
+    before, after = plan.before, measured.shipped
+    gated = next((row for row in comparisons if row.batch == recipe.measurement.latency_batch), None)
+    gates = judge(
+        recipe.gates,
+        budget=_budget(measured),
+        drop=measured.drop,
+        speedup=gated.ratio if gated else None,
+        onnx_bytes=pruned.onnx_bytes,
+        provider=measured.provider.provider,
+    )
+    sides = {}
+    for name, accuracy, cost, model in (
+        ("baseline", measured.accuracies[0], before, baseline),
+        ("pruned", measured.accuracies[1], after, pruned),
+    ):
+        sides[name] = {
+            "accuracy": accuracy.accuracy,
+            "accuracy_interval": asdict(accuracy.interval),
+            "accuracy_per_class": accuracy.per_class,
+            "macs": cost.macs,
+            "parameters": cost.parameters,
+            "onnx_bytes": model.onnx_bytes,
+            "onnx_sha256": model.sha256,
+            "opset": model.opset,
+            "latency": {str(row.batch): asdict(getattr(row, name)) for row in comparisons},
+        }
+    notes = [*inputs.notes, *([measured.provider.note] if measured.provider.note else [])]
+    notes += [f"{name} stays whole: {reason}" for name, reason in locked(plan.groups)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "secateur_version": installed_packages().get("secateur", "unknown"),
+        "model": Path(recipe.model.model).name,
+        "exit_code": int(exit_code(gates)),
+        **sides,
+        "drop": asdict(measured.drop),
+        "ratios": {
+            "macs": before.macs / after.macs,
+            "parameters": before.parameters / after.parameters,
+            "onnx_bytes": baseline.onnx_bytes / pruned.onnx_bytes,
+            "latency": {str(row.batch): asdict(row.ratio) for row in comparisons},
+        },
+        "noise_floor": {str(row.batch): asdict(row.noise_floor) for row in comparisons},
+        "parity": {
+            "max_relative_difference": max(model.parity.max_relative_difference for model in measured.files),
+            "batch_sizes": list(pruned.parity.batch_sizes),
+        },
+        "provider": measured.provider.provider,
+        "layers": _layer_rows(plan, measured.costs),
+        "gates": [gate.to_json() for gate in gates],
+        "search": measured.search.to_json() if measured.search else None,
+        "repair": measured.repairs[-1].to_json(),
+        "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in measured.repairs],
+        "history": measured.history.to_json() if measured.history else None,
+        "timings_s": dict(measured.timings),
+        "environment": describe_environment().to_json(),
+        "recipe": recipe.to_dict(),
+        "inputs": {
+            "weights_sha256": inputs.network.source.weights_sha256 or inputs.fingerprint,
+            "data_listing_sha256": inputs.splits.listing_sha256,
+            "images": {
+                "train": len(inputs.splits.train),
+                "calibration": len(inputs.calibration),
+                "validation": len(inputs.splits.validation),
+                "test": len(inputs.splits.test),
+            },
+        },
+        "notes": notes,
+    }
+
+
+def _budget(measured: Measured) -> BudgetCheck:
+    """What was asked for against what is shipped, repairs included."""
+    plan, search = measured.plan, measured.search
+    if search is not None:
+        best = (
+            min(search.trials, key=lambda trial: trial.high) if search.chosen is None else search.trials[search.chosen]
+        )
+        meaning = "upper end of the drop on validation images, points, of the cheapest try that held"
+        return BudgetCheck(best.high, search.max_drop, search.missed, meaning)
+    left = measured.shipped.of(plan.resource) / plan.before.of(plan.resource)
+    missed = plan.missed
+    if not missed and left > plan.fraction:
+        missed = f"biases that the repair added bring it to {left:.4f} of the baseline"
+    return BudgetCheck(left, plan.fraction, missed, f"fraction of the baseline's {_WORD[plan.resource]} that is left")
+
+
+_WORD = {"macs": "MACs", "params": "parameters", "size": "bytes of weights"}
+
+
+def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:
+    group_of = {layer: group for group in plan.groups for layer in group.layers}
+    rows = []
+    for name, shape in costs.layers.items():
+        group = group_of.get(name)
+        if shape.inputs is None or group is None:
+            continue
+        removed = len(plan.cut[name].out_removed) if name in plan.cut else 0
+        rows.append(
+            {
+                "name": name,
+                "group": group.name,
+                "before": shape.outputs,
+                "after": shape.outputs - removed,
+                "aligned": group.aligned,
+                "decided_by": group.decided_by,
+                "locked": group.locked,
+            }
+        )
+    return rows
+
+
+def locked(groups: Iterable[ChannelGroup | GroupPlan]) -> list[tuple[str, str]]:
+    """Groups that stay whole, with the reason; the head goes without saying."""
+    found = []
+    for group in groups:
+        if group.locked and group.locked != HEAD_LOCK:
+            layers = group.layers if isinstance(group, GroupPlan) else tuple(member.layer for member in group.producers)
+            others = [layer for layer in layers if layer != group.name]
+            found.append((f"{group.name} (with {', '.join(others)})" if others else group.name, group.locked))
+    return found

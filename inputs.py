@@ -1,0 +1,83 @@
+"""A run's network and images, loaded, checked and brought together before any work."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from .environment import choose_device, seed_everything
+from .errors import InputError
+from .network.images import Images, Splits, check_readable, load_images
+from .network.model import Network, load_model, match_classes
+from .recipe import Recipe
+from .stages import Progress, silent
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Network and images, checked and brought together. ``calibration`` is the sample that ranks and repairs."""
+
+    recipe: Recipe
+    network: Network
+    splits: Splits
+    calibration: Images
+    device: str
+    notes: tuple[str, ...]
+    fingerprint: str = field(repr=False)
+    content: Mapping[str, str] = field(repr=False)
+
+
+def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
+    """Load and check network and images before any work: formats, classes, finite weights, readable pictures.
+
+    Raises:
+        InputError: naming what is wrong and what to do.
+        MachineError: the device asked for is not there.
+    """
+    device = choose_device(recipe.device)
+    seed_everything(recipe.seed)
+    network = load_model(recipe.model)
+    data = recipe.data.data or ("digits" if recipe.model.model == "digits" else None)
+    if data is None:
+        raise InputError(
+            f"--model {recipe.model.model} needs its images: give --data (a folder with train/ and test/, cifar10:DIR, "
+            "cifar100:DIR, fashion-mnist:DIR, digits, or file.py:function)."
+        )
+    splits = load_images(data, network.preprocessing, validation_share=recipe.data.validation_share, seed=recipe.seed)
+    network, splits = match_classes(network, splits)
+    calibration = splits.train.sample(recipe.data.calibration, recipe.seed)
+    parts = {"calibration": calibration, "validation": splits.validation, "test": splits.test}
+    if recipe.recovery.epochs:
+        parts["training"] = splits.train
+    total, done = sum(map(len, parts.values())), 0
+    content: dict[str, str] = {}
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    for name, images in parts.items():
+        if not len(images):
+            raise InputError(f"{data}: the {name} split is empty.")
+        content[name] = check_readable(images, name, step)
+    return Inputs(
+        recipe, network, splits, calibration, device, (*network.notes, *splits.notes), fingerprint(network), content
+    )
+
+
+def fingerprint(network: Network) -> str:
+    """The SHA-256 of all tensors of a network with their names, of the cuts behind it, and of its output on seeded noise."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if tensor.dim()
+            else str(tensor.item()).encode()
+        )
+    digest.update(str(len(network.cuts)).encode())
+    with torch.no_grad():  # an edited forward around the same weights is another network
+        digest.update(network.logits(network.example(2)).numpy().tobytes())
+    return digest.hexdigest()

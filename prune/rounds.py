@@ -1,0 +1,62 @@
+"""Several cuts of one network as one plan: what a later round removes is named by the original's units."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..errors import SecateurError
+from ..network.channels import ChannelGroup, cut_of
+from .cost import CostModel
+from .plan import GroupPlan, PruningPlan
+
+
+def combine(
+    earlier: PruningPlan, step: PruningPlan, groups: Sequence[ChannelGroup], costs: CostModel, fraction: float
+) -> PruningPlan:
+    """One plan out of one for the original network and one for what that left.
+
+    Args:
+        step: the plan of the network that ``earlier`` left; its units count what is left there.
+        groups, costs: the original's.
+        fraction: the budget of the whole, as a fraction of the original.
+
+    Raises:
+        SecateurError: the second plan does not fit what the first left (a defect).
+    """
+    steps = {group.name: group for group in step.groups}
+    number = 1 + max((max(group.rounds, default=1) for group in earlier.groups), default=1)
+    merged = tuple(_merged(group, steps.get(group.name), number) for group in earlier.groups)
+    removed = {group.name: group.removed for group in merged}
+    cut = cut_of(groups, removed)
+    with_savings = tuple(
+        replace(group, saves=earlier.before - costs.of_cut(cut_of(groups, {group.name: group.removed})))
+        for group in merged
+    )
+    return PruningPlan(earlier.resource, fraction, earlier.before, costs.of_cut(cut), step.missed, with_savings, cut)
+
+
+def _merged(first: GroupPlan, second: GroupPlan | None, number: int) -> GroupPlan:
+    left = [unit for unit in range(first.units) if unit not in set(first.removed)]
+    rounds = list(first.rounds) or [1 if unit in set(first.removed) else 0 for unit in range(first.units)]
+    if second is None or second.locked:
+        if second is None and left:
+            raise SecateurError(
+                f"The group {first.name} is gone after a cut that left {len(left)} of its units; a defect."
+            )
+        return replace(first, rounds=tuple(rounds))
+    if second.units != len(left):
+        raise SecateurError(f"{first.name} has {second.units} units after a cut that left {len(left)}; a defect.")
+    gone = [left[unit] for unit in second.removed]
+    scores = list(first.scores)
+    for place, unit in enumerate(left):
+        scores[unit] = second.scores[place]
+    for unit in gone:
+        rounds[unit] = number
+    return replace(
+        first,
+        removed=tuple(sorted({*first.removed, *gone})),
+        rounds=tuple(rounds),
+        scores=tuple(scores),
+        step=second.step,
+        decided_by=second.decided_by,
+        counted=second.counted,
+    )

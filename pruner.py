@@ -1,0 +1,303 @@
+"""From a network and its images to a smaller network: explain, measure, plan, cut, repair, recover.
+
+Once, in several rounds, or, where a drop is given instead of a budget, in a search over budgets. Every stage is kept by the
+hash of its inputs, so that rounds, searches and runs that were stopped share what they have in common.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from .environment import installed_packages
+from .explain.ranking import UnitScores, rank_kernels, score_units
+from .explain.scores import KernelScores, RankingTask
+from .files import read_json, write_json
+from .inputs import Inputs
+from .network.channels import ChannelGroup, find_groups
+from .network.evaluation import paired_drop_interval, predict
+from .network.model import PLAN_FILE, Network, load_network
+from .network.probe import pick_logits
+from .network.training import History
+from .prune import surgery
+from .prune.cost import Cost, CostModel, measure_cost
+from .prune.plan import PruningPlan, plan_pruning
+from .prune.recover import recover
+from .prune.repair import RepairReport, repair
+from .prune.rounds import combine
+from .prune.search import Search, Trial, search
+from .prune.sensitivity import Sensitivity, measure_sensitivity
+from .recipe import BudgetSettings, Recipe
+from .stages import Progress, Stages, silent
+
+SCORES_FILE, SENSITIVITY_FILE = "scores.safetensors", "sensitivity.json"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A network's groups with costs, scores and, where they were asked for, sensitivities; ``key`` hashes what made them."""
+
+    groups: tuple[ChannelGroup, ...]
+    costs: CostModel
+    scores: KernelScores
+    units: Mapping[str, UnitScores]
+    sensitivity: Sensitivity | None
+    key: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pruned network with the plan from the original to it. ``repairs`` holds one report per round."""
+
+    plan: PruningPlan
+    network: Network
+    repairs: tuple[RepairReport, ...]
+    history: History | None
+    key: str
+
+
+class Pruner:
+    """Makes pruned networks of one original, stage by stage."""
+
+    def __init__(self, inputs: Inputs, stages: Stages) -> None:
+        self.inputs, self.stages, self.recipe = inputs, stages, inputs.recipe
+        with stages.timed("channels"):
+            self.groups = find_groups(inputs.network.module, inputs.network.example(2))
+            self.costs = measure_cost(inputs.network)
+        self._first: Ranked | None = None
+        self._validation: torch.Tensor | None = None
+
+    @property
+    def first(self) -> Ranked:
+        """The original, ranked."""
+        if self._first is None:
+            self._first = self._rank(self.inputs.network, self.groups, self.costs, self.inputs.fingerprint, "")
+        return self._first
+
+    def prune(self) -> tuple[Candidate, Search | None]:
+        """The network that the recipe's budget asks for, and the search that led to it, if a drop was given."""
+        budget = self.recipe.budget
+        if budget.max_drop is None:
+            return self.candidate(budget), None
+        best: Candidate | None = None
+
+        def attempt(fraction: float) -> Trial:
+            nonlocal best
+            tried = self.candidate(budget.of(fraction), f" {fraction:.3f}")
+            trial = self._judged(tried, fraction)
+            if trial.high <= (budget.max_drop or 0.0) and (
+                best is None or tried.plan.after.macs < best.plan.after.macs
+            ):
+                best = tried
+            return trial
+
+        found = search(attempt, budget.max_drop)
+        return best or self.candidate(budget.of(1.0), " 1.000"), found
+
+    def candidate(self, budget: BudgetSettings, label: str = "") -> Candidate:
+        """Plan, cut, repair and fine-tune to a budget, in as many rounds as the recipe says."""
+        network, ranked, plan = self.inputs.network, self.first, None
+        repairs: list[RepairReport] = []
+        key = ""
+        for index in range(1, budget.rounds + 1):
+            suffix = label + (f" round {index}" if index > 1 else "")
+            if index > 1:
+                groups = find_groups(network.module, network.example(2))
+                ranked = self._rank(network, groups, measure_cost(network), key, suffix)
+            plan = self._plan(budget, ranked, plan, index / budget.rounds, suffix)
+            network, report = self._cut_and_repair(network, plan, suffix)
+            repairs.append(report)
+            key = self.stages.keys[f"repair{suffix}"]
+        assert plan is not None
+        history = None
+        if self.recipe.recovery.epochs:
+            network, history = self.stages.run(
+                f"recover{label}",
+                {"repair": key, "recovery": asdict(self.recipe.recovery), "images": self.inputs.content["training"]},
+                lambda folder, progress: _recovered(self.inputs, network, plan, folder, progress),
+                lambda folder: (_reload(folder, self.recipe), History.from_json(read_json(folder / "history.json"))),
+            )
+            key = self.stages.keys[f"recover{label}"]
+        return Candidate(plan, network, tuple(repairs), history, key)
+
+    def _rank(
+        self, network: Network, groups: tuple[ChannelGroup, ...], costs: CostModel, origin: str, suffix: str
+    ) -> Ranked:
+        recipe, inputs = self.recipe, replace(self.inputs, network=network)
+        explained = f"explain{suffix}"
+        scores = self.stages.run(
+            explained,
+            {
+                "network": origin,
+                "images": inputs.content["calibration"],
+                "preprocessing": asdict(network.preprocessing),
+                "calibration": recipe.data.calibration,
+                "ranking": asdict(recipe.ranking),
+                "seed": recipe.seed,
+                "device": inputs.device,
+                "packages": installed_packages(),
+            },
+            lambda folder, progress: explain(inputs, progress).save(folder / SCORES_FILE),
+            lambda folder: KernelScores.load(folder / SCORES_FILE),
+        )
+        units, key = score_units(groups, scores), self.stages.keys[explained]
+        if recipe.budget.allocation != "sensitivity":
+            return Ranked(groups, costs, scores, units, None, key)
+        measured = f"sensitivity{suffix}"
+        sensitivity = self.stages.run(
+            measured,
+            {"explain": key},
+            lambda folder, progress: measure(inputs, groups, units, progress).save(folder / SENSITIVITY_FILE),
+            lambda folder: Sensitivity.load(folder / SENSITIVITY_FILE),
+        )
+        return Ranked(groups, costs, scores, units, sensitivity, self.stages.keys[measured])
+
+    def _plan(
+        self, budget: BudgetSettings, ranked: Ranked, earlier: PruningPlan | None, share: float, suffix: str
+    ) -> PruningPlan:
+        """A plan from the original on. ``share`` of the way to the budget, counted in factors, is behind after it."""
+        whole = self.costs.of({}).of(budget.resource)
+        target = budget.fraction**share * whole / ranked.costs.of({}).of(budget.resource)
+
+        def work(folder: Path, progress: Progress) -> None:
+            step = plan_pruning(
+                ranked.groups, ranked.units, ranked.costs, budget.of(min(1.0, target)), ranked.sensitivity
+            )
+            if earlier is not None:
+                step = combine(earlier, step, self.groups, self.costs, budget.fraction)
+            step.save(folder / PLAN_FILE)
+
+        return self.stages.run(
+            f"plan{suffix}",
+            {"ranked": ranked.key, "budget": asdict(budget), "share": share},
+            work,
+            lambda folder: PruningPlan.load(folder / PLAN_FILE),
+        )
+
+    def _cut_and_repair(self, network: Network, plan: PruningPlan, suffix: str) -> tuple[Network, RepairReport]:
+        def work(folder: Path, progress: Progress) -> None:
+            small, report = cut_and_repair(self.inputs, plan, progress, network)
+            surgery.save(small, plan, folder)
+            write_json(folder / "repair.json", report.to_json())
+
+        return self.stages.run(
+            f"repair{suffix}",
+            {
+                "plan": self.stages.keys[f"plan{suffix}"],
+                "repair": asdict(self.recipe.repair),
+                "validation": self.inputs.content["validation"],
+            },
+            work,
+            lambda folder: (_reload(folder, self.recipe), RepairReport.from_json(read_json(folder / "repair.json"))),
+        )
+
+    def _judged(self, tried: Candidate, fraction: float) -> Trial:
+        """The drop of a candidate on validation images."""
+        validation, device = self.inputs.splits.validation, self.inputs.device
+
+        def correct(network: Network) -> torch.Tensor:
+            module = network.copy().module.to(device)
+            return predict(module, validation, device=device, pick=pick_logits).argmax(1) == validation.labels
+
+        def work(folder: Path, progress: Progress) -> None:
+            if self._validation is None:
+                self._validation = correct(self.inputs.network)
+            now = correct(tried.network)
+            interval = paired_drop_interval(self._validation.numpy(), now.numpy(), self.recipe.seed)
+            points = 100 * float(self._validation.double().mean() - now.double().mean())
+            left, plan = shipped_cost(tried), tried.plan
+            trial = Trial(fraction, left.macs / plan.before.macs, points, interval.low, interval.high)
+            write_json(folder / "trial.json", asdict(trial))
+
+        return self.stages.run(
+            f"judge {fraction:.3f}",
+            {"candidate": tried.key, "validation": self.inputs.content["validation"]},
+            work,
+            lambda folder: Trial(**read_json(folder / "trial.json")),
+        )
+
+
+def explain(inputs: Inputs, progress: Progress = silent) -> KernelScores:
+    """Score every kernel by the recipe's ranker on the calibration images."""
+    recipe = inputs.recipe
+    task = RankingTask(inputs.network, inputs.calibration, recipe.seed, inputs.device, progress)
+    return rank_kernels(task, recipe.ranking.rank_by)
+
+
+def measure(
+    inputs: Inputs, groups: tuple[ChannelGroup, ...], units: Mapping[str, UnitScores], progress: Progress = silent
+) -> Sensitivity:
+    """Measure what each group loses at each width on the calibration images."""
+    return measure_sensitivity(
+        inputs.network, groups, units, inputs.calibration, device=inputs.device, progress=progress
+    )
+
+
+def plan(inputs: Inputs, scores: KernelScores, progress: Progress = silent) -> tuple[PruningPlan, Sensitivity | None]:
+    """Find the groups and costs of the network, measure sensitivities if the recipe asks for them, and plan."""
+    groups = find_groups(inputs.network.module, inputs.network.example(2))
+    units = score_units(groups, scores)
+    measured = inputs.recipe.budget.allocation == "sensitivity"
+    sensitivity = measure(inputs, groups, units, progress) if measured else None
+    return plan_pruning(groups, units, measure_cost(inputs.network), inputs.recipe.budget, sensitivity), sensitivity
+
+
+def revised(inputs: Inputs, plan: PruningPlan) -> PruningPlan:
+    """A plan as edited by hand: what its groups remove decides."""
+    groups = find_groups(inputs.network.module, inputs.network.example(2))
+    return plan.revised(groups, measure_cost(inputs.network))
+
+
+def cut_and_repair(
+    inputs: Inputs, plan: PruningPlan, progress: Progress = silent, start: Network | None = None
+) -> tuple[Network, RepairReport]:
+    """Cut by a plan and repair by the recipe, on the calibration images.
+
+    Args:
+        start: a network from which a part of the plan is gone already, repaired; the original if None.
+    """
+    small = surgery.cut(inputs.network, plan, start)
+    return repair(
+        inputs.network,
+        small,
+        inputs.calibration,
+        inputs.recipe.repair.repair,
+        before=start,
+        validation=inputs.splits.validation,
+        seed=inputs.recipe.seed,
+        device=inputs.device,
+        progress=progress,
+    )
+
+
+def fine_tune(inputs: Inputs, small: Network, progress: Progress = silent) -> tuple[Network, History]:
+    """Recover a pruned network by the recipe; the best epoch on validation is kept."""
+    return recover(
+        inputs.network,
+        small,
+        inputs.splits,
+        inputs.recipe.recovery,
+        seed=inputs.recipe.seed,
+        device=inputs.device,
+        progress=progress,
+    )
+
+
+def shipped_cost(candidate: Candidate) -> Cost:
+    """What the candidate really costs: its plan's cost, and the biases that a repair added."""
+    return measure_cost(candidate.network).of({})
+
+
+def _recovered(inputs: Inputs, small: Network, plan: PruningPlan, folder: Path, progress: Progress) -> None:
+    tuned, history = fine_tune(inputs, small, progress)
+    surgery.save(tuned, plan, folder)
+    write_json(folder / "history.json", history.to_json())
+
+
+def _reload(folder: Path, recipe: Recipe) -> Network:
+    """A stage's network, its factory named as the recipe names it rather than as seen from the stage's folder."""
+    network = load_network(folder)
+    if Path(recipe.model.model).is_dir():
+        return network
+    return replace(network, source=replace(network.source, model=recipe.model.model))

@@ -1,0 +1,80 @@
+"""Stages of a run: told to whoever watches, kept in folders named by the hash of their inputs, taken up again."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .files import read_json, sha256_json, write_json
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) while something long goes on."""
+T = TypeVar("T")
+
+
+def silent(done: int, total: int) -> None:
+    """A progress that is not shown."""
+
+
+class Observer:
+    """What a run tells while it works; this one stays silent. The command line has one that prints."""
+
+    def say(self, text: str) -> None:
+        """Something the user should know."""
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Progress]:
+        """A stage begins and ends; inside, progress is told as (done, total)."""
+        yield silent
+
+    def skipped(self, name: str) -> None:
+        """A stage's result was there already."""
+
+
+class Stages:
+    """Runs stages, each in a folder named by the hash of its inputs; a folder is there whole or not at all.
+
+    ``keys`` holds the hash of every stage so far by its name, for the stages that go on from it; ``timings`` its seconds.
+    """
+
+    def __init__(self, root: Path, resume: bool = False, observer: Observer | None = None) -> None:
+        self.root, self.resume, self.observer = root, resume, observer or Observer()
+        self.keys: dict[str, str] = {}
+        self.timings: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[Progress]:
+        """A stage that is done anew in every run."""
+        start = time.perf_counter()
+        with self.observer.stage(name) as progress:
+            yield progress
+        self.timings[name] = time.perf_counter() - start
+
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        work: Callable[[Path, Progress], object],
+        load: Callable[[Path], T],
+    ) -> T:
+        """Let ``work`` write its result into the stage's folder, unless the same inputs were worked on before; ``load`` it."""
+        kind = name.split(" ")[0]
+        self.keys[name] = sha256_json([kind, inputs])
+        folder = self.root / f"{kind}-{self.keys[name][:16]}"
+        if self.resume and (folder / "done.json").is_file():
+            self.timings[name] = read_json(folder / "done.json")["seconds"]
+            self.observer.skipped(name)
+            return load(folder)
+        if not self.resume and len(self.keys) == 1:  # the inputs are sound, so the stages of earlier runs may go
+            shutil.rmtree(self.root, ignore_errors=True)
+        partial = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with self.timed(name) as progress:
+            work(partial, progress)
+        write_json(partial / "done.json", {"seconds": self.timings[name]})
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+        return load(folder)
