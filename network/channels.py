@@ -21,7 +21,9 @@ from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
 from ..errors import InputError
+from .branches import find_branches
 from .probe import masking_inputs, pick_logits
+from .stand_ins import Constant, Subsample
 from .trace import ZeroPadChannels, has_channel_padding, trace
 
 Side = Literal["out", "in"]
@@ -51,12 +53,20 @@ class ChannelGroup:
 
     A unit is what must be removed together. ``locked`` says why none may go; it is empty where units may. ``stream``: the
     channels pass through a sum of branches, as a residual stream does, so that many layers write and read each unit.
+    ``branch`` names the last layer of the residual branch that the group lies in, if that may go whole: all groups of one
+    branch may lose all their units together, and the last layer then gives a constant.
     """
 
     name: str
     members: tuple[Member, ...]
     locked: str = ""
     stream: bool = False
+    branch: str = ""
+
+    @property
+    def ends_branch(self) -> bool:
+        """Whether the last layer of the group's branch reads the group's own units."""
+        return any(member.layer == self.branch for member in self.consumers)
 
     @property
     def units(self) -> int:
@@ -109,15 +119,17 @@ def find_groups(module: nn.Module, example: Tensor) -> tuple[ChannelGroup, ...]:
         seen.update(member.layer for member in group.producers)
         groups.append(group)
     groups = _lock_shared_weights(_lock_overlaps(groups), plain)
-    return _try_out(plain, groups, example)
+    return _mark_branches(plain, _try_out(plain, groups, example), example)
 
 
 def cut_of(groups: Iterable[ChannelGroup], removed: Mapping[str, Iterable[int]]) -> dict[str, LayerCut]:
     """The channels that leave each layer when units (by group name) are removed.
 
     Raises:
-        InputError: an unknown group, a locked one, a unit that does not exist, or all units of a group.
+        InputError: an unknown group, a locked one, a unit that does not exist, or all units of a group without those of the
+            whole branch.
     """
+    groups = tuple(groups)
     by_name = {group.name: group for group in groups}
     outs: dict[str, set[int]] = defaultdict(set)
     ins: dict[str, set[int]] = defaultdict(set)
@@ -133,8 +145,15 @@ def cut_of(groups: Iterable[ChannelGroup], removed: Mapping[str, Iterable[int]])
             raise InputError(f"{name} cannot be cut: {group.locked}")
         if units[0] < 0 or units[-1] >= group.units:
             raise InputError(f"{name} has units 0 to {group.units - 1}; the plan removes {units[-1]}.")
-        if len(units) == group.units:
+        if len(units) == group.units and not group.branch:
             raise InputError(f"The plan removes all {group.units} units of {name}; at least one must stay.")
+        if len(units) == group.units:
+            left = [g.name for g in groups if g.branch == group.branch and len(set(removed.get(g.name, ()))) < g.units]
+            if left:
+                raise InputError(
+                    f"The plan removes all {group.units} units of {name}, so the whole branch up to {group.branch} must go: "
+                    f"remove all units of {', '.join(left)} too, or leave one here."
+                )
         for member in group.members:
             target = outs if member.side == "out" else ins
             target[member.layer].update(channel for unit in units for channel in member.channels[unit])
@@ -163,7 +182,7 @@ def apply_cut(module: nn.Module, cut: Cut, example: Tensor) -> nn.Module:
     with torch.no_grad():
         for name, part in cut.items():
             if name in modules:
-                _cut_layer(name, modules[name], part)
+                _cut_layer(result, name, modules[name], part)
             elif name in parameters:
                 _cut_parameter(result, name, part)
             else:
@@ -523,9 +542,11 @@ def _try_out(module: nn.Module, groups: list[ChannelGroup], example: Tensor) -> 
     return tuple(replace(group, locked=reasons.get(group.name, group.locked)) for group in groups)
 
 
-def _difference(module: nn.Module, groups: Sequence[ChannelGroup], example: Tensor, compare: bool) -> str:
-    """Cut every second unit of the groups; say what went wrong, or nothing."""
-    removed = {group.name: range(0, group.units - 1, 2) for group in groups}
+def _difference(
+    module: nn.Module, groups: Sequence[ChannelGroup], example: Tensor, compare: bool, whole: bool = False
+) -> str:
+    """Cut every second unit of the groups, or the ``whole`` of them; say what went wrong, or nothing."""
+    removed = {group.name: range(group.units) if whole else range(0, group.units - 1, 2) for group in groups}
     try:
         small = apply_cut(module, cut_of(groups, removed), example)
         with torch.no_grad():
@@ -536,8 +557,8 @@ def _difference(module: nn.Module, groups: Sequence[ChannelGroup], example: Tens
     except Exception as error:  # a wrongly followed network fails anywhere in its forward
         return f"without some of its units the network fails ({(str(error).splitlines() or [''])[0][:160]})."
     with torch.no_grad():
-        whole = pick_logits(module(example))
-        if got.shape != whole.shape:
+        unchanged = pick_logits(module(example))
+        if got.shape != unchanged.shape:
             return "cutting it changes the number of classes."
         if not compare:
             return ""
@@ -547,13 +568,47 @@ def _difference(module: nn.Module, groups: Sequence[ChannelGroup], example: Tens
                 masks[member.layer].update(c for unit in removed[group.name] for c in member.channels[unit])
         with masking_inputs(module, {name: torch.tensor(sorted(channels)) for name, channels in masks.items()}):
             masked = pick_logits(module(example))
-    scale = max(float((masked - whole).abs().max()), 5e-3 * float(whole.abs().max()))
+    scale = max(float((masked - unchanged).abs().max()), 5e-3 * float(unchanged.abs().max()))
     if float((got - masked).abs().max()) > 2e-3 * scale:
         return "cutting its units is not the same as leaving them out; channels are mixed on the way."
     return ""
 
 
-def _cut_layer(name: str, module: nn.Module, part: LayerCut) -> None:
+def _mark_branches(module: nn.Module, groups: tuple[ChannelGroup, ...], example: Tensor) -> tuple[ChannelGroup, ...]:
+    """Note which groups lie in branches that may go whole: tried out, as the groups were."""
+    try:
+        view = trace(module, example)
+    except InputError:
+        return groups
+    marked = {group.name: group for group in groups}
+    branches = find_branches(view, groups)
+    pending = [branches] if branches else []
+    while pending:
+        current = pending.pop()
+        inside = [replace(marked[name], branch=branch.last) for branch in current for name in branch.groups]
+        if not _difference(module, inside, example, compare=True, whole=True):
+            marked.update({group.name: group for group in inside})
+        elif len(current) > 1:
+            half = len(current) // 2
+            pending += [current[half:], current[:half]]
+    return tuple(marked[group.name] for group in groups)
+
+
+def _cut_layer(root: nn.Module, name: str, module: nn.Module, part: LayerCut) -> None:
+    if isinstance(module, Constant):
+        _check_width(name, len(module.bias), part.out_width, part.out_removed)
+        kept = [channel for channel in range(len(module.bias)) if channel not in set(part.out_removed)]
+        module.bias = nn.Parameter(module.bias[kept])
+        return
+    stride: Any = module.stride if isinstance(module, nn.Conv2d) else (1, 1)
+    if part.out_width is not None and len(part.out_removed) == part.out_width:
+        root.set_submodule(name, Subsample(stride))
+        return
+    if isinstance(module, nn.Conv2d) and part.in_width is not None and len(part.in_removed) == part.in_width:
+        kept = [channel for channel in range(module.out_channels) if channel not in set(part.out_removed)]
+        bias = torch.zeros(module.out_channels) if module.bias is None else module.bias
+        root.set_submodule(name, Constant(bias[kept], stride))
+        return
     pruner: Any = PAD_PRUNER if isinstance(module, ZeroPadChannels) else PrunerBox[ops.module2type(module)]
     for removed, planned, width, prune in (
         (part.out_removed, part.out_width, pruner.get_out_channels(module), pruner.prune_out_channels),
@@ -561,13 +616,17 @@ def _cut_layer(name: str, module: nn.Module, part: LayerCut) -> None:
     ):
         if not removed:
             continue
-        if planned != width or removed[-1] >= width:
-            raise InputError(
-                f"{name} has {width} channels, the plan was made for {planned}. Is it another model's plan, or has it been "
-                "cut already?"
-            )
+        _check_width(name, width, planned, removed)
         pruner.pruning_dim = -1
         prune(module, list(removed))
+
+
+def _check_width(name: str, width: int, planned: int | None, removed: Sequence[int]) -> None:
+    if planned != width or (removed and removed[-1] >= width):
+        raise InputError(
+            f"{name} has {width} channels, the plan was made for {planned}. Is it another model's plan, or has it been "
+            "cut already?"
+        )
 
 
 def _cut_parameter(root: nn.Module, name: str, part: LayerCut) -> None:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import InputError
+from .stand_ins import Constant, Subsample
 from .tracer import ShapeTracer
 
 
@@ -147,7 +148,7 @@ _POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 
 
-_LEAVES = (Add, Multiply, Concatenate, ZeroPadChannels, _ConvNd, nn.Linear)
+_LEAVES = (Add, Multiply, Concatenate, ZeroPadChannels, Subsample, Constant, _ConvNd, nn.Linear)
 
 
 def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:

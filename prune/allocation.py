@@ -2,116 +2,167 @@
 
 Costs are bilinear in the widths of neighbouring groups, so what a step saves is reckoned anew after every step. The greedy part
 looks at several narrower widths of a group, not only the next, so that flat stretches of a loss curve do not stop it. Exchanges
-then widen one group and narrow others for as long as the sum of losses falls within the budget.
+then widen one group and narrow another for as long as the sum of losses falls within the budget. A whole branch is one step.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Widths = dict[str, int]
+Saved = Callable[[Mapping[str, int], Mapping[str, int]], float]
 EXCHANGES = 200
+_AHEAD = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_NEARBY = 3
 
 
 def allocate(
     choices: Mapping[str, Sequence[int]],
     loss: Mapping[str, Callable[[int], float]],
     used: Callable[[Mapping[str, int]], float],
-    saved: Callable[[Mapping[str, int], str, int], float],
+    saved: Saved,
     neighbours: Mapping[str, Sequence[str]],
     limit: float,
+    branches: Mapping[str, Sequence[str]] | None = None,
+    start: Mapping[str, int] | None = None,
 ) -> Widths:
     """Choose a width for every group so that the cost is within the limit and the sum of losses small.
 
     Args:
-        choices: the widths that each group may have, descending; the first is the whole.
-        loss: each group's loss at a width.
+        choices: the widths that each group may have, descending; the first is the whole. One with the choice 0 ends a branch.
+        loss: each group's loss at a width; at 0 that of the whole branch.
         used: the cost of a set of widths.
-        saved: what changing one group to a width saves, given the others.
+        saved: what changing some groups' widths saves, given all widths.
         neighbours: the groups whose savings change with a group's width, itself included.
         limit: the most that may be used.
+        branches: for a group that ends a branch the others in it, which go with it and lose nothing of their own then.
+        start: widths to begin with; the whole network if None.
 
     Returns:
-        The widths; every group's narrowest where even those are above the limit.
+        The widths; where the narrowest of all are above the limit, those.
     """
-    losses = {name: {width: loss[name](width) for width in widths} for name, widths in choices.items()}
-    kept = {name: widths[0] for name, widths in choices.items()}
+    problem = _Problem(choices, loss, saved, neighbours, branches or {})
+    kept = dict(start or {name: widths[0] for name, widths in choices.items()})
     spent = used(kept)
-    best: dict[str, tuple[float, int] | None] = {}
+    best: dict[str, tuple[float, Widths] | None] = {}
     while spent > limit:
         for name in choices:
             if name not in best:
-                best[name] = _cheapest(name, choices[name], losses[name], kept, saved)
-        open_steps = [(step[0], name, step[1]) for name, step in best.items() if step is not None]
+                best[name] = problem.cheapest(kept, name)
+        open_steps = [(step[0], name) for name, step in best.items() if step is not None]
         if not open_steps:
             return kept
-        _, name, width = min(open_steps)
-        kept[name] = width
+        step = best[min(open_steps)[1]]
+        assert step is not None
+        kept.update(step[1])
         spent = used(kept)
-        for other in neighbours[name]:
+        for other in problem.around(step[1]):
             best.pop(other, None)
-    return _exchange(choices, losses, kept, used, saved, limit)
-
-
-def _cheapest(
-    name: str,
-    widths: Sequence[int],
-    losses: Mapping[int, float],
-    kept: Mapping[str, int],
-    saved: Callable[[Mapping[str, int], str, int], float],
-) -> tuple[float, int] | None:
-    """The narrower width that loses least per unit saved: (loss per saving, width)."""
-    found = None
-    place = list(widths).index(kept[name])
-    ahead = [place + step for step in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)]
-    for width in (widths[index] for index in ahead if index < len(widths)):
-        saving = saved(kept, name, width)
-        if saving > 0:
-            price = (losses[width] - losses[kept[name]]) / saving
-            if found is None or price < found[0]:
-                found = (price, width)
-    return found
-
-
-def _exchange(
-    choices: Mapping[str, Sequence[int]],
-    losses: Mapping[str, Mapping[int, float]],
-    kept: Widths,
-    used: Callable[[Mapping[str, int]], float],
-    saved: Callable[[Mapping[str, int], str, int], float],
-    limit: float,
-) -> Widths:
-    """Widen what the budget has room for, and swap widths between groups, while that lowers the sum of losses."""
     for _ in range(EXCHANGES):
-        room = limit - used(kept)
-        moves = [
-            (losses[name][width] - losses[name][kept[name]], saved(kept, name, width), name, width)
-            for name, widths in choices.items()
-            for width in _nearby(widths, kept[name])
-        ]
-        wider = sorted(move for move in moves if move[3] > kept[move[2]])
-        narrower = sorted((move for move in moves if move[3] < kept[move[2]]), key=lambda move: move[0])
-        found: tuple[float, Widths] | None = None
-        for gain, saving, name, width in wider:
-            if found is not None and gain >= found[0]:
-                break
-            if -saving <= room:
-                found = (gain, {**kept, name: width})
-                continue
-            for cost, other_saving, other, other_width in narrower:
-                if gain + cost >= min(-1e-12, found[0] if found else 0.0):
-                    break
-                if other == name or -saving - other_saving > room * 1.5 + 0.02 * limit:
-                    continue
-                candidate = {**kept, name: width, other: other_width}
-                if used(candidate) <= limit:
-                    found = (gain + cost, candidate)
-                    break
-        if found is None or (found[0] >= 0 and used(found[1]) <= used(kept)):
-            return kept
-        kept = found[1]
+        changes = problem.exchange(kept, limit - used(kept), 0.02 * limit)
+        if not changes:
+            break
+        kept.update(changes)
     return kept
 
 
-def _nearby(widths: Sequence[int], width: int) -> list[int]:
-    """Up to three steps wider and three narrower."""
-    place = list(widths).index(width)
-    return [*widths[max(0, place - 3) : place], *widths[place + 1 : place + 4]]
+class _Problem:
+    """What is fixed while widths change."""
+
+    def __init__(
+        self,
+        choices: Mapping[str, Sequence[int]],
+        loss: Mapping[str, Callable[[int], float]],
+        saved: Saved,
+        neighbours: Mapping[str, Sequence[str]],
+        branches: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.choices, self.saved, self.neighbours, self.branches = choices, saved, neighbours, branches
+        self.losses = {name: {width: loss[name](width) for width in widths} for name, widths in choices.items()}
+        for others in branches.values():
+            for other in others:
+                self.losses[other] = {**self.losses[other], 0: 0.0}
+
+    def around(self, changes: Mapping[str, int]) -> set[str]:
+        """The groups whose steps must be reckoned anew after a change."""
+        touched = {other for name in changes for other in self.neighbours[name]}
+        return touched | {end for end, others in self.branches.items() if touched & {end, *others}}
+
+    def change(self, kept: Mapping[str, int], name: str, width: int) -> Widths | None:
+        """The widths that change with one group's, None where it cannot."""
+        changes = {name: width}
+        others = self.branches.get(name, ())
+        if width == 0:
+            changes.update(dict.fromkeys(others, 0))
+        elif kept[name] == 0:
+            if name not in self.branches:  # inside a branch that is gone
+                return None
+            share = width / self.choices[name][0]
+            for other in others:
+                widths = self.choices[other]
+                changes[other] = min(widths, key=lambda size, whole=widths[0]: abs(size / whole - share))  # type: ignore[misc]
+        return changes
+
+    def gain(self, kept: Mapping[str, int], changes: Mapping[str, int]) -> float:
+        """By how much the sum of losses rises."""
+        return sum(self.losses[name][width] - self.losses[name][kept[name]] for name, width in changes.items())
+
+    def cheapest(self, kept: Mapping[str, int], name: str) -> tuple[float, Widths] | None:
+        """The narrower width that loses least per unit saved: (loss per saving, changes)."""
+        widths = self.choices[name]
+        if kept[name] not in widths:
+            return None
+        found = None
+        place = list(widths).index(kept[name])
+        ahead = {widths[place + step] for step in _AHEAD if place + step < len(widths)}
+        if widths[-1] == 0 and kept[name]:
+            ahead.add(0)
+        for width in sorted(ahead, reverse=True):
+            changes = self.change(kept, name, width)
+            saving = self.saved(kept, changes) if changes is not None else 0.0
+            if changes is not None and saving > 0:
+                price = self.gain(kept, changes) / saving
+                if found is None or price < found[0]:
+                    found = (price, changes)
+        return found
+
+    def exchange(self, kept: Mapping[str, int], room: float, slack: float) -> Widths:
+        """What lowers the sum of losses most and stays within the room: a wider group, alone or with a narrower one for it."""
+        moves = sorted(self._moves(kept), key=lambda move: move[0])
+        wider = [move for move in moves if move[1] < 0]
+        narrower = [move for move in moves if move[1] >= 0]
+        found: tuple[float, Widths] = (-1e-12, {})
+        for gain, saving, changes in wider:
+            if gain >= found[0]:
+                break
+            if -saving <= room:
+                found = (gain, changes)
+                continue
+            near = {other for name in changes for other in self.neighbours[name]}
+            for cost, other_saving, other_changes in narrower:
+                if gain + cost >= found[0]:
+                    break
+                if changes.keys() & other_changes.keys():
+                    continue
+                together = saving + other_saving
+                if -together > room * 1.5 + slack:
+                    continue
+                both = {**changes, **other_changes}
+                if near & other_changes.keys():
+                    together = self.saved(kept, both)
+                if -together <= room:
+                    found = (gain + cost, both)
+                    break
+        return found[1]
+
+    def _moves(self, kept: Mapping[str, int]) -> Iterator[tuple[float, float, Widths]]:
+        """(rise of the loss, saving, changes) of the nearby widths of every group."""
+        for name, widths in self.choices.items():
+            if kept[name] not in widths:
+                continue
+            place = list(widths).index(kept[name])
+            nearby = {*widths[max(0, place - _NEARBY) : place], *widths[place + 1 : place + 1 + _NEARBY]}
+            if widths[-1] == 0 and kept[name]:
+                nearby.add(0)
+            for width in sorted(nearby, reverse=True):
+                changes = self.change(kept, name, width)
+                if changes is not None:
+                    yield self.gain(kept, changes), self.saved(kept, changes), changes

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..network.channels import Cut, Side, followable
@@ -13,6 +15,7 @@ from ..network.model import Network
 from ..network.probe import frozen, pick_logits
 
 ELEMENT_BYTES = 4
+_WIDE = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 Removed = Mapping[tuple[str, Side], int]
 """(layer, side) to the number of channels that leave it."""
 
@@ -57,11 +60,15 @@ class LayerShape:
 
     def cost(self, outputs_removed: int, inputs_removed: int) -> Cost:
         outputs = self.outputs - outputs_removed
+        if outputs == 0:
+            return Cost(0, 0, 0)
         if self.inputs is None:
             parameters = outputs * self.per_output
             return Cost(0, parameters, ELEMENT_BYTES * (parameters + outputs * self.statistics))
         depthwise = self.groups == self.outputs == self.inputs and self.groups > 1
         reads = 1 if depthwise else (self.inputs - inputs_removed) // self.groups
+        if reads == 0:  # a constant takes the layer's place
+            return Cost(0, outputs, ELEMENT_BYTES * outputs)
         weights = outputs * reads * self.kernel
         parameters = weights + outputs * self.per_output
         return Cost(self.places * weights, parameters, ELEMENT_BYTES * parameters)
@@ -142,7 +149,11 @@ def _layer_shapes(module: nn.Module, example: Tensor) -> dict[str, LayerShape]:
         elif isinstance(child, nn.Linear):
             bias = int(child.bias is not None)
             shapes[name] = LayerShape(child.out_features, child.in_features, 1, 1, places.get(name, 0), bias)
-        elif own and all(parameter.dim() == 1 and len(parameter) == len(own[0]) for parameter in own):
+        elif (
+            own
+            and isinstance(child, _WIDE)
+            and all(parameter.dim() == 1 and len(parameter) == len(own[0]) for parameter in own)
+        ):
             tracked = getattr(child, "running_mean", None) is not None
             shapes[name] = LayerShape(len(own[0]), None, 1, 0, 0, len(own), 2 if tracked else 0)
         else:

@@ -1,26 +1,23 @@
 """Scores, costs and a budget to a plan of what goes and what stays. Pure: no network, no device."""
 
 import difflib
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UsageError
+from ..errors import InputError
 from ..explain.ranking import UnitScores
 from ..files import read_json, write_json
 from ..network.channels import ChannelGroup, Cut, Side, cut_from_json, cut_of, cut_to_json
 from ..recipe import BudgetSettings
-from .allocation import allocate
 from .cost import Cost, CostModel
 from .sensitivity import Sensitivity
+from .widths import WidthBook
 
 TOLERANCE = 0.02
 """A plan may stay below its budget by this fraction of the baseline, or by one aligned step, whichever is more."""
-INNER_SHARE = 0.75
-"""The share that groups inside blocks lose before residual streams are touched."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class PruningPlan:
         if dict(self.cut) == cut:
             return self
         after = costs.of_cut(cut)
-        used, whole = (getattr(cost, _FIELD[self.resource]) for cost in (after, self.before))
+        used, whole = after.of(self.resource), self.before.of(self.resource)
         missed = f"the edited plan leaves {used / whole:.3f}" if used > self.fraction * whole else ""
         return replace(self, cut=cut, after=after, missed=missed)
 
@@ -145,207 +142,58 @@ def plan_pruning(
 ) -> PruningPlan:
     """Decide every group's width under a budget and remove its lowest units.
 
-    With ``sensitivity`` the widths are those that lose least by it (:func:`~secateur.prune.allocation.allocate`).
-    Without, uniform shares: every group loses the same share of its units, lowest scores first, as far as the budget asks.
-
-    Groups inside blocks come first; residual streams, each unit of which many layers write and read, lose units only
-    once every other group has lost ``INNER_SHARE`` of its own. The shares are found by bisection. What rounding to
-    aligned widths left unused is then given back, an aligned step at a time, to the group that is furthest below its
-    share, for as long as the budget holds. The result is never above the budget; if even the narrowest network is, the
-    plan is that one and ``missed`` says so.
+    With ``sensitivity`` the widths are those that lose least by it (:func:`~secateur.prune.allocation.allocate`), and whole
+    residual branches may go. Without, uniform shares: every group loses the same share of its units, lowest scores first, as
+    far as the budget asks. Groups inside blocks come first then; residual streams, each unit of which many layers write and
+    read, lose units only once every other group has lost ``INNER_SHARE`` of its own. The shares are found by bisection; what
+    rounding to aligned widths left unused is given back, an aligned step at a time, to the group that is furthest below its
+    share. The result is never above the budget; if even the narrowest network is, the plan is that one and ``missed`` says so.
 
     Raises:
         UsageError: nothing can be cut, or ``round_to`` is wider than every group.
     """
-    allocator = _Allocator(groups, scores, costs, budget)
-    kept = allocator.allocate() if sensitivity is None else allocator.allocate_by_loss(sensitivity)
-    return allocator.plan(kept)
-
-
-class _Allocator:
-    """Widths of open groups under a budget. A width is how many units a group keeps."""
-
-    def __init__(
-        self,
-        groups: Sequence[ChannelGroup],
-        scores: Mapping[str, UnitScores],
-        costs: CostModel,
-        budget: BudgetSettings,
-    ) -> None:
-        self.groups, self.scores, self.costs, self.budget = groups, scores, costs, budget
-        self.open = {group.name: group for group in groups if not group.locked}
-        if not self.open:
-            reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups[:3])
-            raise UsageError(f"Nothing in this network can be cut. {reasons}")
-        self.steps = {name: _step(group, budget.round_to) for name, group in self.open.items()}
-        if all(group.units <= self.steps[name] for name, group in self.open.items()):
-            raise UsageError(f"round_to {budget.round_to} is as wide as every layer, so nothing can be cut. Lower it.")
-        self.order = {
-            name: sorted(range(group.units), key=lambda unit, name=name: (float(scores[name].values[unit]), unit))  # type: ignore[misc]
-            for name, group in self.open.items()
-        }
-        self.prefix = {name: self._prefix(group) for name, group in self.open.items()}
-        self.touching: dict[tuple[str, str], list[tuple[str, list[int]]]] = defaultdict(list)
-        for name, prefixes in self.prefix.items():
-            for (layer, side), prefix in prefixes.items():
-                self.touching[layer, side].append((name, prefix))
-        self.before = costs.of({})
-        self.limit = getattr(self.before, _FIELD[budget.resource]) * budget.fraction
-
-    def allocate(self) -> dict[str, int]:
-        low, high = 0.0, 1.0
-        if self._used(self._widths(high)) > self.limit:
-            return self._widths(high)
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self._used(self._widths(middle)) <= self.limit else (middle, high)
-        kept = self._widths(high)
-        while True:
-            behind = sorted(
-                (name for name, group in self.open.items() if kept[name] < group.units),
-                key=lambda name: (not self.open[name].stream, kept[name] / self.open[name].units, name),
-            )
-            for name in behind:
-                wider = {**kept, name: self._next(name, kept[name])}
-                if self._used(wider) <= self.limit:
-                    kept = wider
-                    break
-            else:
-                return kept
-
-    def allocate_by_loss(self, sensitivity: Sensitivity) -> dict[str, int]:
-        """Widths that lose least by measured sensitivities."""
-        choices = {}
-        for name, group in self.open.items():
-            step = self.steps[name]
-            choices[name] = sorted({group.units, *range(step, group.units, step)}, reverse=True)
-        touching: dict[str, set[str]] = defaultdict(set)
-        for name in self.open:
-            for layer, _ in self.prefix[name]:
-                touching[layer].add(name)
-        neighbours = {
-            name: sorted({other for layer, _ in prefix for other in touching[layer]})
-            for name, prefix in self.prefix.items()
-        }
-        loss = {name: sensitivity.loss(name) for name in self.open}
-        return allocate(choices, loss, self._used, self._saved, neighbours, self.limit)
-
-    def _saved(self, kept: Mapping[str, int], name: str, width: int) -> float:
-        """What changing one group's width saves: only the layers that it touches are reckoned."""
-        field = _FIELD[self.budget.resource]
-        layers = sorted({layer for layer, _ in self.prefix[name]})
-        sides: tuple[Side, Side] = ("out", "in")
-        total = 0.0
-        for layer in layers:
-            shape = self.costs.layers.get(layer)
-            if shape is None:
-                continue
-            before = [self._gone(layer, side, kept) for side in sides]
-            after = list(before)
-            for index, side in enumerate(sides):
-                prefix = self.prefix[name].get((layer, side))
-                if prefix is not None:
-                    units = self.open[name].units
-                    after[index] += prefix[units - width] - prefix[units - kept[name]]
-            total += getattr(shape.cost(*before), field) - getattr(shape.cost(*after), field)
-        return total
-
-    def _gone(self, layer: str, side: str, kept: Mapping[str, int]) -> int:
-        return sum(prefix[self.open[name].units - kept[name]] for name, prefix in self.touching[layer, side])
-
-    def plan(self, kept: Mapping[str, int]) -> PruningPlan:
-        removed = {
-            name: tuple(sorted(self.order[name][: group.units - kept[name]])) for name, group in self.open.items()
-        }
-        after = self.costs.of(self._removed(kept))
-        used = getattr(after, _FIELD[self.budget.resource])
-        missed = ""
-        if used > self.limit:
-            whole = getattr(self.before, _FIELD[self.budget.resource])
-            missed = (
-                f"{self.budget.resource} {self.budget.fraction:g} was asked for; with every group at its narrowest "
-                f"{used / whole:.3f} is left. What is locked, and widths of at least one aligned step, stay."
-            )
-        return PruningPlan(
-            self.budget.resource,
-            self.budget.fraction,
-            self.before,
-            after,
-            missed,
-            tuple(self._group_plan(group, removed.get(group.name, ()), kept) for group in self.groups),
-            cut_of(self.groups, removed),
+    book = WidthBook(groups, scores, costs, budget)
+    kept = book.by_shares() if sensitivity is None else book.by_loss(sensitivity)
+    removed = book.removed(kept)
+    cut = cut_of(groups, removed)
+    before, after = costs.of({}), costs.of_cut(cut)
+    missed = ""
+    if after.of(budget.resource) > book.limit:
+        missed = (
+            f"{budget.resource} {budget.fraction:g} was asked for; with every group at its narrowest "
+            f"{after.of(budget.resource) / before.of(budget.resource):.3f} is left. What is locked, and widths of at least one "
+            "aligned step, stay."
         )
-
-    def _group_plan(self, group: ChannelGroup, removed: tuple[int, ...], kept: Mapping[str, int]) -> GroupPlan:
+    rows = []
+    for group in groups:
         layers = tuple(member.layer for member in group.producers)
         if group.locked:
-            return GroupPlan(group.name, layers, group.units, (), 1, Cost(0, 0, 0), "", (), (), group.locked)
-        alone = self.costs.of(self._removed({group.name: kept[group.name]}))
-        saves = self.before - alone
-        scores = self.scores[group.name]
-        return GroupPlan(
-            group.name,
-            layers,
-            group.units,
-            removed,
-            self.steps[group.name],
-            saves,
-            scores.method,
-            scores.counted,
-            tuple(float(f"{value:.8g}") for value in scores.values.tolist()),
-            "",
-        )
-
-    def _widths(self, effort: float) -> dict[str, int]:
-        """Every group's width, the nearest aligned one and at least one step.
-
-        ``effort`` in [0, 1]: in the first half the groups inside blocks lose up to ``INNER_SHARE``, in the second half
-        the streams lose up to all, and the others the rest.
-        """
-        first, second = min(1.0, 2 * effort), max(0.0, 2 * effort - 1)
-        inner, streams = INNER_SHARE * first + (1 - INNER_SHARE) * second, second
-        if all(group.stream for group in self.open.values()):
-            streams = effort
-        result = {}
-        for name, group in self.open.items():
-            share = streams if group.stream else inner
-            step = self.steps[name]
-            wanted = (1 - share) * group.units
-            aligned = max(step, step * math.floor(wanted / step + 0.5))
-            result[name] = group.units if share == 0 or aligned >= group.units else aligned
-        return result
-
-    def _next(self, name: str, width: int) -> int:
-        step = self.steps[name]
-        return min(self.open[name].units, (width // step + 1) * step)
-
-    def _used(self, kept: Mapping[str, int]) -> float:
-        return float(getattr(self.costs.of(self._removed(kept)), _FIELD[self.budget.resource]))
-
-    def _removed(self, kept: Mapping[str, int]) -> dict[tuple[str, Side], int]:
-        counts: dict[tuple[str, Side], int] = defaultdict(int)
-        for name, width in kept.items():
-            gone = self.open[name].units - width
-            if gone:
-                for key, prefix in self.prefix[name].items():
-                    counts[key] += prefix[gone]
-        return counts
-
-    def _prefix(self, group: ChannelGroup) -> dict[tuple[str, Side], list[int]]:
-        """For each layer how many channels leave it with the first 0, 1, 2, … units in the order of removal."""
-        result: dict[tuple[str, Side], list[int]] = {}
-        for member in group.members:
-            running = [0]
-            for unit in self.order[group.name]:
-                running.append(running[-1] + len(member.channels[unit]))
-            known = result.get((member.layer, member.side))
-            result[member.layer, member.side] = (
-                running if known is None else [a + b for a, b in zip(known, running, strict=True)]
+            rows.append(GroupPlan(group.name, layers, group.units, (), 1, before - before, "", (), (), group.locked))
+            continue
+        found = scores[group.name]
+        rows.append(
+            GroupPlan(
+                group.name,
+                layers,
+                group.units,
+                removed[group.name],
+                book.steps[group.name],
+                savings(group, removed[group.name], costs),
+                found.method,
+                found.counted,
+                tuple(float(f"{value:.8g}") for value in found.values.tolist()),
+                "",
             )
-        return result
+        )
+    return PruningPlan(budget.resource, budget.fraction, before, after, missed, tuple(rows), cut)
 
 
-_FIELD = {"macs": "macs", "params": "parameters", "size": "bytes"}
+def savings(group: ChannelGroup, removed: Sequence[int], costs: CostModel) -> Cost:
+    """What removing units of one group alone saves."""
+    counts: dict[tuple[str, Side], int] = defaultdict(int)
+    for member in group.members:
+        counts[member.layer, member.side] += len({channel for unit in removed for channel in member.channels[unit]})
+    return costs.of({}) - costs.of(counts)
 
 
 def explain_layer(
@@ -373,7 +221,9 @@ def explain_layer(
             others = [name for name in decided.layers if name != layer]
             shared = f", cut together with {', '.join(others)}" if others else ""
             why = f"{decided.decided_by} ranks its unit {rank[unit]} of {decided.units}; {decided.kept} stay{shared}"
-            if decided.rounds and decided.rounds[unit]:
+            if not decided.kept:
+                why = f"the whole branch goes, up to {group.branch}: measured to lose less than it costs{shared}"
+            elif decided.rounds and decided.rounds[unit]:
                 why = f"{decided.decided_by} ranked its unit among the lowest in round {decided.rounds[unit]}{shared}"
             rows.append((channel, decided.scores[unit], unit not in removed, why))
         return rows
@@ -382,17 +232,6 @@ def explain_layer(
     raise InputError(
         f"The plan has no layer {layer!r}. It has: {', '.join(near)}{', …' if len(near) < len(known) else ''}."
     )
-
-
-def _step(group: ChannelGroup, round_to: str | int) -> int:
-    """The alignment of a group's width, in units."""
-    root = group.members[0]
-    channels_per_unit = max(1, len(root.channels[0]))
-    if isinstance(round_to, int):
-        wanted = round_to
-    else:
-        wanted = next(size for size in (8, 4, 2, 1) if size <= max(1, root.width // 8))
-    return max(1, wanted // math.gcd(wanted, channels_per_unit))
 
 
 def _group_to_json(group: GroupPlan) -> dict[str, Any]:

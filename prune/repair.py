@@ -262,7 +262,11 @@ def compensate_means(
             _fill(layer, target, mean_maps[0][0], removed, out_removed)
         else:
             lost = _mean_output(layer, mean_maps, removed)
-            kept = torch.tensor([channel for channel in range(len(lost)) if channel not in out_removed])
+            kept = torch.tensor(
+                [channel for channel in range(len(lost)) if channel not in out_removed], dtype=torch.long
+            )
+            if not len(kept):
+                continue
             _give_back(pruned, target, norms.get(name, ("", None))[0], lost[kept])
         done.append(name)
     return tuple(done)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ..errors import SecateurError
 from ..network.channels import ChannelGroup, cut_of
 from .cost import CostModel
-from .plan import GroupPlan, PruningPlan
+from .plan import GroupPlan, PruningPlan, savings
 
 
 def combine(
@@ -22,15 +22,16 @@ def combine(
     Raises:
         SecateurError: the second plan does not fit what the first left (a defect).
     """
-    steps = {group.name: group for group in step.groups}
+    by_layer = {layer: group for group in step.groups for layer in group.layers}
     number = 1 + max((max(group.rounds, default=1) for group in earlier.groups), default=1)
-    merged = tuple(_merged(group, steps.get(group.name), number) for group in earlier.groups)
+    merged = tuple(
+        _merged(group, next((by_layer[layer] for layer in group.layers if layer in by_layer), None), number)
+        for group in earlier.groups
+    )
     removed = {group.name: group.removed for group in merged}
     cut = cut_of(groups, removed)
-    with_savings = tuple(
-        replace(group, saves=earlier.before - costs.of_cut(cut_of(groups, {group.name: group.removed})))
-        for group in merged
-    )
+    by_name = {group.name: group for group in groups}
+    with_savings = tuple(replace(group, saves=savings(by_name[group.name], group.removed, costs)) for group in merged)
     return PruningPlan(earlier.resource, fraction, earlier.before, costs.of_cut(cut), step.missed, with_savings, cut)
 
 

@@ -22,9 +22,12 @@ from ..network.images import Images
 from ..network.model import Network
 from ..network.probe import pick_logits
 from ..network.trace import ZeroPadChannels, trace
+from .activations import Activations
 from .cost import measure_cost
-from .reconstruction import Activations, Problem, ReconstructionSettings, affordable_images, can_fit
+from .least_squares import Problem, ReconstructionSettings, can_fit
 
+MEMORY_BYTES, LIVE_MAPS = 2 * 2**30, 8
+"""What activations may take, reckoned as so many maps of the largest size per image."""
 SHARES = (0.75, 0.5, 0.25, 0.125)
 FITTED_IMAGES, JUDGED_IMAGES = 400, 400
 WORK_MACS, FEWEST_IMAGES = 10_000_000_000_000, 64
@@ -99,6 +102,8 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Measure every open group at 3/4, 1/2, 1/4 and 1/8 of its units, the lowest scores gone.
 
+    Where a group ends a residual branch that may go whole, it is measured without any unit too, the branch a constant.
+
     Args:
         images: calibration images in random order; the first half fits, the second judges (400 each at most, fewer where
             their activations would not fit into memory or the work would pass ``WORK_MACS``).
@@ -109,7 +114,7 @@ def measure_sensitivity(
     settings = settings or ReconstructionSettings()
     trials_in_all = len(SHARES) * sum(1 for group in groups if not group.locked)
     worth = WORK_MACS // max(1, measure_cost(network).of({}).macs * trials_in_all)
-    available = min(len(images), 2 * affordable_images(network), max(FEWEST_IMAGES, worth))
+    available = min(len(images), 2 * _affordable_images(network), max(FEWEST_IMAGES, worth))
     if available < 4:
         raise InputError("Sensitivities need at least four calibration images; raise --calibration.")
     fitted, judged = min(FITTED_IMAGES, available // 2), min(JUDGED_IMAGES, available - available // 2)
@@ -133,6 +138,8 @@ def measure_sensitivity(
             units = trial.group.units
             lowest_first = scores[trial.group.name].values.argsort(stable=True)
             widths = sorted({max(1, round(units * share)) for share in SHARES} - {units})
+            if trial.group.ends_branch:
+                widths = [0, *widths]
             fit, judge = along if len(trial.readers) == 1 else activations()
             trial.prepare(fit, judge)
             curve = []
@@ -228,6 +235,8 @@ class _Trial:
         source = node.all_input_nodes[0]
         if isinstance(layer, ZeroPadChannels):
             return _pad_without(layer, gone, [fit.read(source, batch, values) for batch in range(fit.batches)])
+        if node in self.refitted and len(gone) == member.width:
+            return _constant([fit.get(node)[batch] for batch in range(fit.batches)])
         index = torch.tensor(gone, device=layer.weight.device)
         dim = -1 if isinstance(layer, nn.Linear) else 1
         if node not in self.refitted:
@@ -246,6 +255,16 @@ class _Trial:
                 self.problems[node] = problem
         weight, constant, _ = problem.solve(_kept_features(layer, gone))
         return _with_weights(layer, weight, constant)
+
+
+def _constant(wanted: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """A reader that has nothing left to read: what it should give, on average."""
+    dims = [0] if wanted[0].dim() == 2 else [0, 2, 3]
+    mean = torch.stack([value.double().sum(dims) for value in wanted]).sum(0)
+    mean = (mean * wanted[0].shape[1] / sum(value.numel() for value in wanted)).to(wanted[0].dtype)
+    shape = (1, -1) if wanted[0].dim() == 2 else (1, -1, 1, 1)
+    size = wanted[0].shape[2:]
+    return lambda seen: mean.view(shape).expand(len(seen), -1, *size).clone()
 
 
 def _kept_features(layer: Any, gone: Sequence[int]) -> Tensor:
@@ -284,3 +303,22 @@ def _pad_without(layer: ZeroPadChannels, gone: Sequence[int], inputs: Sequence[T
         return result
 
     return forward
+
+
+def _affordable_images(network: Network) -> int:
+    """How many images' activations fit into ``MEMORY_BYTES``."""
+    largest = 0
+
+    def hook(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.numel() * output.element_size())
+
+    handles = [child.register_forward_hook(hook) for child in network.module.modules() if not list(child.children())]
+    try:
+        with torch.no_grad():
+            network.module(network.example(1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(16, MEMORY_BYTES // (LIVE_MAPS * max(1, largest)))

@@ -21,8 +21,8 @@ def chain(seed, groups=4, steps=5):
         widths = [3, *(kept[name] for name in names), 10]
         return float(sum(f * a * b for f, a, b in zip(factors, widths, widths[1:], strict=False)))
 
-    def saved(kept, name, width):
-        return used(kept) - used({**kept, name: width})
+    def saved(kept, changes):
+        return used(kept) - used({**kept, **changes})
 
     neighbours = {name: names[max(0, index - 1) : index + 2] for index, name in enumerate(names)}
     loss = {name: losses[name].__getitem__ for name in names}

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from secateur.network.channels import apply_cut, cut_of, find_groups
-from secateur.prune.reconstruction import Problem, ReconstructionSettings, reconstruct
+from secateur.prune.least_squares import Problem, ReconstructionSettings
+from secateur.prune.reconstruction import reconstruct
 from secateur.prune.repair import repair
 
 ALL_PLACES = ReconstructionSettings(places=10**6)
