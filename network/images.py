@@ -195,12 +195,14 @@ def make_splits(parts: dict[str, Images], class_names: Sequence[str], notes: Seq
 def stratified_split(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of ``count`` items in which every class has its share (largest remainders), and of the rest.
 
-    Both come in seeded random order.
+    Both come in seeded random order. Of more classes than items, chance decides among equals which are drawn.
     """
     generator = _generator(seed)
     classes = sorted(set(labels.tolist()))
     quotas = {label: count * int((labels == label).sum()) / len(labels) for label in classes}
     sizes = {label: math.floor(quota) for label, quota in quotas.items()}
+    if count < len(classes):
+        classes = [classes[index] for index in torch.randperm(len(classes), generator=generator).tolist()]
     by_remainder = sorted(classes, key=lambda label: sizes[label] - quotas[label])
     for label in by_remainder[: count - sum(sizes.values())]:
         sizes[label] += 1
