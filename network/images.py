@@ -1,4 +1,4 @@
-"""Images with labels: read from wherever they lie, checked, split, and handed out in normalised batches."""
+"""Images, with labels or without: read from wherever they lie, checked, split, and handed out in normalised batches."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..environment import available_cores
 from ..errors import InputError
 from ..files import sha256_json
-from .folders import list_folder
+from .folders import SplitFiles, list_folder
 from .pictures import Preprocessing as Preprocessing
 from .pictures import in_words, mode_notes, picture_mode
 from .pictures import open_picture as open_picture
@@ -56,9 +56,10 @@ class PixelStore:
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images of one split.
+    """Images of one split.
 
-    ``labels`` is int64 ``[n]``; ``names`` identify each image (a path below the data folder, or an index).
+    ``labels`` is int64 ``[n]``; ``names`` identify each image (a path below the data folder, or an index). Where
+    ``labelled`` is False the images came without labels: these are -1, then what a network predicted (``label_images``).
     """
 
     labels: Tensor
@@ -66,6 +67,7 @@ class Images:
     preprocessing: Preprocessing
     _store: PixelStore = field(repr=False)
     _indices: Tensor = field(repr=False)
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -99,7 +101,8 @@ class Images:
 class Splits:
     """The three splits of a data set.
 
-    ``listing_sha256`` hashes names and labels of all three; ``notes`` say what the reader of a report must know.
+    ``listing_sha256`` hashes names and labels (null for images without any) of all three; ``notes`` say what the reader
+    of a report must know. ``class_names`` is empty where no split has labels and no network has named the classes yet.
     """
 
     train: Images
@@ -108,6 +111,11 @@ class Splits:
     class_names: tuple[str, ...]
     listing_sha256: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """Which of ``train``, ``validation`` and ``test`` came without labels."""
+        return tuple(name for name in ("train", "validation", "test") if not getattr(self, name).labelled)
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,9 @@ def load_images(data: str, preprocessing: Preprocessing, *, validation_share: fl
     """Load ``digits``, a folder in ImageFolder form, a torchvision set (``cifar10:DIR``, ``cifar100:DIR``,
     ``fashion-mnist:DIR``) or ``file.py:function``.
 
-    A data set without a validation split gets a seeded, stratified one carved from its training images.
+    A data set without a validation split gets a seeded, stratified one carved from its training images; where these have
+    no labels, ``label_images`` and then ``carve_validation`` do that. A split of a folder may hold pictures without labels
+    instead of class folders, and so may the whole folder, which is then split by the seed.
 
     Raises:
         InputError: the data do not exist, a class folder is empty, an image cannot be read, labels are off.
@@ -148,34 +158,50 @@ def load_images(data: str, preprocessing: Preprocessing, *, validation_share: fl
         from .digits import load_digits_splits
 
         return load_digits_splits(preprocessing)
-    found = _read(data, preprocessing)
-    parts, class_names, notes = dict(found.parts), found.class_names, list(found.notes)
+    found = _read(data, preprocessing, seed)
+    parts, classes = dict(found.parts), len(found.class_names)
     for name, images in parts.items():
-        if len(images) and int(images.labels.min()) < 0:
+        if images.labelled and len(images) and int(images.labels.min()) < 0:
             raise InputError(f"{data}: the {name} split has the label {int(images.labels.min())}; labels count from 0.")
-    if "val" not in parts:
-        train = parts["train"]
-        wanted = max(len(class_names), round(len(train) * validation_share))
-        if wanted * 2 > len(train):
-            raise InputError(
-                f"{data}: {len(train)} training images are too few to take a validation split for {len(class_names)} "
-                "classes from. Add a val/ folder, or more images."
-            )
-        validation, rest = stratified_split(train.labels, wanted, seed)
-        parts["val"], parts["train"] = train.subset(validation.sort().values), train.subset(rest.sort().values)
-        notes.append(
-            f"Validation: {wanted} images carved from train/ (seed {seed}); supplied weights may have seen them."
-        )
-    for name, images in parts.items():
-        if len(images) and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(class_names):
+        if images.labelled and len(images) and int(images.labels.max()) >= classes:
             raise InputError(
                 f"{data}: labels of the {name} split run from {int(images.labels.min())} to "
-                f"{int(images.labels.max())}, but there are {len(class_names)} classes."
+                f"{int(images.labels.max())}, but there are {classes} classes."
             )
-    return make_splits(parts, class_names, notes)
+    parts.setdefault("val", parts["train"].subset(torch.arange(0)))
+    splits = make_splits(parts, found.class_names, found.notes)
+    return carve_validation(splits, validation_share, seed) if splits.train.labelled else splits
 
 
-def _read(data: str, preprocessing: Preprocessing) -> Found:
+def carve_validation(splits: Splits, share: float, seed: int) -> Splits:
+    """Take a seeded, stratified share of the training images for validation, if there is no validation split.
+
+    Every class gets an image at least, where labels were given.
+
+    Raises:
+        InputError: there are too few training images.
+    """
+    train = splits.train
+    if len(splits.validation):
+        return splits
+    wanted = max(len(splits.class_names) if train.labelled else 1, round(len(train) * share))
+    if wanted * 2 > len(train):
+        among = f" for {len(splits.class_names)} classes" if train.labelled else ""
+        raise InputError(
+            f"The data have {len(train)} training images, too few to take a validation split{among} from. Add a val/ "
+            "folder, or more images."
+        )
+    validation, rest = stratified_split(train.labels, wanted, seed)
+    parts = {
+        "train": train.subset(rest.sort().values),
+        "val": train.subset(validation.sort().values),
+        "test": splits.test,
+    }
+    note = f"Validation: {wanted} images carved from the training images (seed {seed}); supplied weights may have seen them."
+    return make_splits(parts, splits.class_names, (*splits.notes, note))
+
+
+def _read(data: str, preprocessing: Preprocessing, seed: int) -> Found:
     from .datasets import TORCHVISION_SETS, read_function, read_torchvision
 
     kind, _, place = data.partition(":")
@@ -183,12 +209,15 @@ def _read(data: str, preprocessing: Preprocessing) -> Found:
         return read_torchvision(kind, place, preprocessing)
     if data.rpartition(":")[0].endswith(".py"):
         return read_function(data, preprocessing)
-    return _read_folder(Path(data), preprocessing)
+    return _read_folder(Path(data), preprocessing, seed)
 
 
 def make_splits(parts: dict[str, Images], class_names: Sequence[str], notes: Sequence[str]) -> Splits:
     """Bring ``train``, ``val`` and ``test`` together with the hash of their listing."""
-    listing = {name: [list(parts[name].names), parts[name].labels.tolist()] for name in ("train", "val", "test")}
+    listing = {
+        name: [list(parts[name].names), parts[name].labels.tolist() if parts[name].labelled else None]
+        for name in ("train", "val", "test")
+    }
     return Splits(parts["train"], parts["val"], parts["test"], tuple(class_names), sha256_json(listing), tuple(notes))
 
 
@@ -232,21 +261,24 @@ def check_readable(images: Images, what: str, report: Callable[[int], None] = la
     return digest.hexdigest()
 
 
-def _read_folder(root: Path, preprocessing: Preprocessing) -> Found:
-    listing = list_folder(root)
+def _read_folder(root: Path, preprocessing: Preprocessing, seed: int) -> Found:
+    listing = list_folder(root, seed)
     parts, modes = {}, Counter[str]()
     for name, split in listing.splits.items():
         modes.update(map(picture_mode, split.files))
-        parts[name] = _file_images(split.files, split.labels, root, preprocessing)
-    return Found(parts, listing.class_names, mode_notes(modes, preprocessing.input_shape[0]))
+        parts[name] = _file_images(split, root, preprocessing)
+    return Found(parts, listing.class_names, (*listing.notes, *mode_notes(modes, preprocessing.input_shape[0])))
 
 
-def _file_images(files: Sequence[Path], labels: Sequence[int], root: Path, preprocessing: Preprocessing) -> Images:
+def _file_images(split: SplitFiles, root: Path, preprocessing: Preprocessing) -> Images:
     def read(index: int) -> Tensor:
-        return preprocessing.to_pixels(open_picture(files[index]))
+        return preprocessing.to_pixels(open_picture(split.files[index]))
 
-    names = tuple(path.relative_to(root).as_posix() for path in files)
-    return Images(torch.tensor(labels), names, preprocessing, PixelStore(len(files), read), torch.arange(len(files)))
+    count = len(split.files)
+    names = tuple(path.relative_to(root).as_posix() for path in split.files)
+    labels = torch.full((count,), -1) if split.labels is None else torch.tensor(split.labels)
+    store = PixelStore(count, read)
+    return Images(labels, names, preprocessing, store, torch.arange(count), labelled=split.labels is not None)
 
 
 def _generator(seed: int) -> torch.Generator:
