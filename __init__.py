@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .explain.ranking import rank_kernels as rank_kernels
     from .export.onnx_model import export_onnx as export_onnx
     from .network.images import load_images as load_images
+    from .network.labelling import label_images as label_images
     from .network.model import load_model as load_model
     from .pipeline import prune_and_export as prune_and_export
     from .prune.plan import plan_pruning as plan_pruning
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "cut": "prune.surgery",
     "export_onnx": "export.onnx_model",
+    "label_images": "network.labelling",
     "load_images": "network.images",
     "load_model": "network.model",
     "plan_pruning": "prune.plan",

@@ -36,7 +36,8 @@ Weights = Annotated[str | None, typer.Option(help="safetensors or torch checkpoi
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits, a folder with train/ and test/, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, file.py:function."
+        help="digits, a folder with train/ and test/ (or of pictures only), cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, "
+        "file.py:function."
     ),
 ]
 Out = Annotated[Path, typer.Option(help="The run folder.")]

@@ -8,7 +8,8 @@ import torch
 
 from .environment import choose_device, seed_everything
 from .errors import InputError
-from .network.images import Images, Splits, check_readable, load_images
+from .network.images import Images, Splits, carve_validation, check_readable, load_images
+from .network.labelling import label_images
 from .network.model import Network, load_model, match_classes
 from .recipe import Recipe
 from .stages import Progress, silent
@@ -31,6 +32,8 @@ class Inputs:
 def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
     """Load and check network and images before any work: formats, classes, finite weights, readable pictures.
 
+    Images without labels get the network's own predictions; calibration and validation images are drawn after that.
+
     Raises:
         InputError: naming what is wrong and what to do.
         MachineError: the device asked for is not there.
@@ -41,11 +44,13 @@ def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
     data = recipe.data.data or ("digits" if recipe.model.model == "digits" else None)
     if data is None:
         raise InputError(
-            f"--model {recipe.model.model} needs its images: give --data (a folder with train/ and test/, cifar10:DIR, "
-            "cifar100:DIR, fashion-mnist:DIR, digits, or file.py:function)."
+            f"--model {recipe.model.model} needs its images: give --data (a folder with train/ and test/ or of pictures only, "
+            "cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, digits, or file.py:function)."
         )
     splits = load_images(data, network.preprocessing, validation_share=recipe.data.validation_share, seed=recipe.seed)
     network, splits = match_classes(network, splits)
+    splits = label_images(network, splits, device=device, progress=progress)
+    splits = carve_validation(splits, recipe.data.validation_share, recipe.seed)
     calibration = splits.train.sample(recipe.data.calibration, recipe.seed)
     parts = {"calibration": calibration, "validation": splits.validation, "test": splits.test}
     if recipe.recovery.epochs:

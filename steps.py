@@ -9,7 +9,7 @@ import torch
 from .environment import available_cores, installed_packages
 from .errors import InputError, UsageError
 from .explain.scores import KernelScores, get_ranker
-from .export.accuracy import measure_accuracy, measure_drop
+from .export.accuracy import MEASURES, accuracy_of, measure_accuracy, measure_drop
 from .export.latency import compare_latency
 from .export.onnx_model import export_onnx, read_metadata
 from .export.runtime import choose_provider, open_session, why_not
@@ -97,7 +97,8 @@ def prune_into(recipe: Recipe, out: Path, observer: Observer) -> list[str]:
             with observer.stage("recover") as progress:
                 small, history = fine_tune(inputs, small, progress)
             best = history.epochs[history.best]
-            lines.append(f"validation accuracy {100 * best.validation_accuracy:.2f}% (epoch {history.best})")
+            measure = "accuracy" if inputs.splits.validation.labelled else "agreement with the original"
+            lines.append(f"validation {measure} {100 * best.validation_accuracy:.2f}% (epoch {history.best})")
         surgery.save(small, chosen, out)
         write_text(out / RECIPE_FILE, recipe.to_toml())
     shares = (chosen.after.macs / chosen.before.macs, chosen.after.parameters / chosen.before.parameters)
@@ -154,6 +155,8 @@ class BenchSettings:
 def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Observer) -> list[Row]:
     """Compare two ONNX classifiers: latency in turns, and with data accuracy and drop; rows for the terminal.
 
+    Where the test images have no labels, the second is compared with what the first predicts.
+
     Raises:
         InputError: a file is no ONNX model, the two differ in their input, or what is needed to read images is not known.
     """
@@ -168,13 +171,21 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
     if settings.data is not None:
         preprocessing = _preprocessing(read_metadata(baseline), shape, settings, baseline)
         splits = load_images(settings.data, preprocessing, seed=settings.seed)
+        test, names = splits.test, splits.class_names or _class_names(baseline)
         with observer.stage("accuracy") as progress:
-            first = measure_accuracy(baseline, splits.test, splits.class_names, choice.provider, progress)
-            second = measure_accuracy(pruned, splits.test, splits.class_names, choice.provider, progress)
-        drop = measure_drop(first, second, splits.test, settings.seed)
+            first = measure_accuracy(baseline, test, names, choice.provider, progress)
+            if not test.labelled:
+                for note in splits.notes:
+                    observer.say(note)
+                observer.say("No labels for the test images: the second file is held against what the first predicts.")
+                test = replace(test, labels=torch.from_numpy(first.predictions))
+                first = accuracy_of(first.predictions, test, names)
+            second = measure_accuracy(pruned, test, names, choice.provider, progress)
+        drop = measure_drop(first, second, test, settings.seed)
         shares = [f"{100 * one.accuracy:.2f}%" for one in (first, second)]
         change = f"{-drop.points:+.2f} points ({-drop.high:+.2f} to {-drop.low:+.2f})"
-        rows.append(("top-1 accuracy", *shares, change))
+        measure = MEASURES["labels"] if test.labelled else "agreement with the first"
+        rows.append((measure, *shares, change))
     rows.append(("bytes", str(baseline.stat().st_size), str(pruned.stat().st_size), ""))
     for batch in settings.batches:
         with observer.stage(f"batch {batch}") as progress:
@@ -227,6 +238,14 @@ def _onnx_input_shape(path: Path, given: tuple[int, ...] | None) -> tuple[int, i
         raise InputError(f"{path} leaves its image size open ({shape}); give it with --input-shape.")
     channels, height, width = sizes
     return channels, height, width
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    """A name for every output, which neither the data nor a network gives: numbers."""
+    classes = open_session(path, "cpu").session.get_outputs()[0].shape[-1]
+    if not isinstance(classes, int):
+        raise InputError(f"{path} leaves its number of classes open; give test images with labels.")
+    return tuple(f"class {index}" for index in range(classes))
 
 
 def _preprocessing(

@@ -1,4 +1,7 @@
-"""Accuracy of ONNX files, overall and per class, and the drop between two."""
+"""Accuracy of ONNX files, overall and per class, and the drop between two.
+
+For images without labels all of it is agreement with the original network: its predictions are the labels then.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +15,9 @@ from ..errors import InputError
 from ..network.evaluation import Interval, paired_drop_interval, wilson_interval
 from ..network.images import Images
 from .runtime import open_session
+
+MEASURES = {"labels": "top-1 accuracy", "original": "agreement with the original"}
+"""What a share of right predictions is called, by what they were held against."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,11 @@ def measure_accuracy(
         predictions.append(logits.argmax(1))
         done += len(batch)
         progress(done, len(images))
-    predicted = np.concatenate(predictions).astype(np.int64)
+    return accuracy_of(np.concatenate(predictions).astype(np.int64), images, class_names)
+
+
+def accuracy_of(predicted: NDArray[np.int64], images: Images, class_names: Sequence[str]) -> Accuracy:
+    """Accuracy of predictions ``[n]`` against the labels of the images."""
     labels = images.labels.numpy()
     correct = predicted == labels
     per_class = {

@@ -13,7 +13,7 @@ from ..prune.cost import Cost, CostModel
 from ..prune.plan import GroupPlan, PruningPlan
 from ..prune.repair import RepairReport
 from ..prune.search import Search
-from .accuracy import Accuracy, Drop
+from .accuracy import MEASURES, Accuracy, Drop
 from .gates import BudgetCheck, exit_code, judge
 from .latency import Comparison
 from .onnx_model import OnnxModel
@@ -45,6 +45,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
     baseline, pruned = measured.files
     before, after = plan.before, measured.shipped
     gated = next((row for row in comparisons if row.batch == recipe.measurement.latency_batch), None)
+    against = "labels" if inputs.splits.test.labelled else "original"
     gates = judge(
         recipe.gates,
         budget=_budget(measured),
@@ -52,6 +53,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
         speedup=gated.ratio if gated else None,
         onnx_bytes=pruned.onnx_bytes,
         provider=measured.provider.provider,
+        measure=MEASURES[against],
     )
     sides = {}
     for name, accuracy, cost, model in (
@@ -76,6 +78,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
         "secateur_version": installed_packages().get("secateur", "unknown"),
         "model": Path(recipe.model.model).name,
         "exit_code": int(exit_code(gates)),
+        "accuracy_against": against,
         **sides,
         "drop": asdict(measured.drop),
         "ratios": {
@@ -108,6 +111,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
                 "validation": len(inputs.splits.validation),
                 "test": len(inputs.splits.test),
             },
+            "unlabelled": list(inputs.splits.unlabelled),
         },
         "notes": notes,
     }

@@ -44,11 +44,12 @@ def judge(
     speedup: Ratio | None,
     onnx_bytes: int | None,
     provider: str,
+    measure: str = "top-1 accuracy",
 ) -> tuple[Gate, ...]:
     """Judge every gate that was asked for, and the budget always.
 
     A drop passes when the upper end of its interval is below the limit, a speed-up when the lower end reaches it, a size
-    when it is below. What could not be measured does not pass.
+    when it is below. What could not be measured does not pass. ``measure`` says what the drop is a drop in.
     """
     verdict = FAIL if budget.missed else PASS
     gates = [Gate("budget", budget.value, budget.limit, verdict, budget.missed or budget.meaning)]
@@ -61,7 +62,7 @@ def judge(
                 drop.high if drop else None,
                 limit,
                 verdict,
-                "upper end of the drop in top-1 accuracy, points, below the limit",
+                f"upper end of the drop in {measure}, points, below the limit",
             )
         )
     if settings.require_speedup is not None:

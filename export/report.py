@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import read_json, replacing, write_json, write_text
+from .accuracy import MEASURES
 
 SCHEMA_VERSION = 1
 REPORT_FILES = ("report.json", "report.md", "report.html", "junit.xml")
@@ -87,7 +88,7 @@ def closing_rows(report: Report) -> list[tuple[str, str, str, str]]:
     before, after, ratios, drop = report["baseline"], report["pruned"], report["ratios"], report["drop"]
     rows = [
         (
-            "top-1 accuracy",
+            MEASURES[report["accuracy_against"]],
             _share(before["accuracy"]),
             _share(after["accuracy"]),
             f"{_points(drop['points'])} points ({_points(drop['high'])} to {_points(drop['low'])})",
@@ -129,6 +130,8 @@ def _view(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "rows": closing_rows(report),
+        "measure": MEASURES[report["accuracy_against"]],
+        "agreement": report["accuracy_against"] == "original",
         "classes": sorted(classes, key=lambda row: row["points"]),
         "passed": all(gate["verdict"] == "pass" for gate in report["gates"]),
         "total_s": sum(report["timings_s"].values()),

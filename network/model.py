@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -166,13 +167,16 @@ def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:
     """Bring the network's classes and the data's together.
 
     Names that the model declares in another order than the folders' decide, and labels follow. Without declared names
-    the data's are taken, in their (sorted) order.
+    the data's are taken, in their (sorted) order; where no split has labels either, numbers name the classes.
 
     Raises:
         InputError: the counts differ, or the declared names are others than the data's.
     """
     with torch.no_grad():
         outputs = network.logits(network.example()).shape[1]
+    if not splits.class_names:
+        names = _distinct(network.class_names) or tuple(f"class {index}" for index in range(outputs))
+        return replace(network, class_names=names), replace(splits, class_names=names)
     if outputs != len(splits.class_names):
         raise InputError(
             f"The model's head has {outputs} classes, the data have {len(splits.class_names)} "
@@ -191,10 +195,17 @@ def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:
         raise InputError(f"The model's class names and the data's differ: {', '.join(map(repr, odd[:6]))}.")
     order = torch.tensor([network.class_names.index(name) for name in splits.class_names])
     relabelled = {
-        name: replace(getattr(splits, name), labels=order[getattr(splits, name).labels])
+        name: replace(part, labels=order[part.labels])
         for name in ("train", "validation", "test")
+        if (part := getattr(splits, name)).labelled
     }
     return network, replace(splits, class_names=network.class_names, **relabelled)
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Names that occur more than once with their index: of ImageNet's classes two are cranes."""
+    counts = Counter(names)
+    return tuple(f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names))
 
 
 def save_network(network: Network, folder: Path, plan_sha256: str) -> Path:

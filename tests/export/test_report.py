@@ -34,6 +34,7 @@ def report():
         "secateur_version": "0",
         "model": HOSTILE,
         "exit_code": 1,
+        "accuracy_against": "labels",
         "baseline": side,
         "pruned": pruned,
         "drop": {"points": 2.0, "low": 1.0, "high": 3.0, "images": 500},
@@ -87,7 +88,12 @@ def report():
             "packages": {},
         },
         "recipe": {"ranking": {"rank_by": "gap"}, "seed": 0},
-        "inputs": {"weights_sha256": "0" * 64, "data_listing_sha256": "0" * 64, "images": {"test": 500}},
+        "inputs": {
+            "weights_sha256": "0" * 64,
+            "data_listing_sha256": "0" * 64,
+            "images": {"test": 500},
+            "unlabelled": [],
+        },
         "notes": [HOSTILE],
     }
 
