@@ -157,9 +157,31 @@ def plan_pruning(
     Raises:
         UsageError: nothing can be cut, or ``round_to`` is wider than every group.
     """
+    if reason := obstacle(groups, budget.round_to):
+        raise UsageError(reason)
     allocator = _Allocator(groups, scores, costs, budget)
     kept = allocator.allocate() if sensitivity is None else allocator.allocate_by_loss(sensitivity)
     return allocator.plan(kept)
+
+
+def keep_all(
+    groups: Sequence[ChannelGroup], scores: Mapping[str, UnitScores], costs: CostModel, budget: BudgetSettings
+) -> PruningPlan:
+    """The plan that removes nothing; of ``budget`` only the resource and the alignment count."""
+    allocator = _Allocator(groups, scores, costs, budget)
+    whole = allocator.plan({name: group.units for name, group in allocator.open.items()})
+    return replace(whole, fraction=1.0, missed="")
+
+
+def obstacle(groups: Sequence[ChannelGroup], round_to: str | int) -> str:
+    """Why nothing in these groups can be cut, or nothing."""
+    open_groups = [group for group in groups if not group.locked]
+    if not open_groups:
+        reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups[:3])
+        return f"Nothing in this network can be cut. {reasons}"
+    if all(group.units <= _step(group, round_to) for group in open_groups):
+        return f"round_to {round_to} is as wide as every layer, so nothing can be cut. Lower it."
+    return ""
 
 
 class _Allocator:
@@ -174,12 +196,7 @@ class _Allocator:
     ) -> None:
         self.groups, self.scores, self.costs, self.budget = groups, scores, costs, budget
         self.open = {group.name: group for group in groups if not group.locked}
-        if not self.open:
-            reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups[:3])
-            raise UsageError(f"Nothing in this network can be cut. {reasons}")
         self.steps = {name: _step(group, budget.round_to) for name, group in self.open.items()}
-        if all(group.units <= self.steps[name] for name, group in self.open.items()):
-            raise UsageError(f"round_to {budget.round_to} is as wide as every layer, so nothing can be cut. Lower it.")
         self.order = {
             name: sorted(range(group.units), key=lambda unit, name=name: (float(scores[name].values[unit]), unit))  # type: ignore[misc]
             for name, group in self.open.items()
@@ -361,8 +378,11 @@ def explain_layer(
         if member is None:
             continue
         unit_of = {channel: unit for unit, channels in enumerate(member.channels) for channel in channels}
-        order = sorted(range(decided.units), key=lambda unit: -decided.scores[unit]) if decided.scores else []
+        last = max((max(one.rounds, default=0) for one in plan.groups), default=0)
+        compared = [unit for unit in range(decided.units) if not decided.rounds or decided.rounds[unit] in (0, last)]
+        order = sorted(compared, key=lambda unit: -decided.scores[unit]) if decided.scores else []
         rank = {unit: place for place, unit in enumerate(order, 1)}
+        when = f" in round {last}" if decided.rounds else ""
         removed = set(decided.removed)
         rows: list[tuple[int, float | None, bool, str]] = []
         for channel in range(member.width):
@@ -372,9 +392,11 @@ def explain_layer(
                 continue
             others = [name for name in decided.layers if name != layer]
             shared = f", cut together with {', '.join(others)}" if others else ""
-            why = f"{decided.decided_by} ranks its unit {rank[unit]} of {decided.units}; {decided.kept} stay{shared}"
             if decided.rounds and decided.rounds[unit]:
                 why = f"{decided.decided_by} ranked its unit among the lowest in round {decided.rounds[unit]}{shared}"
+            else:
+                place = f"{rank[unit]} of {len(compared)}{when}"
+                why = f"{decided.decided_by} ranks its unit {place}; {decided.kept} stay{shared}"
             rows.append((channel, decided.scores[unit], unit not in removed, why))
         return rows
     known = [name for group in plan.groups for name in group.layers]
