@@ -42,8 +42,8 @@ class Search:
             return ""
         best = min(self.trials, key=lambda trial: trial.high)
         return (
-            f"no cut that was tried stays within {self.max_drop:g} points on validation images; with {best.left:.3f} of the "
-            f"MACs the upper end of the interval is {best.high:.2f}. Nothing was cut. Allow more, or bring more validation "
+            f"no cut that was tried loses at most {self.max_drop:g} on validation images; with {best.left:.3f} of the MACs the "
+            f"upper end of the interval is {best.high:.2f} points. Nothing was cut. Allow more, or bring more validation "
             "images."
         )
 
