@@ -177,7 +177,9 @@ class Pruner:
         """A plan from the original on, for one round; every round goes the same factor towards the budget."""
         share = number / budget.rounds
         fraction = budget.fraction**share
-        target = fraction * self.costs.of({}).of(budget.resource) / ranked.costs.of({}).of(budget.resource)
+        target = fraction
+        if earlier is not None:
+            target *= self.costs.of({}).of(budget.resource) / ranked.costs.of({}).of(budget.resource)
 
         def work(folder: Path, progress: Progress) -> None:
             groups, units, costs = ranked.groups, ranked.units, ranked.costs
