@@ -17,9 +17,12 @@ from secateur.cli import app
 from secateur.errors import ExitCode
 from secateur.export.report import schema
 from secateur.files import sha256_file
+from secateur.inputs import load_inputs
 from secateur.network.model import load_network
+from secateur.prune import surgery
+from secateur.pruner import Pruner
 from secateur.recipe import Recipe
-from secateur.stages import Observer
+from secateur.stages import Observer, Stages
 
 ARTEFACTS = ("plan.json", "model.onnx", "baseline.onnx", "model.safetensors", "recipe.toml")
 
@@ -186,3 +189,29 @@ def test_a_folder_of_rounds_or_of_a_search_is_planned_anew(rounded, searched, tm
     assert code == ExitCode.USAGE
     assert "drop of at most 4 points" in stderr
     assert secateur("plan", "--size", "0.6", "--out", tmp_path / "searched")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("macs", "rounds", "round_to", "working", "missed"),
+    [
+        (0.97, 4, 16, [1], False),
+        (0.5, 3, "auto", [1, 2, 3], False),
+        (0.001, 3, 8, [1, 2], True),
+        (0.3, 2, 32, [1], True),
+    ],
+)
+def test_rounds_that_go_far_enough_early_or_no_further_end_well(tmp_path, macs, rounds, round_to, working, missed):
+    """Coarse widths take a round past the goals of later ones; a budget out of reach leaves later rounds nothing."""
+    settings = recipe(macs=macs, rounds=rounds, round_to=round_to, rank_by="magnitude").override(repair="none")
+    inputs = load_inputs(settings)
+    found, search = Pruner(inputs, Stages(tmp_path)).prune()
+    left = found.plan.after.macs / found.plan.before.macs
+    assert search is None
+    assert len(found.repairs) == rounds
+    assert bool(found.plan.missed) == (left > macs) == missed
+    cut_in = {number for group in found.plan.groups for number in group.rounds} - {0}
+    assert cut_in == set(working)
+    assert sum(parameter.numel() for parameter in found.network.module.parameters()) == found.plan.after.parameters
+    whole = surgery.cut(inputs.network, found.plan)
+    x = whole.example()
+    assert torch.equal(whole.logits(x), found.network.logits(x))
