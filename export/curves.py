@@ -19,7 +19,7 @@ def search_curve(search: Mapping[str, Any]) -> str:
     """
     limit, trials, chosen = search["max_drop"], search["trials"], search["chosen"]
     low, high = _span(trials, limit)
-    widest = 25 * math.ceil(4 * max(trial["left"] for trial in trials))
+    widest: int = 25 * math.ceil(4 * max(trial["left"] for trial in trials))
 
     def x(left: float) -> float:
         return LEFT + 100 * left / widest * (WIDTH - LEFT - RIGHT)
