@@ -377,7 +377,9 @@ def _recipe(file: Path | None, folder: Path | None, **options: Any) -> "Recipe":
     from .recipe import Recipe
 
     if file is not None:
-        base = Recipe.read(file)
+        from .steps import read_recipe
+
+        base = read_recipe(file)
     elif folder is not None:
         base = Recipe.read(folder / "recipe.toml")
     else:

@@ -17,9 +17,7 @@ from .export.report import REPORT_FILES, to_html, to_markdown, write_report
 from .export.runtime import choose_provider
 from .files import locked_folder, read_json, replacing, sha256_file, sha256_json, write_json, write_text
 from .inputs import Inputs, load_inputs
-from .network.model import Network
 from .prune import surgery
-from .prune.plan import PruningPlan
 from .pruner import SCORES_FILE, SENSITIVITY_FILE, Candidate, Pruner, shipped_cost
 from .recipe import Recipe
 from .stages import Observer, Progress, Stages
@@ -58,12 +56,12 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         for name, reason in locked(pruner.groups):
             observer.say(f"{name} stays whole: {reason}")
         pruned, search = pruner.prune()
-        for missed in filter(None, (pruned.plan.missed, search.missed if search else "")):
+        if missed := search.missed if search else pruned.plan.missed:
             observer.say(f"Budget missed: {missed}")
         files = stages.run(
             "export",
             {"network": pruned.key},
-            lambda folder, progress: _export(inputs, pruned.network, pruned.plan, folder),
+            lambda folder, progress: _export(inputs, pruned, folder),
             _exported,
         )
         accuracies = stages.run(
@@ -102,20 +100,20 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         return RunResult(out, report, ExitCode(report["exit_code"]))
 
 
-def _export(inputs: Inputs, small: Network, plan: PruningPlan, folder: Path) -> None:
-    recipe = inputs.recipe
+def _export(inputs: Inputs, pruned: Candidate, folder: Path) -> None:
+    recipe, plan = inputs.recipe, pruned.plan
     done = {
         "what": "pruned",
         "ranked_by": recipe.ranking.rank_by,
         "budget": {plan.resource: plan.fraction},
-        "repair": recipe.repair.repair,
-        "epochs": recipe.recovery.epochs,
+        "repair": pruned.repairs[-1].kind,
+        "epochs": recipe.recovery.epochs if pruned.history else 0,
         "seed": recipe.seed,
         "plan_sha256": sha256_json(plan.to_json()),
     }
     models = (
         export_onnx(inputs.network, folder / BASELINE_ONNX, {"what": "baseline"}),
-        export_onnx(small, folder / PRUNED_ONNX, done),
+        export_onnx(pruned.network, folder / PRUNED_ONNX, done),
     )
     write_json(folder / "export.json", [model.to_json() for model in models])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .environment import installed_packages
+from .errors import UsageError
 from .explain.ranking import UnitScores, rank_kernels, score_units
 from .explain.scores import KernelScores, RankingTask
 from .files import read_json, write_json
@@ -22,7 +23,7 @@ from .network.probe import pick_logits
 from .network.training import History
 from .prune import surgery
 from .prune.cost import Cost, CostModel, measure_cost
-from .prune.plan import PruningPlan, plan_pruning
+from .prune.plan import PruningPlan, keep_all, obstacle, plan_pruning
 from .prune.recover import recover
 from .prune.repair import RepairReport, repair
 from .prune.rounds import combine
@@ -65,6 +66,8 @@ class Pruner:
         with stages.timed("channels"):
             self.groups = find_groups(inputs.network.module, inputs.network.example(2))
             self.costs = measure_cost(inputs.network)
+        if reason := obstacle(self.groups, self.recipe.budget.round_to):
+            raise UsageError(reason)
         self._first: Ranked | None = None
         self._validation: torch.Tensor | None = None
 
@@ -80,20 +83,19 @@ class Pruner:
         budget = self.recipe.budget
         if budget.max_drop is None:
             return self.candidate(budget), None
-        best: Candidate | None = None
+        limit = budget.max_drop
+        best: tuple[tuple[float, float], Candidate] | None = None
 
         def attempt(fraction: float) -> Trial:
             nonlocal best
             tried = self.candidate(budget.of(fraction), f" {fraction:.3f}")
             trial = self._judged(tried, fraction)
-            if trial.high <= (budget.max_drop or 0.0) and (
-                best is None or tried.plan.after.macs < best.plan.after.macs
-            ):
-                best = tried
+            if trial.high <= limit and (best is None or trial.rank < best[0]):
+                best = trial.rank, tried  # as the search chooses; the other networks need not stay in memory
             return trial
 
-        found = search(attempt, budget.max_drop)
-        return best or self.candidate(budget.of(1.0), " 1.000"), found
+        found = search(attempt, limit)
+        return (best[1] if best else self._whole()), found
 
     def candidate(self, budget: BudgetSettings, label: str = "") -> Candidate:
         """Plan, cut, repair and fine-tune to a budget, in as many rounds as the recipe says."""
@@ -105,7 +107,7 @@ class Pruner:
             if index > 1:
                 groups = find_groups(network.module, network.example(2))
                 ranked = self._rank(network, groups, measure_cost(network), key, suffix)
-            plan = self._plan(budget, ranked, plan, index / budget.rounds, suffix)
+            plan = self._plan(budget, ranked, plan, index, suffix)
             network, report = self._cut_and_repair(network, plan, suffix)
             repairs.append(report)
             key = self.stages.keys[f"repair{suffix}"]
@@ -120,6 +122,22 @@ class Pruner:
             )
             key = self.stages.keys[f"recover{label}"]
         return Candidate(plan, network, tuple(repairs), history, key)
+
+    def _whole(self) -> Candidate:
+        """The original as it is, with the plan that removes nothing."""
+        ranked, budget = self.first, self.recipe.budget
+
+        def work(folder: Path, progress: Progress) -> None:
+            keep_all(ranked.groups, ranked.units, ranked.costs, budget).save(folder / PLAN_FILE)
+
+        plan = self.stages.run(
+            "plan whole",
+            {"ranked": ranked.key, "whole": asdict(budget)},
+            work,
+            lambda folder: PruningPlan.load(folder / PLAN_FILE),
+        )
+        report = RepairReport("none", len(self.inputs.calibration))
+        return Candidate(plan, surgery.cut(self.inputs.network, plan), (report,), None, self.stages.keys["plan whole"])
 
     def _rank(
         self, network: Network, groups: tuple[ChannelGroup, ...], costs: CostModel, origin: str, suffix: str
@@ -154,18 +172,23 @@ class Pruner:
         return Ranked(groups, costs, scores, units, sensitivity, self.stages.keys[measured])
 
     def _plan(
-        self, budget: BudgetSettings, ranked: Ranked, earlier: PruningPlan | None, share: float, suffix: str
+        self, budget: BudgetSettings, ranked: Ranked, earlier: PruningPlan | None, number: int, suffix: str
     ) -> PruningPlan:
-        """A plan from the original on. ``share`` of the way to the budget, counted in factors, is behind after it."""
-        whole = self.costs.of({}).of(budget.resource)
-        target = budget.fraction**share * whole / ranked.costs.of({}).of(budget.resource)
+        """A plan from the original on, for one round; every round goes the same factor towards the budget."""
+        share = number / budget.rounds
+        fraction = budget.fraction**share
+        target = fraction
+        if earlier is not None:
+            target *= self.costs.of({}).of(budget.resource) / ranked.costs.of({}).of(budget.resource)
 
         def work(folder: Path, progress: Progress) -> None:
-            step = plan_pruning(
-                ranked.groups, ranked.units, ranked.costs, budget.of(min(1.0, target)), ranked.sensitivity
-            )
+            groups, units, costs = ranked.groups, ranked.units, ranked.costs
+            if target < 1 and not obstacle(groups, budget.round_to):
+                step = plan_pruning(groups, units, costs, budget.of(target), ranked.sensitivity)
+            else:  # an earlier round went far enough, or as far as it goes
+                step = keep_all(groups, units, costs, budget)
             if earlier is not None:
-                step = combine(earlier, step, self.groups, self.costs, budget.fraction)
+                step = combine(earlier, step, self.groups, self.costs, fraction=fraction, number=number)
             step.save(folder / PLAN_FILE)
 
         return self.stages.run(
@@ -237,6 +260,8 @@ def measure(
 def plan(inputs: Inputs, scores: KernelScores, progress: Progress = silent) -> tuple[PruningPlan, Sensitivity | None]:
     """Find the groups and costs of the network, measure sensitivities if the recipe asks for them, and plan."""
     groups = find_groups(inputs.network.module, inputs.network.example(2))
+    if reason := obstacle(groups, inputs.recipe.budget.round_to):
+        raise UsageError(reason)
     units = score_units(groups, scores)
     measured = inputs.recipe.budget.allocation == "sensitivity"
     sensitivity = measure(inputs, groups, units, progress) if measured else None

@@ -138,10 +138,7 @@ class BudgetSettings:
 
     def of(self, fraction: float) -> "BudgetSettings":
         """The same with another fraction of its resource."""
-        values = {self.resource: fraction}
-        return replace(
-            self, max_drop=None, macs=values.get("macs"), params=values.get("params"), size=values.get("size")
-        )
+        return replace(self, **{**dict.fromkeys(BUDGETS), self.resource: fraction})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

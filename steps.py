@@ -28,6 +28,20 @@ from .stages import Observer
 Row = tuple[str, ...]
 
 
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file whose ranker is known.
+
+    Raises:
+        InputError: what :meth:`Recipe.read` raises, or an unknown ranker; the file is named.
+    """
+    recipe = Recipe.read(path)
+    try:
+        get_ranker(recipe.ranking.rank_by)
+    except UsageError as error:
+        raise InputError(f"The recipe {path}: {error}") from error
+    return recipe
+
+
 def explain_into(recipe: Recipe, out: Path, observer: Observer) -> list[Row]:
     """Score the kernels and write ``scores.safetensors`` and ``recipe.toml``; a row per layer for the terminal."""
     get_ranker(recipe.ranking.rank_by)
@@ -48,6 +62,13 @@ def explain_into(recipe: Recipe, out: Path, observer: Observer) -> list[Row]:
 
 def plan_into(recipe: Recipe, out: Path, observer: Observer) -> tuple[PruningPlan, list[Row]]:
     """Plan from the run folder's scores and write ``plan.json``; a row per group for the terminal."""
+    if recipe.budget.max_drop is not None:
+        raise UsageError(
+            f"{out / RECIPE_FILE} asks for a drop of at most {recipe.budget.max_drop:g} points, which only the search of "
+            "`secateur prune-and-export` can find. Give --macs, --params or --size."
+        )
+    # rounds would explain again in between; this is one plan
+    recipe = replace(recipe, budget=replace(recipe.budget, rounds=1))
     scores = KernelScores.load(out / SCORES_FILE)
     with locked_folder(out):
         with observer.stage("load"):

@@ -3,7 +3,7 @@
 import functools
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InputError
 from ..files import read_json, replacing, write_json, write_text
 from .accuracy import MEASURES
+from .curves import in_points, search_curve
 
 SCHEMA_VERSION = 1
 REPORT_FILES = ("report.json", "report.md", "report.html", "junit.xml")
@@ -119,8 +120,37 @@ def closing_rows(report: Report) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def headline(report: Report) -> str:
+    """How far the network was cut, in what its budget was given in, and in how many rounds."""
+    search, rounds, budget = report["search"], len(report["rounds"]), report["recipe"]["budget"]
+    several = f" in {rounds} rounds" if rounds > 1 else ""
+    if search is None:
+        resource = next((name for name in _RESOURCES if name in budget), "macs")
+        left = next(gate["value"] for gate in report["gates"] if gate["name"] == "budget")
+        return f"cut to {100 * left:.1f}% of the {_RESOURCES[resource]}{several}"
+    limit = in_points(search["max_drop"])
+    if search["chosen"] is None:
+        return f"not cut, as no try lost at most {limit} on validation images"
+    left = 100 / report["ratios"]["macs"]
+    return f"cut to {left:.1f}% of the MACs{several}, the least that was found to lose at most {limit} on validation images"
+
+
+_RESOURCES = {"macs": "MACs", "params": "parameters", "size": "bytes of weights"}
+
+
+def _steps(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The repair steps of all rounds in order, each with a title that names its round if there are several."""
+    return [
+        {**step, "title": f"round {number}: {step['name']}" if len(rounds) > 1 else step["name"]}
+        for number, one in enumerate(rounds, 1)
+        for step in one["steps"]
+    ]
+
+
 def _view(report: Report) -> dict[str, Any]:
-    """What the templates are given besides the report: the table, the classes that moved most, the widest changes."""
+    """What the templates are given besides the report: headline, table, the search's curve, repair steps, classes by drop."""
+    from markupsafe import Markup
+
     before, after = report["baseline"]["accuracy_per_class"], report["pruned"]["accuracy_per_class"]
     classes = [
         {"name": name, "before": before[name], "after": after[name], "points": 100 * (after[name] - before[name])}
@@ -129,9 +159,12 @@ def _view(report: Report) -> dict[str, Any]:
     ]
     return {
         "report": report,
+        "headline": headline(report),
         "rows": closing_rows(report),
         "measure": MEASURES[report["accuracy_against"]],
         "agreement": report["accuracy_against"] == "original",
+        "curve": Markup(search_curve(report["search"])) if report["search"] else "",
+        "steps": _steps(report["rounds"]),
         "classes": sorted(classes, key=lambda row: row["points"]),
         "passed": all(gate["verdict"] == "pass" for gate in report["gates"]),
         "total_s": sum(report["timings_s"].values()),
@@ -158,6 +191,7 @@ def _templates() -> Any:
         bytes=_bytes,
         cell=_markdown_cell,
         value=_value,
+        limit=in_points,
     )
     return environment
 

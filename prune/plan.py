@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..explain.ranking import UnitScores
 from ..files import read_json, write_json
 from ..network.channels import ChannelGroup, Cut, Side, cut_from_json, cut_of, cut_to_json
 from ..recipe import BudgetSettings
 from .cost import Cost, CostModel
 from .sensitivity import Sensitivity
-from .widths import WidthBook
+from .widths import WidthBook, alignment
 
 TOLERANCE = 0.02
 """A plan may stay below its budget by this fraction of the baseline, or by one aligned step, whichever is more."""
@@ -152,8 +152,41 @@ def plan_pruning(
     Raises:
         UsageError: nothing can be cut, or ``round_to`` is wider than every group.
     """
+    if reason := obstacle(groups, budget.round_to):
+        raise UsageError(reason)
     book = WidthBook(groups, scores, costs, budget)
     kept = book.by_shares() if sensitivity is None else book.by_loss(sensitivity)
+    return _plan_of(kept, groups, scores, costs, budget, book)
+
+
+def keep_all(
+    groups: Sequence[ChannelGroup], scores: Mapping[str, UnitScores], costs: CostModel, budget: BudgetSettings
+) -> PruningPlan:
+    """The plan that removes nothing; of ``budget`` only the resource and the alignment count."""
+    book = WidthBook(groups, scores, costs, budget)
+    return replace(_plan_of(book.whole, groups, scores, costs, budget, book), fraction=1.0, missed="")
+
+
+def obstacle(groups: Sequence[ChannelGroup], round_to: str | int) -> str:
+    """Why nothing in these groups can be cut, or nothing."""
+    open_groups = [group for group in groups if not group.locked]
+    if not open_groups:
+        reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups[:3])
+        return f"Nothing in this network can be cut. {reasons}"
+    if all(group.units <= alignment(group, round_to) for group in open_groups):
+        return f"round_to {round_to} is as wide as every layer, so nothing can be cut. Lower it."
+    return ""
+
+
+def _plan_of(
+    kept: Mapping[str, int],
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, UnitScores],
+    costs: CostModel,
+    budget: BudgetSettings,
+    book: WidthBook,
+) -> PruningPlan:
+    """The plan that leaves these widths."""
     removed = book.removed(kept)
     cut = cut_of(groups, removed)
     before, after = costs.of({}), costs.of_cut(cut)
@@ -209,8 +242,11 @@ def explain_layer(
         if member is None:
             continue
         unit_of = {channel: unit for unit, channels in enumerate(member.channels) for channel in channels}
-        order = sorted(range(decided.units), key=lambda unit: -decided.scores[unit]) if decided.scores else []
+        last = max((max(one.rounds, default=0) for one in plan.groups), default=0)
+        compared = [unit for unit in range(decided.units) if not decided.rounds or decided.rounds[unit] in (0, last)]
+        order = sorted(compared, key=lambda unit: -decided.scores[unit]) if decided.scores else []
         rank = {unit: place for place, unit in enumerate(order, 1)}
+        when = f" in round {last}" if decided.rounds else ""
         removed = set(decided.removed)
         rows: list[tuple[int, float | None, bool, str]] = []
         for channel in range(member.width):
@@ -220,11 +256,13 @@ def explain_layer(
                 continue
             others = [name for name in decided.layers if name != layer]
             shared = f", cut together with {', '.join(others)}" if others else ""
-            why = f"{decided.decided_by} ranks its unit {rank[unit]} of {decided.units}; {decided.kept} stay{shared}"
             if not decided.kept:
                 why = f"the whole branch goes, up to {group.branch}: measured to lose less than it costs{shared}"
             elif decided.rounds and decided.rounds[unit]:
                 why = f"{decided.decided_by} ranked its unit among the lowest in round {decided.rounds[unit]}{shared}"
+            else:
+                place = f"{rank[unit]} of {len(compared)}{when}"
+                why = f"{decided.decided_by} ranks its unit {place}; {decided.kept} stay{shared}"
             rows.append((channel, decided.scores[unit], unit not in removed, why))
         return rows
     known = [name for group in plan.groups for name in group.layers]

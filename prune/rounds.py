@@ -10,20 +10,26 @@ from .plan import GroupPlan, PruningPlan, savings
 
 
 def combine(
-    earlier: PruningPlan, step: PruningPlan, groups: Sequence[ChannelGroup], costs: CostModel, fraction: float
+    earlier: PruningPlan,
+    step: PruningPlan,
+    groups: Sequence[ChannelGroup],
+    costs: CostModel,
+    *,
+    fraction: float,
+    number: int,
 ) -> PruningPlan:
     """One plan out of one for the original network and one for what that left.
 
     Args:
         step: the plan of the network that ``earlier`` left; its units count what is left there.
         groups, costs: the original's.
-        fraction: the budget of the whole, as a fraction of the original.
+        fraction: the budget of the whole after this round, as a fraction of the original.
+        number: the round that ``step`` belongs to, from 2.
 
     Raises:
         SecateurError: the second plan does not fit what the first left (a defect).
     """
     by_layer = {layer: group for group in step.groups for layer in group.layers}
-    number = 1 + max((max(group.rounds, default=1) for group in earlier.groups), default=1)
     merged = tuple(
         _merged(group, next((by_layer[layer] for layer in group.layers if layer in by_layer), None), number)
         for group in earlier.groups
@@ -32,7 +38,15 @@ def combine(
     cut = cut_of(groups, removed)
     by_name = {group.name: group for group in groups}
     with_savings = tuple(replace(group, saves=savings(by_name[group.name], group.removed, costs)) for group in merged)
-    return PruningPlan(earlier.resource, fraction, earlier.before, costs.of_cut(cut), step.missed, with_savings, cut)
+    after = costs.of_cut(cut)
+    used = after.of(earlier.resource) / earlier.before.of(earlier.resource)
+    missed = ""
+    if used > fraction:
+        missed = (
+            f"{earlier.resource} {fraction:g} was asked for; after {number} rounds, with every group at its narrowest, "
+            f"{used:.3f} is left. What is locked, and widths of at least one aligned step, stay."
+        )
+    return PruningPlan(earlier.resource, fraction, earlier.before, after, missed, with_savings, cut)
 
 
 def _merged(first: GroupPlan, second: GroupPlan | None, number: int) -> GroupPlan:

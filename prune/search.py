@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 FIRST, NARROWEST, RESOLUTION = 0.5, 0.05, 0.02
-"""The first fraction tried, the smallest, and how near the bounds must come before the search ends."""
+"""The first fraction tried, the one that is taken to fail untried, and how near the bounds must come before it ends."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Trial:
     points: float
     low: float
     high: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Cheaper is lower; of equally cheap tries the one that surely loses less."""
+        return self.left, self.high
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Search:
             return ""
         best = min(self.trials, key=lambda trial: trial.high)
         return (
-            f"no cut that was tried stays within {self.max_drop:g} points on validation images; with {best.left:.3f} of the "
-            f"MACs the upper end of the interval is {best.high:.2f}. Nothing was cut. Allow more, or bring more validation "
+            f"no cut that was tried loses at most {self.max_drop:g} on validation images; with {best.left:.3f} of the MACs the "
+            f"upper end of the interval is {best.high:.2f} points. Nothing was cut. Allow more, or bring more validation "
             "images."
         )
 
@@ -57,10 +62,10 @@ def search(attempt: Callable[[float], Trial], max_drop: float) -> Search:
     """Find the cheapest network whose drop's upper bound is at most ``max_drop``.
 
     Bisection: the fraction of the MACs that is asked for halves the stretch between the largest one that failed and the
-    smallest one that held, until they are ``RESOLUTION`` apart; six or seven tries. Where the drop is not monotone the
+    smallest one that held, until they are ``RESOLUTION`` apart; six tries or fewer. Where the drop is not monotone the
     cheapest try that held wins all the same.
     """
-    failed, held = NARROWEST - RESOLUTION, 1.0
+    failed, held = NARROWEST, 1.0
     trials: list[Trial] = []
     fraction = FIRST
     while held - failed > RESOLUTION + 1e-9:
@@ -72,5 +77,5 @@ def search(attempt: Callable[[float], Trial], max_drop: float) -> Search:
             failed = fraction
         fraction = (failed + held) / 2
     holding = [index for index, trial in enumerate(trials) if trial.high <= max_drop]
-    chosen = min(holding, key=lambda index: (trials[index].left, trials[index].high), default=None)
+    chosen = min(holding, key=lambda index: trials[index].rank, default=None)
     return Search(max_drop, tuple(trials), chosen)

@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from ..errors import UsageError
 from ..explain.ranking import UnitScores
 from ..network.channels import ChannelGroup, Side
 from ..recipe import BudgetSettings
@@ -29,12 +28,7 @@ class WidthBook:
     ) -> None:
         self.costs, self.resource = costs, budget.resource
         self.open = {group.name: group for group in groups if not group.locked}
-        if not self.open:
-            reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups[:3])
-            raise UsageError(f"Nothing in this network can be cut. {reasons}")
         self.steps = {name: alignment(group, budget.round_to) for name, group in self.open.items()}
-        if all(group.units <= self.steps[name] for name, group in self.open.items()):
-            raise UsageError(f"round_to {budget.round_to} is as wide as every layer, so nothing can be cut. Lower it.")
         self.order = {name: scores[name].values.argsort(stable=True).tolist() for name in self.open}
         self._layers: dict[str, list[str]] = {}
         self._touching: dict[str, list[tuple[str, list[int] | None, list[int] | None]]] = defaultdict(list)

@@ -63,6 +63,13 @@ def bad_usage():
     yield "macs zero", ["--macs", "0"], "between 0 and 1"
     yield "unknown ranker", ["--rank-by", "astrology"], "magnitude"
     yield "two budgets", ["--macs", "0.5", "--params", "0.5"], "give one"
+    yield "a budget and a drop", ["--size", "0.5", "--max-drop", "1"], "give one"
+    yield "size above one", ["--size", "50"], "between 0 and 1"
+    yield "no drop at all", ["--max-drop", "0"], "above 0"
+    yield "a negative drop", ["--max-drop", "-1"], "above 0"
+    yield "more drop than there is", ["--max-drop", "101"], "up to 100"
+    yield "no rounds", ["--rounds", "0"], "rounds"
+    yield "round to more than any width", ["--round-to", "1000"], "as wide as every layer"
     yield "unknown repair", ["--repair", "glue"], "none, mean, bn"
     yield "unknown option", ["--maks", "0.5"], "maks"
     yield "negative epochs", ["--epochs", "-1"], "epochs"
@@ -162,6 +169,27 @@ def test_a_typo_in_a_recipe_is_bad_input_with_the_right_word(tmp_path):
     assert code == ExitCode.BAD_INPUT
     assert "'macs'" in stderr
     assert "r.toml" in stderr
+
+
+@pytest.mark.parametrize("command", ["explain", "prune-and-export"])
+def test_an_unknown_ranker_in_a_recipe_is_bad_input(tmp_path, command):
+    (tmp_path / "r.toml").write_text('[ranking]\nrank_by = "astrology"\n')
+    code, _, stderr = secateur(command, "--recipe", tmp_path / "r.toml", "--out", tmp_path / "out")
+    assert code == ExitCode.BAD_INPUT
+    assert "r.toml" in stderr
+    assert "'astrology'" in stderr
+    assert "magnitude" in stderr
+
+
+def test_an_alignment_too_wide_is_refused_before_any_work(tmp_path):
+    code, stdout, _ = secateur("prune-and-export", "--round-to", "1000", "--out", tmp_path / "out")
+    assert code == ExitCode.USAGE
+    assert "explain" not in stdout
+    assert secateur("explain", "--rank-by", "magnitude", "--out", tmp_path / "out")[0] == 0
+    code, stdout, stderr = secateur("plan", "--round-to", "1000", "--out", tmp_path / "out")
+    assert code == ExitCode.USAGE
+    assert "as wide as every layer" in stderr
+    assert not (tmp_path / "out" / "plan.json").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -29,7 +30,16 @@ FULL = Recipe(
 )
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), FULL, Recipe(budget=BudgetSettings(macs=0.1, round_to="auto"))])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        FULL,
+        Recipe(budget=BudgetSettings(macs=0.1, round_to="auto")),
+        Recipe(budget=BudgetSettings(size=0.3, rounds=4)),
+        Recipe(budget=BudgetSettings(max_drop=1.5)),
+    ],
+)
 def test_toml_brings_everything_back(tmp_path, recipe):
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.to_toml(), encoding="utf-8")
@@ -86,6 +96,11 @@ def test_a_hand_written_recipe(tmp_path):
         ("[budget]\nmacs = nan", ("macs", "nan")),
         ("[budget]\nmacs = inf", ("macs", "inf")),
         ("[budget]\nmacs = 0.5\nparams = 0.5", ("macs and params",)),
+        ("[budget]\nsize = 0.5\nmax_drop = 1.0", ("size and max_drop",)),
+        ("[budget]\nmax_drop = 0", ("max_drop", "above 0")),
+        ("[budget]\nmax_drop = true", ("budget.max_drop", "float")),
+        ("[budget]\nrounds = 0", ("rounds", "at least 1")),
+        ("[budget]\nrounds = 1.5", ("budget.rounds", "int")),
         ("seed = -1", ("seed", "-1")),
         ('seed = "1"', ("seed",)),
         ("device = 3", ("device",)),
@@ -128,6 +143,9 @@ NAN, INF = math.nan, math.inf
     [
         (BudgetSettings, "macs", [0, 1, 1.4, -0.5, NAN, INF]),
         (BudgetSettings, "params", [0, 1, 2, NAN, -INF]),
+        (BudgetSettings, "size", [0, 1, 1.5, -0.1, NAN, INF]),
+        (BudgetSettings, "max_drop", [0, -1, 100.5, 101, NAN, INF, -INF]),
+        (BudgetSettings, "rounds", [0, -1, 2.0, True]),
         (BudgetSettings, "round_to", [0, -8, "8", "none", 2.5, True]),
         (DataSettings, "calibration", [0, 1, -5]),
         (DataSettings, "validation_share", [0, 1, NAN, INF]),
@@ -173,8 +191,23 @@ def test_normalisations_that_cannot_be(options):
 def test_two_budgets_contradict():
     with pytest.raises(UsageError, match="macs and params"):
         BudgetSettings(macs=0.5, params=0.5)
+    for pair in itertools.combinations(("macs", "params", "size", "max_drop"), 2):
+        with pytest.raises(UsageError, match=" and ".join(pair)):
+            BudgetSettings(**dict.fromkeys(pair, 0.5))
+    with pytest.raises(UsageError, match="3 budgets"):
+        BudgetSettings(0.5, 0.5, 0.5)
+    assert (BudgetSettings(size=0.3).resource, BudgetSettings(size=0.3).fraction) == ("size", 0.3)
+    assert (BudgetSettings(max_drop=100).resource, BudgetSettings(max_drop=0.001).max_drop) == ("macs", 0.001)
     assert (BudgetSettings().resource, BudgetSettings().fraction) == ("macs", 0.5)
     assert (BudgetSettings(params=0.3).resource, BudgetSettings(params=0.3).fraction) == ("params", 0.3)
+
+
+@pytest.mark.parametrize("given", [{}, {"macs": 0.2}, {"params": 0.2}, {"size": 0.2}, {"max_drop": 1.0}])
+def test_another_fraction_of_the_same_resource(given):
+    budget = BudgetSettings(**given, round_to=4, allocation="uniform", rounds=2)
+    other = budget.of(0.7)
+    assert (other.resource, other.fraction, other.max_drop) == (budget.resource, 0.7, None)
+    assert (other.round_to, other.allocation, other.rounds) == (4, "uniform", 2)
 
 
 def test_two_providers_contradict():
@@ -204,6 +237,9 @@ def test_a_budget_option_replaces_the_whole_budget_but_not_its_alignment():
     recipe = FULL.override(macs=0.6)
     assert (recipe.budget.macs, recipe.budget.params, recipe.budget.round_to) == (0.6, None, 4)
     assert recipe.override(params=0.2).budget == BudgetSettings(params=0.2, round_to=4)
+    assert recipe.override(max_drop=2.0).budget == BudgetSettings(max_drop=2.0, round_to=4)
+    assert recipe.override(max_drop=2.0).override(size=0.2).budget == BudgetSettings(size=0.2, round_to=4)
+    assert recipe.override(rounds=3).budget == BudgetSettings(macs=0.6, round_to=4, rounds=3)
     with pytest.raises(UsageError, match="macs and params"):
         FULL.override(macs=0.5, params=0.5)
     assert FULL.override(round_to=2).budget == BudgetSettings(params=0.375, round_to=2)

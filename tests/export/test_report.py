@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -9,7 +10,16 @@ import jsonschema
 import pytest
 
 from secateur.errors import InputError
-from secateur.export.report import closing_rows, read_report, schema, to_html, to_junit, to_markdown, write_report
+from secateur.export.report import (
+    closing_rows,
+    headline,
+    read_report,
+    schema,
+    to_html,
+    to_junit,
+    to_markdown,
+    write_report,
+)
 
 HOSTILE = "<script>alert('x')</script>|`a`"
 
@@ -87,7 +97,7 @@ def report():
             "cuda": None,
             "packages": {},
         },
-        "recipe": {"ranking": {"rank_by": "gap"}, "seed": 0},
+        "recipe": {"ranking": {"rank_by": "gap"}, "budget": {"macs": 0.5}, "recovery": {"epochs": 1}, "seed": 0},
         "inputs": {
             "weights_sha256": "0" * 64,
             "data_listing_sha256": "0" * 64,
@@ -96,6 +106,35 @@ def report():
         },
         "notes": [HOSTILE],
     }
+
+
+def trial(left, points, low, high, limit=1.0):
+    return {"fraction": left + 0.01, "left": left, "points": points, "low": low, "high": high, "holds": high <= limit}
+
+
+@pytest.fixture(scope="module")
+def searched(report):
+    """The same after a search of four tries, the last shipped, and two rounds; one drop is far beyond the limit."""
+    trials = [
+        trial(0.49, 0.2, -0.3, 0.8),
+        trial(0.12, 64.0, 60, 68),
+        trial(0.3, 1.4, 0.5, 2.2),
+        trial(0.4, 0.5, 0, 1.0),
+    ]
+    steps = [{"name": "bn", "divergence_before": 2.0, "divergence_after": 3.0, "kept": False}]
+    return {
+        **report,
+        "search": {"max_drop": 1.0, "chosen": 3, "trials": trials},
+        "rounds": [{"steps": steps}, {"steps": report["repair"]["steps"]}],
+        "inputs": {**report["inputs"], "images": {"test": 500, "validation": 300}},
+    }
+
+
+@pytest.fixture(scope="module")
+def barren(searched):
+    """The same after a search in which nothing held."""
+    trials = [trial(0.49, 3.0, 2.0, 4.0), trial(0.98, 0.0, -1.5, 1.5)]
+    return {**searched, "search": {"max_drop": 1.0, "chosen": None, "trials": trials}, "rounds": [{"steps": []}]}
 
 
 class Tags(HTMLParser):
@@ -122,8 +161,9 @@ def test_schema_accepts_the_report_and_refuses_a_wrong_one(report):
             jsonschema.validate({**report, **change}, schema())
 
 
-def test_page_is_well_formed_loads_nothing_and_escapes_names(report):
-    page = to_html(report)
+@pytest.mark.parametrize("kind", ["report", "searched", "barren"])
+def test_page_is_well_formed_loads_nothing_and_escapes_names(request, kind):
+    page = to_html(request.getfixturevalue(kind))
     parser = Tags()
     parser.feed(page)
     assert parser.bad == []
@@ -133,8 +173,9 @@ def test_page_is_well_formed_loads_nothing_and_escapes_names(report):
     assert "&lt;script&gt;" in page
 
 
-def test_markdown_tables_hold_their_columns_and_escape_names(report):
-    text = to_markdown(report)
+@pytest.mark.parametrize("kind", ["report", "searched", "barren"])
+def test_markdown_tables_hold_their_columns_and_escape_names(request, kind):
+    text = to_markdown(request.getfixturevalue(kind))
     assert "<script>" not in text
     assert len(text) < 60_000
     for block in text.split("\n\n"):
@@ -144,12 +185,57 @@ def test_markdown_tables_hold_their_columns_and_escape_names(report):
             assert len(widths) == 1, block
 
 
-def test_markdown_stays_below_60_kilobytes_with_a_thousand_layers_and_classes(report):
-    large = {**report, "layers": report["layers"] * 1000}
+def test_markdown_stays_below_60_kilobytes_with_a_thousand_layers_classes_and_steps(report, searched):
+    large = {**searched, "layers": report["layers"] * 1000, "rounds": searched["rounds"] * 500}
     classes = {f"class number {index}": 0.5 for index in range(1000)}
     for side in ("baseline", "pruned"):
         large[side] = {**report[side], "accuracy_per_class": classes}
     assert len(to_markdown(large).encode()) < 60_000
+
+
+def test_schema_knows_searches_and_rounds(searched, barren):
+    for one in (searched, barren):
+        jsonschema.validate(one, schema())
+
+
+@pytest.mark.parametrize(
+    ("budget", "value", "words"),
+    [
+        ({"macs": 0.5}, 0.4949, "cut to 49.5% of the MACs"),
+        ({"params": 0.4}, 0.399, "cut to 39.9% of the parameters"),
+        ({"size": 0.3}, 0.3, "cut to 30.0% of the bytes of weights"),
+        ({}, 0.5, "cut to 50.0% of the MACs"),
+    ],
+)
+def test_headline_is_in_what_the_budget_was_given_in(report, budget, value, words):
+    gates = [{**report["gates"][0], "value": value}, *report["gates"][1:]]
+    one = {**report, "gates": gates, "recipe": {**report["recipe"], "budget": budget}}
+    assert headline(one) == words
+    assert headline({**one, "rounds": one["rounds"] * 3}) == f"{words} in 3 rounds"
+    assert words in to_html(one)
+    assert words in to_markdown(one)
+
+
+def test_headline_of_a_search(searched, barren):
+    told = headline(searched)
+    assert told.startswith("cut to 50.0% of the MACs in 2 rounds")
+    assert "at most 1 point on validation" in told
+    assert headline(barren).startswith("not cut")
+
+
+def test_every_try_stands_in_both_tables_and_one_is_shipped(searched):
+    page, text = to_html(searched), to_markdown(searched)
+    for row in ("0.20 (-0.30 to 0.80)", "64.00 (60.00 to 68.00)", "1.40 (0.50 to 2.20)", "0.50 (0.00 to 1.00)"):
+        assert page.count(f"<td>{row}</td>") == text.count(f"| {row} |") == 1
+    assert text.count("| **shipped** |") == 1
+    assert "| 4 | 41.0% | 40.0% | 0.50 (0.00 to 1.00) | **shipped** |" in text
+    assert len(re.findall(r"<tr class=chosen><th scope=.row.>4</th>.*<td[^>]*>shipped</td></tr>", page)) == 1
+
+
+def test_every_round_shows_its_steps(searched, report):
+    for text in (to_html(searched), to_markdown(searched)):
+        assert text.index("round 1: bn") < text.index("round 2: bn")
+    assert "round 1" not in to_html(report)
 
 
 def test_junit_counts_failures(report):
@@ -181,8 +267,8 @@ def chromium():
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [400, 1280, 1920])
-def test_page_renders_in_a_browser_without_sideways_scrolling(report, tmp_path, width):
-    write_report(report, tmp_path)
+def test_page_renders_in_a_browser_without_sideways_scrolling(searched, tmp_path, width):
+    write_report(searched, tmp_path)
     page = (tmp_path / "report.html").read_text()
     probe = (
         "<script>document.title = document.documentElement.scrollWidth + ' ' + innerWidth + ' ' + "

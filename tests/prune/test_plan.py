@@ -54,14 +54,14 @@ def counts_after(groups, widths):
     return {key: len(channels) for key, channels in gone.items()}
 
 
-@pytest.mark.parametrize("resource", ["macs", "params"])
+@pytest.mark.parametrize("resource", ["macs", "params", "size"])
 @pytest.mark.parametrize(
     "name", ["digits", "padded", "inverted", "grouped", "dense", "resnet18", "mobilenet_v2", "densenet121", "resnext"]
 )
 def test_the_budget_is_kept_and_used(inputs, name, resource):
     """Never above; and either within 2% below, or no group could take one more aligned step."""
     groups, scores, costs = inputs(name)
-    field = {"macs": "macs", "params": "parameters"}[resource]
+    field = {"macs": "macs", "params": "parameters", "size": "bytes"}[resource]
     whole = getattr(costs.of({}), field)
     by_name = {group.name: group for group in groups}
     for fraction in FRACTIONS:
