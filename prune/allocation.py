@@ -34,28 +34,49 @@ def allocate(
         neighbours: the groups whose savings change with a group's width, itself included.
         limit: the most that may be used.
         branches: for a group that ends a branch the others in it, which go with it and lose nothing of their own then.
-        start: widths to begin with; the whole network if None.
+        start: widths within the limit, to be bettered by exchanges alone; the whole network, and greedy steps first, if None.
 
     Returns:
         The widths; where the narrowest of all are above the limit, those.
     """
     problem = _Problem(choices, loss, saved, neighbours, branches or {})
-    kept = dict(start or {name: widths[0] for name, widths in choices.items()})
-    spent = used(kept)
+    whole = {name: widths[0] for name, widths in choices.items()}
+    if start is not None:
+        return _exchange(problem, dict(start), used, limit)
+
+    def reach(banned: frozenset[str]) -> tuple[bool, float, Widths]:
+        problem.banned = banned
+        kept = _exchange(problem, _descend(problem, dict(whole), used, limit), used, limit)
+        return used(kept) > limit, problem.gain(whole, kept), kept
+
+    best = reach(frozenset())
+    gone = [name for name in problem.branches if best[2][name] == 0]
+    if gone:  # a branch is a long step, which exchanges rarely take back: try without each, and without any
+        others = [reach(frozenset([name])) for name in gone] + [reach(frozenset(problem.branches))]
+        best = min([best, *others], key=lambda found: found[:2])
+    return best[2]
+
+
+def _descend(problem: "_Problem", kept: Widths, used: Callable[[Mapping[str, int]], float], limit: float) -> Widths:
+    """Take the cheapest step again and again until the budget is met or nothing is left to take."""
     best: dict[str, tuple[float, Widths] | None] = {}
-    while spent > limit:
-        for name in choices:
+    while used(kept) > limit:
+        for name in problem.choices:
             if name not in best:
                 best[name] = problem.cheapest(kept, name)
         open_steps = [(step[0], name) for name, step in best.items() if step is not None]
         if not open_steps:
-            return kept
+            break
         step = best[min(open_steps)[1]]
         assert step is not None
         kept.update(step[1])
-        spent = used(kept)
         for other in problem.around(step[1]):
             best.pop(other, None)
+    return kept
+
+
+def _exchange(problem: "_Problem", kept: Widths, used: Callable[[Mapping[str, int]], float], limit: float) -> Widths:
+    """Swap widths for as long as that lowers the sum of losses."""
     for _ in range(EXCHANGES):
         changes = problem.exchange(kept, limit - used(kept), 0.02 * limit)
         if not changes:
@@ -76,6 +97,7 @@ class _Problem:
         branches: Mapping[str, Sequence[str]],
     ) -> None:
         self.choices, self.saved, self.neighbours, self.branches = choices, saved, neighbours, branches
+        self.banned: frozenset[str] = frozenset()
         self.losses = {name: {width: loss[name](width) for width in widths} for name, widths in choices.items()}
         for others in branches.values():
             for other in others:
@@ -90,6 +112,8 @@ class _Problem:
         """The widths that change with one group's, None where it cannot."""
         changes = {name: width}
         others = self.branches.get(name, ())
+        if width == 0 and name in self.banned:
+            return None
         if width == 0:
             changes.update(dict.fromkeys(others, 0))
         elif kept[name] == 0:

@@ -13,7 +13,7 @@ from .sensitivity import Sensitivity
 
 INNER_SHARE = 0.75
 """The share that groups inside blocks lose before residual streams are touched."""
-COARSE_WIDTHS = 48
+COARSE_WIDTHS = 32
 
 
 class WidthBook:
