@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import InputError, UsageError
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # as mkstemp names those of ``replacing``
 
 
 @contextlib.contextmanager
@@ -76,6 +79,8 @@ def sha256_json(value: Any) -> str:
 def locked_folder(folder: Path) -> Iterator[Path]:
     """Hold ``folder`` (made if need be) for one run; the system frees the lock when the process ends.
 
+    Temporary files that a killed run left in it are removed.
+
     Raises:
         UsageError: another run holds it.
         InputError: the path is a file, or cannot be made.
@@ -92,6 +97,9 @@ def locked_folder(folder: Path) -> Iterator[Path]:
     except Timeout as error:
         raise UsageError(f"Another run is writing to {folder}. Wait for it to end, or choose another --out.") from error
     try:
+        for path in folder.glob(".*.part"):
+            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink()
         yield folder
     finally:
         lock.release()

@@ -68,6 +68,8 @@ class Stages:
             self.observer.skipped(name)
             return load(folder)
         if not self.resume and len(self.keys) == 1:  # the inputs are sound, so the stages of earlier runs may go
+            for earlier in self.root.glob("*/"):
+                _discard(earlier)
             shutil.rmtree(self.root, ignore_errors=True)
         partial = folder.with_name(f".{folder.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
@@ -75,6 +77,12 @@ class Stages:
         with self.timed(name) as progress:
             work(partial, progress)
         write_json(partial / "done.json", {"seconds": self.timings[name]})
-        shutil.rmtree(folder, ignore_errors=True)
+        _discard(folder)
         partial.replace(folder)
         return load(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a stage's folder, ``done.json`` first: what a kill leaves of it does not count as finished."""
+    (folder / "done.json").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

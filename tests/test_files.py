@@ -129,3 +129,20 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be made"), locked_folder(tmp_path / "file"):
         pass
+
+
+def test_what_a_killed_run_left_unfinished_is_swept_away(tmp_path):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from secateur.files import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "plan.json")])
+    (tmp_path / ".plan.part").write_text("not ours")
+    (left,) = tmp_path.glob(".plan.json.*.part")
+    with locked_folder(tmp_path):
+        assert not left.exists()
+    assert (tmp_path / ".plan.part").exists()
