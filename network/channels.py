@@ -595,6 +595,8 @@ def _mark_branches(module: nn.Module, groups: tuple[ChannelGroup, ...], example:
 
 
 def _cut_layer(root: nn.Module, name: str, module: nn.Module, part: LayerCut) -> None:
+    if isinstance(module, Subsample):  # nothing of it is left to cut
+        return
     if isinstance(module, Constant):
         _check_width(name, len(module.bias), part.out_width, part.out_removed)
         kept = [channel for channel in range(len(module.bias)) if channel not in set(part.out_removed)]

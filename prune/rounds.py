@@ -52,11 +52,7 @@ def combine(
 def _merged(first: GroupPlan, second: GroupPlan | None, number: int) -> GroupPlan:
     left = [unit for unit in range(first.units) if unit not in set(first.removed)]
     rounds = list(first.rounds) or [1 if unit in set(first.removed) else 0 for unit in range(first.units)]
-    if second is None or second.locked:
-        if second is None and left:
-            raise SecateurError(
-                f"The group {first.name} is gone after a cut that left {len(left)} of its units; a defect."
-            )
+    if second is None or second.locked:  # without the branch that made it a stream may have no kernels left to cut
         return replace(first, rounds=tuple(rounds))
     if second.units != len(left):
         raise SecateurError(f"{first.name} has {second.units} units after a cut that left {len(left)}; a defect.")
