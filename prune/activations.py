@@ -74,11 +74,11 @@ class Activations:
     def batches(self) -> int:
         return len(self._inputs)
 
-    def read(self, node: fx.Node, batch: int, changed: Mapping[fx.Node, list[Any]] = MappingProxyType({})) -> Any:
+    def read(self, node: fx.Node, batch: int, changed: Mapping[fx.Node, Any] = MappingProxyType({})) -> Any:
         """A node's value for one batch: a changed one where there is one, else its own, which must be held."""
         return changed[node][batch] if node in changed else self._values[node][batch]
 
-    def run(self, node: fx.Node, batch: int, changed: Mapping[fx.Node, list[Any]] = MappingProxyType({})) -> Any:
+    def run(self, node: fx.Node, batch: int, changed: Mapping[fx.Node, Any] = MappingProxyType({})) -> Any:
         """Run one node on one batch."""
         if node.op == "placeholder":
             return self._inputs[batch]

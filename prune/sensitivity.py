@@ -183,8 +183,11 @@ class _Trial:
             | self.refitted,
             key=lambda node: order[node],
         )
-        last = max((self.behind.index(node) for node in self.readers), default=-1)
-        self.fit_until = last
+        place = {node: index for index, node in enumerate(self.behind)}
+        self.fitted = max((place[node] for node in self.readers), default=-1) + 1
+        self.unread: dict[fx.Node, list[fx.Node]] = {node: [] for node in self.behind}
+        for node in self.behind[:-1]:
+            self.unread[max(node.users, key=place.__getitem__, default=node)].append(node)
         self.problems: dict[fx.Node, Problem] = {}
 
     def prepare(self, *sets: "Activations") -> None:
@@ -206,19 +209,29 @@ class _Trial:
     ) -> Tensor:
         """Class scores of the judged images without the removed units."""
         own: tuple[dict[fx.Node, list[Any]], dict[fx.Node, list[Any]]] = ({}, {})
-        for index, node in enumerate(self.behind):
+        for node in self.behind[: self.fitted]:  # reader by reader, all images at once
             change = self._change(node, fit, own[0], removed, settings) if node in self.readers else None
-            for activations, values, needed in ((fit, own[0], index <= self.fit_until), (judge, own[1], True)):
-                if not needed:
-                    continue
+            for activations, values in zip((fit, judge), own, strict=True):
                 values[node] = [
                     change(activations.read(node.all_input_nodes[0], batch, values))
                     if change is not None
                     else activations.run(node, batch, values)
                     for batch in range(activations.batches)
                 ]
-        final = own[1][self.behind[-1]]
-        return torch.cat([pick_logits(value).cpu() for value in final])
+                for read in self.unread[node]:
+                    values.pop(read, None)
+        own[0].clear()
+        logits = []
+        for batch in range(judge.batches):  # then batch by batch to the end
+            last: dict[fx.Node, Any] = {node: {batch: given[batch]} for node, given in own[1].items()}
+            for node in self.behind[self.fitted :]:
+                last[node] = {batch: judge.run(node, batch, last)}
+                for read in self.unread[node]:
+                    last.pop(read, None)
+            for given in own[1].values():
+                given[batch] = None
+            logits.append(pick_logits(last[self.behind[-1]][batch]).cpu())
+        return torch.cat(logits)
 
     def _change(
         self,
