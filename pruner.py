@@ -184,7 +184,9 @@ class Pruner:
         def work(folder: Path, progress: Progress) -> None:
             groups, units, costs = ranked.groups, ranked.units, ranked.costs
             if target < 1 and not obstacle(groups, budget.round_to):
-                step = plan_pruning(groups, units, costs, budget.of(target), ranked.sensitivity)
+                made_of = {layer: group.step for group in earlier.groups for layer in group.layers} if earlier else {}
+                steps = {group.name: made_of[group.name] for group in groups if group.name in made_of}
+                step = plan_pruning(groups, units, costs, budget.of(target), ranked.sensitivity, steps)
             else:  # an earlier round went far enough, or as far as it goes
                 step = keep_all(groups, units, costs, budget)
             if earlier is not None:

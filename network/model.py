@@ -19,7 +19,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from ..errors import InputError
 from ..files import read_json, replacing, sha256_file
 from ..recipe import ModelSettings
-from .channels import Cut, apply_cut, cut_from_json, cut_to_json
+from .cutting import Cut, apply_cut, cut_from_json, cut_to_json
 from .images import Preprocessing, Splits
 from .loading import describe, first_line, import_file, read_checkpoint, split_function
 from .probe import pick_logits

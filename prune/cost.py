@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..network.channels import Cut, Side, followable
+from ..network.cutting import Cut, Side, followable
 from ..network.model import Network
 from ..network.probe import frozen, pick_logits
 

@@ -10,7 +10,8 @@ from typing import Any
 from ..errors import InputError, UsageError
 from ..explain.ranking import UnitScores
 from ..files import read_json, write_json
-from ..network.channels import ChannelGroup, Cut, Side, cut_from_json, cut_of, cut_to_json
+from ..network.channels import ChannelGroup
+from ..network.cutting import Cut, Side, cut_from_json, cut_of, cut_to_json
 from ..recipe import BudgetSettings
 from .cost import Cost, CostModel
 from .sensitivity import Sensitivity
@@ -139,6 +140,7 @@ def plan_pruning(
     costs: CostModel,
     budget: BudgetSettings,
     sensitivity: Sensitivity | None = None,
+    steps: Mapping[str, int] | None = None,
 ) -> PruningPlan:
     """Decide every group's width under a budget and remove its lowest units.
 
@@ -148,13 +150,14 @@ def plan_pruning(
     read, lose units only once every other group has lost ``INNER_SHARE`` of its own. The shares are found by bisection; what
     rounding to aligned widths left unused is given back, an aligned step at a time, to the group that is furthest below its
     share. The result is never above the budget; if even the narrowest network is, the plan is that one and ``missed`` says so.
+    ``steps`` are alignments settled in an earlier round, by group.
 
     Raises:
         UsageError: nothing can be cut, or ``round_to`` is wider than every group.
     """
     if reason := obstacle(groups, budget.round_to):
         raise UsageError(reason)
-    book = WidthBook(groups, scores, costs, budget)
+    book = WidthBook(groups, scores, costs, budget, steps)
     kept = book.by_shares() if sensitivity is None else book.by_loss(sensitivity)
     return _plan_of(kept, groups, scores, costs, budget, book)
 

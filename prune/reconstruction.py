@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..network.channels import Cut, followable
+from ..network.cutting import Cut, followable
 from ..network.images import Images
 from ..network.model import Network
 from ..network.stand_ins import Constant

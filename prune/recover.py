@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..network.channels import followable
+from ..network.cutting import followable
 from ..network.evaluation import evaluate
 from ..network.images import Splits
 from ..network.model import Network

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UsageError
-from ..network.channels import Cut, followable, rest_of_cut
+from ..network.cutting import Cut, followable, rest_of_cut
 from ..network.evaluation import divergence, predict
 from ..network.images import Images
 from ..network.model import Network

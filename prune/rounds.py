@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import SecateurError
-from ..network.channels import ChannelGroup, cut_of
+from ..network.channels import ChannelGroup
+from ..network.cutting import cut_of
 from .cost import CostModel
 from .plan import GroupPlan, PruningPlan, savings
 

@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from ..errors import InputError
 from ..explain.ranking import UnitScores
 from ..files import read_json, write_json
-from ..network.channels import ChannelGroup, Member, followable
+from ..network.channels import ChannelGroup, Member
+from ..network.cutting import followable
 from ..network.evaluation import divergence, predict
 from ..network.images import Images
 from ..network.model import Network

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import SecateurError
 from ..files import sha256_file
-from ..network.channels import apply_cut, rest_of_cut
+from ..network.cutting import apply_cut, rest_of_cut
 from ..network.model import PLAN_FILE, Network, save_network
 from .cost import measure_cost
 from .plan import PruningPlan

@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from ..explain.ranking import UnitScores
-from ..network.channels import ChannelGroup, Side
+from ..network.channels import ChannelGroup
+from ..network.cutting import Side
 from ..recipe import BudgetSettings
 from .allocation import Widths, allocate
 from .cost import CostModel
@@ -17,7 +18,10 @@ COARSE_WIDTHS = 32
 
 
 class WidthBook:
-    """What every open group's width costs under a budget. A width is how many units a group keeps, lowest scores gone first."""
+    """What every open group's width costs under a budget. A width is how many units a group keeps, lowest scores gone first.
+
+    ``steps`` are alignments that were settled before (in an earlier round), by group.
+    """
 
     def __init__(
         self,
@@ -25,10 +29,12 @@ class WidthBook:
         scores: Mapping[str, UnitScores],
         costs: CostModel,
         budget: BudgetSettings,
+        steps: Mapping[str, int] | None = None,
     ) -> None:
         self.costs, self.resource = costs, budget.resource
         self.open = {group.name: group for group in groups if not group.locked}
-        self.steps = {name: alignment(group, budget.round_to) for name, group in self.open.items()}
+        known = steps or {}
+        self.steps = {name: known.get(name) or alignment(group, budget.round_to) for name, group in self.open.items()}
         self.order = {name: scores[name].values.argsort(stable=True).tolist() for name in self.open}
         self._layers: dict[str, list[str]] = {}
         self._touching: dict[str, list[tuple[str, list[int] | None, list[int] | None]]] = defaultdict(list)

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torchvision import models
 
 from secateur.errors import InputError
-from secateur.network.channels import LayerCut, apply_cut, cut_from_json, cut_of, cut_to_json, find_groups
+from secateur.network.channels import find_groups
+from secateur.network.cutting import LayerCut, apply_cut, cut_from_json, cut_of, cut_to_json
 from secateur.network.model import load_model
 
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")

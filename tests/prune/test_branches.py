@@ -12,7 +12,8 @@ from torch import nn
 from secateur.errors import InputError
 from secateur.explain.ranking import UnitScores
 from secateur.export.onnx_model import export_onnx
-from secateur.network.channels import apply_cut, cut_of, find_groups, rest_of_cut
+from secateur.network.channels import find_groups
+from secateur.network.cutting import apply_cut, cut_of, rest_of_cut
 from secateur.network.evaluation import divergence
 from secateur.network.model import load_model
 from secateur.network.stand_ins import Constant

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.network.channels import apply_cut, cut_of, find_groups
+from secateur.network.channels import find_groups
+from secateur.network.cutting import apply_cut, cut_of
 from secateur.network.model import load_model
 from secateur.prune.cost import Cost, measure_cost
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.network.channels import apply_cut, cut_of, find_groups
+from secateur.network.channels import find_groups
+from secateur.network.cutting import apply_cut, cut_of
 from secateur.prune.least_squares import Problem, ReconstructionSettings
 from secateur.prune.reconstruction import reconstruct
 from secateur.prune.repair import repair

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import UsageError
-from secateur.network.channels import apply_cut, cut_of, find_groups
+from secateur.network.channels import find_groups
+from secateur.network.cutting import apply_cut, cut_of
 from secateur.network.trace import ZeroPadChannels
 from secateur.prune.repair import reestimate_norms, repair
 

@@ -8,7 +8,8 @@ import torch
 
 from secateur.errors import InputError, SecateurError
 from secateur.explain.ranking import UnitScores
-from secateur.network.channels import apply_cut, cut_of, find_groups, rest_of_cut
+from secateur.network.channels import find_groups
+from secateur.network.cutting import apply_cut, cut_of, rest_of_cut
 from secateur.network.model import load_model
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost

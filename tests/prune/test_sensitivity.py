@@ -5,7 +5,8 @@ import torch
 
 from secateur.errors import InputError
 from secateur.explain.ranking import UnitScores
-from secateur.network.channels import apply_cut, cut_of, find_groups
+from secateur.network.channels import find_groups
+from secateur.network.cutting import apply_cut, cut_of
 from secateur.prune.least_squares import ReconstructionSettings
 from secateur.prune.repair import repair
 from secateur.prune.sensitivity import Sensitivity, measure_sensitivity
