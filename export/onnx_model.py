@@ -19,6 +19,7 @@ from ..errors import InputError, SecateurError
 from ..files import replacing, sha256_file
 from ..network.model import Network
 from ..network.probe import pick_logits
+from .folding import fold_constant_branches
 from .runtime import open_session
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
@@ -160,6 +161,7 @@ def _to_proto(network: Network) -> Any:
         raise InputError(f"torch cannot export this network to ONNX: {reason}") from error
     assert program is not None
     model = program.model_proto
+    fold_constant_branches(model)
     _forget_origin(model)
     return model
 

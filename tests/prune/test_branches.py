@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -242,6 +243,9 @@ def test_a_plan_may_take_a_branch_and_be_read_and_explained(planned, tmp_path):
     with torch.no_grad():
         assert torch.equal(again.logits(again.example(3)), small.logits(small.example(3)))
     found = export_onnx(small, tmp_path / "model.onnx")
+    kinds = [node.op_type for node in onnx.load(found.path).graph.node]
+    assert "Expand" not in kinds
+    assert "BatchNormalization" not in kinds
     session = onnxruntime.InferenceSession(found.path, providers=["CPUExecutionProvider"])
     images = small.example(5, seed=3)
     with torch.no_grad():
