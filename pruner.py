@@ -211,6 +211,7 @@ class Pruner:
             {
                 "plan": self.stages.keys[f"plan{suffix}"],
                 "repair": asdict(self.recipe.repair),
+                "names": (Path(self.recipe.model.model).name, network.class_names),
                 "validation": self.inputs.content["validation"],
             },
             work,

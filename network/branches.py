@@ -35,8 +35,9 @@ def find_branches(view: fx.GraphModule, groups: Sequence["ChannelGroup"]) -> tup
         for end, other in (sources, reversed(sources)) if len(sources) == 2 else ():
             region = _upstream(end) - _upstream(other)
             branch = _branch(end, join, region, groups, modules, calls)
-            if branch is not None:
+            if branch is not None:  # one for a join: without both nothing of the image would pass
                 found.append(branch)
+                break
     return tuple(found)
 
 

@@ -113,6 +113,8 @@ def rest_of_cut(whole: Cut, done: Cut) -> dict[str, LayerCut]:
     rest = {}
     for name, part in whole.items():
         before = done.get(name, LayerCut())
+        if before.out_width is not None and len(before.out_removed) == before.out_width:
+            continue  # a stand-in has taken its place
         sides = []
         for removed, gone, width in (
             (part.out_removed, before.out_removed, part.out_width),

@@ -1,5 +1,6 @@
 """Activations of a traced network: all at once, for measuring side by side, or streamed, for working through in order."""
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -17,6 +18,8 @@ def run_node(view: fx.GraphModule, node: fx.Node, read: Callable[[fx.Node], Any]
         return read(node)
     arguments = fx.node.map_arg(node.args, read)
     options = fx.node.map_arg(node.kwargs, read)
+    if _in_place(node) and isinstance(arguments[0], Tensor):  # others may read what it is given
+        arguments = (arguments[0].clone(), *arguments[1:])
     if node.op == "call_module":
         return view.get_submodule(str(node.target))(*arguments, **options)
     if node.op == "call_function":
@@ -31,6 +34,17 @@ def run_node(view: fx.GraphModule, node: fx.Node, read: Callable[[fx.Node], Any]
     return arguments[0]
 
 
+def _in_place(node: fx.Node) -> bool:
+    """Whether a call may write into its first argument."""
+    if node.op not in ("call_method", "call_function"):
+        return False
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    assigning = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    functional = getattr(node.target, "__module__", "") == "torch.nn.functional"
+    told = node.kwargs.get("inplace") is True or (functional and len(node.args) > 1 and node.args[1] is True)
+    return assigning or told or (name.endswith("_") and not name.endswith("__"))
+
+
 class Activations:
     """The outputs of a traced network's nodes over all batches, made when asked for and dropped after their last reader."""
 
@@ -39,6 +53,8 @@ class Activations:
         self.nodes = {node.name: node for node in view.graph.nodes}
         self._values: dict[fx.Node, list[Any]] = {}
         self._readers = {node: len(node.users) for node in view.graph.nodes}
+        self._order = {node: index for index, node in enumerate(view.graph.nodes)}
+        self._made: set[fx.Node] = set()
         self._held: Counter[fx.Node] = Counter()
         self._inputs: list[Tensor] = []
 
@@ -50,12 +66,26 @@ class Activations:
         """One value per batch."""
         if node in self._values:
             return self._values[node]
-        for source in node.all_input_nodes:
-            self.get(source)
-        self._values[node] = [self.run(node, batch) for batch in range(len(self._inputs))]
-        for source in node.all_input_nodes:
-            self._readers[source] -= 1
-            self._forget(source)
+        needed, pending = {node}, [node]
+        while pending:
+            fresh = [
+                source
+                for source in pending.pop().all_input_nodes
+                if source not in self._values and source not in needed
+            ]
+            needed.update(fresh)
+            pending += fresh
+        uses = Counter(source for reader in needed for source in reader.all_input_nodes)
+        uses[node] += 1
+        for reader in sorted(needed, key=self._order.__getitem__):
+            self._values[reader] = [self.run(reader, batch) for batch in range(len(self._inputs))]
+            first = reader not in self._made
+            self._made.add(reader)
+            for source in reader.all_input_nodes:
+                uses[source] -= 1
+                self._readers[source] -= first  # what is made anew had its readers before
+                if not uses[source]:
+                    self._forget(source)
         return self._values[node]
 
     def hold(self, node: fx.Node) -> None:
@@ -90,6 +120,7 @@ class Stream:
 
     The place moves on through the network in order. What is stored there never takes more than the bytes given; where it
     would, the place stays behind and more is computed anew, so that memory does not grow with the images.
+    ``shapes`` are those of the nodes' tensors for one image.
     """
 
     def __init__(self, view: fx.GraphModule, images: Images, batch_size: int, memory_bytes: int) -> None:
@@ -98,6 +129,7 @@ class Stream:
         self.order = {node: index for index, node in enumerate(view.graph.nodes)}
         self._stored: list[dict[fx.Node, Any]] = []
         self._device = next(view.parameters()).device
+        self.shapes: dict[fx.Node, torch.Size] = {}
         self._bytes = self._bytes_per_image()
 
     def values(self, wanted: Sequence[fx.Node]) -> Iterator[list[Any]]:
@@ -171,6 +203,8 @@ class Stream:
             for node in self.order:
                 values[node] = batch if node.op == "placeholder" else run_node(self.view, node, values.__getitem__)
                 sizes[node] = _bytes(values[node])
+                if isinstance(values[node], Tensor):
+                    self.shapes[node] = values[node].shape
         return sizes
 
 

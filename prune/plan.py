@@ -78,7 +78,13 @@ class PruningPlan:
         after = costs.of_cut(cut)
         used, whole = after.of(self.resource), self.before.of(self.resource)
         missed = f"the edited plan leaves {used / whole:.3f}" if used > self.fraction * whole else ""
-        return replace(self, cut=cut, after=after, missed=missed)
+        by_name = {group.name: group for group in groups}
+        rows = tuple(
+            replace(group, saves=savings(by_name[group.name], group.removed, costs))
+            for group in self.groups
+            if group.name in by_name
+        )
+        return replace(self, cut=cut, after=after, missed=missed, groups=rows)
 
     def to_json(self) -> dict[str, Any]:
         return {

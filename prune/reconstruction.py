@@ -117,9 +117,12 @@ def _fit(
     part = cut.get(name)
     gone = set(part.out_removed) if part else set()
     original: Any = whole.view.get_submodule(name)
-    kept = torch.tensor([channel for channel in range(original.weight.shape[0]) if channel not in gone])
+    outputs = len(original.bias) if isinstance(original, Constant) else original.weight.shape[0]
+    kept = torch.tensor([channel for channel in range(outputs) if channel not in gone])
     norm_name = _norm_behind(small.view, node)
     join = _join_behind(node, norm_name, small.view)
+    if join is not None and any(small.shapes.get(part) != small.shapes[node] for part in join):
+        join = None  # spread over the places or channels of the other branch
     problem = Problem(layer, settings)
     for index, (seen, target) in enumerate(_pairs(whole, small, node, kept, norm_name, join)):
         problem.add(seen, target, index)
@@ -142,6 +145,8 @@ def _norm_behind(view: fx.GraphModule, node: fx.Node) -> str:
 def _join_behind(node: fx.Node, norm_name: str, view: fx.GraphModule) -> tuple[fx.Node, fx.Node] | None:
     """(the sum that the layer feeds, directly or through its norm; the other branch), if the other comes without it."""
     last = next(iter(node.users)) if norm_name else node
+    while len(last.users) == 1 and _passes(next(iter(last.users)), view):
+        last = next(iter(last.users))
     if len(last.users) != 1:
         return None
     join = next(iter(last.users))
@@ -151,6 +156,17 @@ def _join_behind(node: fx.Node, norm_name: str, view: fx.GraphModule) -> tuple[f
     if len(others) != 1 or not isinstance(others[0], fx.Node) or _depends(others[0], node):
         return None
     return join, others[0]
+
+
+def _passes(node: fx.Node, view: fx.GraphModule) -> bool:
+    """Whether a node gives what it is given when the network is not training."""
+    if node.op == "call_module":
+        module = view.get_submodule(str(node.target))
+        return isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or type(module).__name__ in _DEPTHS
+    return node.op == "call_function" and getattr(node.target, "__name__", "") in ("dropout", "stochastic_depth")
+
+
+_DEPTHS = ("StochasticDepth", "DropPath")
 
 
 def _depends(node: fx.Node, on: fx.Node) -> bool:
@@ -175,15 +191,16 @@ def _pairs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the layer reads in the cut network, and what it should give, ``[n, C_out kept, ...]``; batch by batch."""
     source = node.all_input_nodes[0]
+    dim = -1 if isinstance(whole.view.get_submodule(str(node.target)), nn.Linear) else 1
     norm: Any = whole.view.get_submodule(norm_name) if norm_name else None
     if join is None:
         own = whole.nodes[node.name]
         for (value,), (seen,) in zip(whole.values([own]), small.values([source]), strict=True):
-            yield seen, value.index_select(-1 if value.dim() == 3 else 1, kept.to(value.device))
+            yield seen, value.index_select(dim, kept.to(value.device))
         return
     total = whole.nodes[join[0].name]
     for (value,), (seen, other) in zip(whole.values([total]), small.values([source, join[1]]), strict=True):
-        wanted = value.index_select(1, kept.to(value.device)) - other
+        wanted = value.index_select(dim, kept.to(value.device)) - other
         yield seen, wanted if norm is None else _before_norm(wanted, norm, kept.to(value.device))
 
 

@@ -68,7 +68,6 @@ def _merged(first: GroupPlan, second: GroupPlan | None, number: int) -> GroupPla
         removed=tuple(sorted({*first.removed, *gone})),
         rounds=tuple(rounds),
         scores=tuple(scores),
-        step=second.step,
         decided_by=second.decided_by,
         counted=second.counted,
     )

@@ -4,6 +4,7 @@ The loss is the mean KL divergence KL(original || cut) of the class scores, in n
 the fit; no label is read. Activations are made once, in network order, and reused up to the group's first reader.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ from .least_squares import Problem, ReconstructionSettings, can_fit
 
 MEMORY_BYTES, LIVE_MAPS = 2 * 2**30, 8
 """What activations may take, reckoned as so many maps of the largest size per image."""
+RUINED = 1e6
+"""The loss, in nats, of a cut after which the class scores are not finite."""
 SHARES = (0.75, 0.5, 0.25, 0.125)
 FITTED_IMAGES, JUDGED_IMAGES = 400, 400
 WORK_MACS, FEWEST_IMAGES = 10_000_000_000_000, 64
@@ -146,7 +149,8 @@ def measure_sensitivity(
             curve = []
             for step, kept in enumerate(widths):
                 logits = trial.run(fit, judge, lowest_first[: units - kept].tolist(), settings)
-                curve.append((kept, max(0.0, divergence(logits, reference))))
+                lost = divergence(logits, reference)
+                curve.append((kept, max(0.0, lost) if math.isfinite(lost) else RUINED))
                 progress(1000 * index + 1000 * (step + 1) // len(widths), 1000 * len(trials))
             trial.finish(fit, judge)
             curves[trial.group.name] = (*curve, (units, 0.0))

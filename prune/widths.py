@@ -82,10 +82,13 @@ class WidthBook:
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (low, middle) if self.used(self._shares(middle)) <= self.limit else (middle, high)
-        kept = self._shares(high)
+        return self._filled(self._shares(high))
+
+    def _filled(self, kept: Widths) -> Widths:
+        """Give back what is left of the budget, an aligned step at a time, to the group that kept least of itself."""
         while True:
             behind = sorted(
-                (name for name, group in self.open.items() if kept[name] < group.units),
+                (name for name, group in self.open.items() if 0 < kept[name] < group.units),
                 key=lambda name: (not self.open[name].stream, kept[name] / self.open[name].units, name),
             )
             for name in behind:
@@ -119,13 +122,13 @@ class WidthBook:
             choices = {name: [*self._choices(name, most), *([0] if name in branches else [])] for name in self.open}
             kept = allocate(choices, loss, self.used, self.saved, neighbours, self.limit, branches, kept)
         assert kept is not None
-        return kept
+        return self._filled(kept)
 
     def _choices(self, name: str, most: int | None) -> list[int]:
         """Aligned widths of a group, descending, ``most`` of them or little more."""
         units, step = self.whole[name], self.steps[name]
         stride = step * max(1, units // (step * most)) if most else step
-        return sorted({units, step, *range(stride, units, stride)}, reverse=True)
+        return sorted({units, min(step, units), *range(stride, units, stride)}, reverse=True)
 
     def _amount(self, layer: str, outputs_gone: int, inputs_gone: int) -> int:
         key = (layer, outputs_gone, inputs_gone)
