@@ -171,7 +171,7 @@ def wanted_rows() -> list[dict[str, Any]]:
     for network, budgets in (("resnet20", BUDGETS), ("resnet56", (0.5, 0.67))):
         rows += [(network, "secateur", "gap", "sensitivity", "reconstruct", budget, 0) for budget in budgets]
         rows += [(network, "torch-pruning", *peer, "bn", budget, 0) for budget in budgets for peer in peers]
-    tuned = [("magnitude", "local"), ("taylor", "local"), ("fpgm", "local"), ("random", "local")]
+    tuned = [(name, scope) for scope in ("global", "local") for name in ("fpgm", "magnitude", "taylor", "random")]
     for budget in (0.5, 0.33):
         rows.append(("resnet20", "secateur", "gap", "sensitivity", "reconstruct", budget, 2))
         rows += [("resnet20", "torch-pruning", *peer, "bn", budget, 2) for peer in tuned]

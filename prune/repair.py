@@ -33,7 +33,7 @@ STEPS = {
 }
 """The steps of each kind, in order; a step that does not lower the divergence on validation images is taken back."""
 JUDGING_IMAGES = 1000
-DISTILLATION_STEPS, DISTILLATION_BATCH, DISTILLATION_RATE, TEMPERATURE = 300, 64, 5e-4, 2.0
+DISTILLATION_STEPS, DISTILLATION_BATCH, DISTILLATION_RATE, TEMPERATURE = 500, 64, 5e-4, 2.0
 
 
 @dataclass(frozen=True)
