@@ -1,5 +1,7 @@
 """What this machine is, which device work runs on, and the seeds."""
 
+import functools
+import hashlib
 import os
 import platform
 import random
@@ -56,6 +58,20 @@ def describe_environment() -> Environment:
         cuda=torch.version.cuda if has_gpu else None,
         packages=installed_packages(),
     )
+
+
+@functools.cache
+def code_sha256() -> str:
+    """The hash of secateur's own code, for what is kept from run to run."""
+    root = Path(__file__).resolve().parent
+    files = sorted([*root.glob("*.py"), *(path for room in _ROOMS for path in (root / room).glob("*.py"))])
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+_ROOMS = ("network", "explain", "prune", "export")
 
 
 def installed_packages() -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .environment import installed_packages
+from .environment import code_sha256, installed_packages
 from .errors import UsageError
 from .explain.ranking import UnitScores, rank_kernels, score_units
 from .explain.scores import KernelScores, RankingTask
@@ -155,6 +155,7 @@ class Pruner:
                 "seed": recipe.seed,
                 "device": inputs.device,
                 "packages": installed_packages(),
+                "code": code_sha256(),
             },
             lambda folder, progress: explain(inputs, progress).save(folder / SCORES_FILE),
             lambda folder: KernelScores.load(folder / SCORES_FILE),

@@ -168,13 +168,7 @@ def wanted_rows() -> list[dict[str, Any]]:
     """What says most first: secateur's default and the peers on ResNet-20 and ResNet-56, fine-tuned, then the other tables."""
     peers = [(name, scope) for name in PEERS for scope in ("local", "global")]
     rows: list[tuple[Any, ...]] = []
-    for network, budgets in (("resnet20", BUDGETS), ("resnet56", (0.5, 0.67))):
-        rows += [(network, "secateur", "gap", "sensitivity", "reconstruct", budget, 0) for budget in budgets]
-        rows += [(network, "torch-pruning", *peer, "bn", budget, 0) for budget in budgets for peer in peers]
-    tuned = [(name, scope) for scope in ("global", "local") for name in ("fpgm", "magnitude", "taylor", "random")]
-    for budget in (0.5, 0.33):
-        rows.append(("resnet20", "secateur", "gap", "sensitivity", "reconstruct", budget, 2))
-        rows += [("resnet20", "torch-pruning", *peer, "bn", budget, 2) for peer in tuned]
+    rows += [("resnet20", "secateur", "gap", "sensitivity", "reconstruct", budget, 0) for budget in BUDGETS]
     rows += [
         ("resnet20", "secateur", choice, allocation, how, budget, 0)
         for budget in (0.5, 0.67)
@@ -182,6 +176,13 @@ def wanted_rows() -> list[dict[str, Any]]:
         for allocation in ("sensitivity", "uniform")
         for how in ("reconstruct", "bn")
     ]
+    for network, budgets in (("resnet20", BUDGETS), ("resnet56", (0.5, 0.67))):
+        rows += [(network, "secateur", "gap", "sensitivity", "reconstruct", budget, 0) for budget in budgets]
+        rows += [(network, "torch-pruning", *peer, "bn", budget, 0) for budget in budgets for peer in peers]
+    tuned = [(name, scope) for scope in ("global", "local") for name in ("fpgm", "magnitude", "taylor", "random")]
+    for budget in (0.5, 0.33):
+        rows.append(("resnet20", "secateur", "gap", "sensitivity", "reconstruct", budget, 2))
+        rows += [("resnet20", "torch-pruning", *peer, "bn", budget, 2) for peer in tuned]
     rows += [("resnet56", "secateur", "gap", "sensitivity", "reconstruct", budget, 0) for budget in BUDGETS]
     rows += [("resnet56", "torch-pruning", *peer, "bn", budget, 0) for budget in BUDGETS for peer in peers]
     rows += [("resnet20", "torch-pruning", *peer, "reconstruct", budget, 0) for budget in BUDGETS for peer in peers]

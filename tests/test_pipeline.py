@@ -180,7 +180,7 @@ def test_gates_decide_the_exit_code(run, quick, tmp_path):
 
 
 def test_a_budget_out_of_reach_is_named_and_fails(tmp_path):
-    result = prune_and_export(Recipe().override(macs=0.001, epochs=0), tmp_path / "narrow")
+    result = prune_and_export(Recipe().override(macs=0.0005, epochs=0), tmp_path / "narrow")
     assert result.exit_code == ExitCode.GATE_FAILED
     assert "narrowest" in result.report["gates"][0]["meaning"]
 
