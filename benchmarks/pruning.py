@@ -206,7 +206,7 @@ def main() -> None:
     end = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(archive, "r:xz") as file:
-            file.extractall(folder, filter="data")
+            file.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         benches: dict[str, Bench] = {}
         done = {tuple(row[key] for key in KEYS) for row in rows}
         for row in wanted_rows():
