@@ -132,8 +132,7 @@ class Bench:
                 round_to=2,
             )
             pruner.step()
-        names = {name for name, _, _ in pruner.pruning_history()}
-        return {name: idxs for name, _, idxs in pruner.pruning_history() if name in names}
+        return {name: idxs for name, _, idxs in pruner.pruning_history()}
 
     def judge(self, network: Network, macs: float) -> dict[str, Any]:
         correct = self.correct(network)

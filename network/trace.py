@@ -154,8 +154,8 @@ _LEAVES = (Add, Multiply, Concatenate, ZeroPadChannels, Subsample, Constant, _Co
 def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     """A copy of the network as a graph of modules; parameter names stay, the original is untouched.
 
-    Activations, sums, products, concatenations, pools and channel padding become modules of their own; in-place
-    operations become plain ones; a parameter-free module that is called at several places becomes several. Decisions on
+    Activations, sums, products, concatenations, pools and channel padding become modules of their own, those in place
+    plain ones; a parameter-free module that is called at several places becomes several. Decisions on
     shapes fall as they do for ``example``, ``[n, C, H, W]``; without one they cannot be traced.
 
     Raises:

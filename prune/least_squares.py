@@ -1,6 +1,7 @@
 """Least squares: what a layer's weights must be so that it gives a wanted output on other inputs than before.
 
-Statistics stream over batches in float64; where there are fewer samples than features the dual form is solved instead.
+Statistics stream over batches: a batch's products in float32 about a first mean, their sums and the solution in float64. Where
+there are fewer samples than features the dual form is solved instead.
 """
 
 from collections import defaultdict

@@ -17,9 +17,6 @@ from .cost import Cost, CostModel
 from .sensitivity import Sensitivity
 from .widths import WidthBook, alignment
 
-TOLERANCE = 0.02
-"""A plan may stay below its budget by this fraction of the baseline, or by one aligned step, whichever is more."""
-
 
 @dataclass(frozen=True)
 class GroupPlan:

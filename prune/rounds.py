@@ -31,8 +31,15 @@ def combine(
         SecateurError: the second plan does not fit what the first left (a defect).
     """
     by_layer = {layer: group for group in step.groups for layer in group.layers}
+    gone = {group.name for group in earlier.groups if not group.kept}
+    constants = {group.branch for group in groups if group.name in gone}
     merged = tuple(
-        _merged(group, next((by_layer[layer] for layer in group.layers if layer in by_layer), None), number)
+        _merged(
+            group,
+            next((by_layer[layer] for layer in group.layers if layer in by_layer), None),
+            number,
+            made=bool(set(group.layers) - constants),
+        )
         for group in earlier.groups
     )
     removed = {group.name: group.removed for group in merged}
@@ -50,10 +57,13 @@ def combine(
     return PruningPlan(earlier.resource, fraction, earlier.before, after, missed, with_savings, cut)
 
 
-def _merged(first: GroupPlan, second: GroupPlan | None, number: int) -> GroupPlan:
+def _merged(first: GroupPlan, second: GroupPlan | None, number: int, made: bool) -> GroupPlan:
+    """``made``: whether kernels are left that make the group; without the branches that did, a stream cannot be cut again."""
     left = [unit for unit in range(first.units) if unit not in set(first.removed)]
     rounds = list(first.rounds) or [1 if unit in set(first.removed) else 0 for unit in range(first.units)]
-    if second is None or second.locked:  # without the branch that made it a stream may have no kernels left to cut
+    if second is None and left and made:
+        raise SecateurError(f"The group {first.name} is gone after a cut that left {len(left)} of its units; a defect.")
+    if second is None or second.locked:
         return replace(first, rounds=tuple(rounds))
     if second.units != len(left):
         raise SecateurError(f"{first.name} has {second.units} units after a cut that left {len(left)}; a defect.")

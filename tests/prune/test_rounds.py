@@ -181,9 +181,12 @@ def test_a_budget_that_rounds_miss_is_told_for_the_whole(tiny, network_of):
 
 def test_plans_that_do_not_follow_each_other_are_a_defect(tiny, network_of):
     network = network_of(tiny("padded"))
-    groups, costs, ((first, _), *_) = cut_in_rounds(network, (0.7, 0.5))
+    groups, costs, ((first, _), (second, _)) = cut_in_rounds(network, (0.7, 0.5))
     with pytest.raises(SecateurError, match="units after a cut that left"):
         combine(first, first, groups, costs, fraction=0.5, number=2)
+    headless = dataclasses.replace(first, groups=())
+    with pytest.raises(SecateurError, match="is gone after a cut"):
+        combine(second, headless, groups, costs, fraction=0.5, number=3)
 
 
 def test_what_cannot_be_cut_is_known_before_anything_is_scored(tiny):
