@@ -20,6 +20,7 @@ from secateur.network.model import Network, Source
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import plan_pruning
 from secateur.recipe import BudgetSettings
+from secateur.stages import Observer
 
 TESTS = Path(__file__).resolve().parent
 SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
@@ -47,6 +48,23 @@ def cifar(shared, tmp_path_factory):
                 counts[split, name] += 1
                 file.extract(member, small, **SAFELY)
     return small
+
+
+class _Recorder(Observer):
+    def __init__(self):
+        self.told, self.skips = [], []
+
+    def say(self, text):
+        self.told.append(text)
+
+    def skipped(self, name):
+        self.skips.append(name)
+
+
+@pytest.fixture(scope="session")
+def recorder():
+    """Makes observers that remember what they were told, and which stages were there already."""
+    return _Recorder
 
 
 @pytest.fixture(scope="session")

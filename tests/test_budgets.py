@@ -22,20 +22,9 @@ from secateur.network.model import load_network
 from secateur.prune import surgery
 from secateur.pruner import Pruner
 from secateur.recipe import Recipe
-from secateur.stages import Observer, Stages
+from secateur.stages import Stages
 
 ARTEFACTS = ("plan.json", "model.onnx", "baseline.onnx", "model.safetensors", "recipe.toml")
-
-
-class Recorder(Observer):
-    def __init__(self):
-        self.told, self.skips = [], []
-
-    def say(self, text):
-        self.told.append(text)
-
-    def skipped(self, name):
-        self.skips.append(name)
 
 
 def recipe(**options):
@@ -64,9 +53,9 @@ def searched(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def barren(tmp_path_factory):
+def barren(tmp_path_factory, recorder):
     """A limit so low that the interval of no try stays below it."""
-    observer = Recorder()
+    observer = recorder()
     run = prune_and_export(recipe(max_drop=0.001), tmp_path_factory.mktemp("barren") / "out", observer=observer)
     return run, observer
 
@@ -101,18 +90,18 @@ def test_the_drop_of_the_search_is_that_of_the_shipped_network_on_validation_ima
     assert (won["low"], won["high"]) == pytest.approx(np.quantile(lost, (0.025, 0.975)), abs=0.4)
 
 
-def test_resume_takes_all_stages_of_a_search_from_the_folder(searched, tmp_path):
+def test_resume_takes_all_stages_of_a_search_from_the_folder(searched, tmp_path, recorder):
     folder = tmp_path / "resumed"
     shutil.copytree(searched.folder, folder)
     before = {name: sha256_file(folder / name) for name in ARTEFACTS}
-    observer = Recorder()
+    observer = recorder()
     again = prune_and_export(recipe(max_drop=4.0), folder, resume=True, observer=observer)
     labels = [f"{trial['fraction']:.3f}" for trial in searched.report["search"]["trials"]]
     tries = [f"{stage} {label}" for label in labels for stage in ("plan", "repair", "judge")]
     assert observer.skips == ["explain", *tries, "export", "accuracy", "latency"]
     assert {name: sha256_file(folder / name) for name in ARTEFACTS} == before
     assert again.report["search"] == searched.report["search"]
-    other = Recorder()
+    other = recorder()
     prune_and_export(recipe(macs=0.5), folder, resume=True, observer=other)
     assert other.skips[:3] == ["explain", "plan", "repair"], "the first try is the plan at a half"
 

@@ -17,7 +17,6 @@ from secateur.export.report import schema
 from secateur.files import sha256_file
 from secateur.network.images import load_images
 from secateur.recipe import GateSettings, Recipe
-from secateur.stages import Observer
 
 FILES = {
     "baseline.onnx", "model.onnx", "model.safetensors", "plan.json", "scores.safetensors", "recipe.toml", "report.json",
@@ -32,17 +31,6 @@ KEPT_BYTE_FOR_BYTE = (
     "recipe.toml",
     "sensitivity.json",
 )
-
-
-class Recorder(Observer):
-    def __init__(self):
-        self.told, self.skips = [], []
-
-    def say(self, text):
-        self.told.append(text)
-
-    def skipped(self, name):
-        self.skips.append(name)
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +89,20 @@ def test_two_runs_give_equal_files(run, quick, tmp_path):
         assert sha256_file(again.folder / name) == sha256_file(run.folder / name), name
 
 
-def test_resume_takes_what_is_there_and_redoes_what_changed(run, quick, tmp_path):
+def test_resume_takes_what_is_there_and_redoes_what_changed(run, quick, tmp_path, recorder):
     folder = tmp_path / "resumed"
     shutil.copytree(run.folder, folder)
     before = {name: sha256_file(folder / name) for name in KEPT_BYTE_FOR_BYTE}
-    observer = Recorder()
+    observer = recorder()
     prune_and_export(quick, folder, resume=True, observer=observer)
     assert observer.skips == ["explain", "sensitivity", "plan", "repair", "recover", "export", "accuracy", "latency"]
     assert {name: sha256_file(folder / name) for name in KEPT_BYTE_FOR_BYTE} == before
-    observer = Recorder()
+    observer = recorder()
     prune_and_export(quick.override(macs=0.7), folder, resume=True, observer=observer)
     assert observer.skips == ["explain", "sensitivity"]
 
 
-def test_resume_sees_other_pixels_and_an_edited_network(tmp_path):
+def test_resume_sees_other_pixels_and_an_edited_network(tmp_path, recorder):
     """The same names and labels, the same weights: what is in the pictures and in forward counts as well."""
     source = tmp_path / "own.py"
     text = """
@@ -148,7 +136,7 @@ def data():
         text.replace("manual_seed(3)", "manual_seed(4)"),
     ):
         source.write_text(edited)
-        observer = Recorder()
+        observer = recorder()
         prune_and_export(recipe, tmp_path / "out", resume=True, observer=observer)
         skips.append(observer.skips)
     assert skips[0] == skips[2] == skips[3] == []

@@ -22,21 +22,9 @@ from secateur.prune.repair import repair
 from secateur.prune.sensitivity import measure_sensitivity
 from secateur.prune.surgery import cut
 from secateur.recipe import GateSettings, Recipe
-from secateur.stages import Observer
 from secateur.steps import BenchSettings, bench, explain_into, export_into, plan_into, prune_into
 
 FILES = ("plan.json", "scores.safetensors", "sensitivity.json", "model.safetensors", "model.onnx")
-
-
-class Recorder(Observer):
-    def __init__(self):
-        self.told, self.skips = [], []
-
-    def say(self, text):
-        self.told.append(text)
-
-    def skipped(self, name):
-        self.skips.append(name)
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +107,11 @@ def test_labels_of_the_test_split_still_measure(bare, digits, data):
     assert "test images have no labels" not in page
 
 
-def test_resume_goes_by_the_labels(bare, data, recipe, tmp_path):
+def test_resume_goes_by_the_labels(bare, data, recipe, tmp_path, recorder):
     """Labels of the network's own change nothing and all is taken; other labels change what every stage is kept by."""
     folder = tmp_path / "out"
     shutil.copytree(bare.folder, folder)
-    observer = Recorder()
+    observer = recorder()
     prune_and_export(recipe.override(data=str(data["own"])), folder, resume=True, observer=observer)
     assert observer.skips == ["explain", "sensitivity", "plan", "repair", "recover", "export", "accuracy", "latency"]
     bare_content, wrong_content = (
@@ -139,11 +127,11 @@ def predicted(path, root, digits):
     return session.run(None, {"images": preprocessing.normalise(pixels).numpy()})[0].argmax(1)
 
 
-def test_without_test_labels_the_report_speaks_of_agreement(data, digits, recipe, tmp_path):
+def test_without_test_labels_the_report_speaks_of_agreement(data, digits, recipe, tmp_path, recorder):
     gated = replace(
         recipe.override(data=str(data["none"]), epochs=0, macs=0.25), gates=GateSettings(require_drop_below=99)
     )
-    observer = Recorder()
+    observer = recorder()
     result = prune_and_export(gated, tmp_path / "out", observer=observer)
     report = result.report
     jsonschema.validate(json.loads((result.folder / "report.json").read_text()), schema())
@@ -179,15 +167,15 @@ def test_a_folder_of_pictures_only(digits, recipe, tmp_path):
     assert set(result.report["baseline"]["accuracy_per_class"]) == set("0123456789")
 
 
-def test_the_steps_one_by_one(data, digits, recipe, tmp_path):
-    out, chosen, observer = tmp_path / "out", recipe.override(data=str(data["none"])), Recorder()
+def test_the_steps_one_by_one(data, digits, recipe, tmp_path, recorder):
+    out, chosen, observer = tmp_path / "out", recipe.override(data=str(data["none"])), recorder()
     explain_into(chosen, out, observer)
     assert any("No labels for the training and test images" in told for told in observer.told)
     plan_into(chosen, out, observer)
     lines = prune_into(chosen, out, observer)
     assert any(line.startswith("validation agreement with the original") for line in lines)
     export_into(None, out, observer)
-    observer = Recorder()
+    observer = recorder()
     settings = BenchSettings((1,), str(data["none"]), provider="cpu")
     rows = {row[0]: row[1:] for row in bench(out / "baseline.onnx", out / "model.onnx", settings, observer)}
     assert "top-1 accuracy" not in rows
@@ -195,7 +183,7 @@ def test_the_steps_one_by_one(data, digits, recipe, tmp_path):
     assert rows["agreement with the first"][:2] == ("100.00%", f"{100 * (before == after).mean():.2f}%")
     assert any("what the first predicts" in told for told in observer.told)
     labelled = BenchSettings((1,), str(data["bare"]), provider="cpu")
-    rows = {row[0]: row[1:] for row in bench(out / "baseline.onnx", out / "model.onnx", labelled, Recorder())}
+    rows = {row[0]: row[1:] for row in bench(out / "baseline.onnx", out / "model.onnx", labelled, recorder())}
     truth = np.array(digits["test"][1])
     assert rows["top-1 accuracy"][0] == f"{100 * (before == truth).mean():.2f}%"
 
