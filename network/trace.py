@@ -317,6 +317,7 @@ def _replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, arguments
     traced.add_submodule(name, module)
     with traced.graph.inserting_after(node):
         new = traced.graph.call_module(name, arguments)
+    new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     traced.graph.erase_node(node)
 

@@ -75,7 +75,7 @@ def _asks_for_shapes(node: fx.Node) -> bool:
     pending, seen = [node], set()
     while pending:
         current = pending.pop()
-        if current in seen or _is_shape(current):
+        if current in seen or is_shape(current):
             continue
         seen.add(current)
         if current.op != "call_function" and current.op != "call_method":
@@ -84,7 +84,8 @@ def _asks_for_shapes(node: fx.Node) -> bool:
     return True
 
 
-def _is_shape(node: fx.Node) -> bool:
+def is_shape(node: fx.Node) -> bool:
+    """Whether a node asks a tensor for its shape, and for nothing else."""
     if node.op == "call_method":
         return node.target in _SHAPE_METHODS
     return node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim")

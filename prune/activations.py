@@ -1,48 +1,15 @@
 """Activations of a traced network: all at once, for measuring side by side, or streamed, for working through in order."""
 
-import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..network.execution import run_node
 from ..network.images import Images
-
-
-def run_node(view: fx.GraphModule, node: fx.Node, read: Callable[[fx.Node], Any]) -> Any:
-    """Run one node; ``read`` gives the values of its sources. A placeholder is read from ``read`` as well."""
-    if node.op == "placeholder":
-        return read(node)
-    arguments = fx.node.map_arg(node.args, read)
-    options = fx.node.map_arg(node.kwargs, read)
-    if _in_place(node) and isinstance(arguments[0], Tensor):  # others may read what it is given
-        arguments = (arguments[0].clone(), *arguments[1:])
-    if node.op == "call_module":
-        return view.get_submodule(str(node.target))(*arguments, **options)
-    if node.op == "call_function":
-        return node.target(*arguments, **options)  # type: ignore[operator]
-    if node.op == "call_method":
-        return getattr(arguments[0], str(node.target))(*arguments[1:], **options)
-    if node.op == "get_attr":
-        holder: Any = view
-        for part in str(node.target).split("."):
-            holder = getattr(holder, part)
-        return holder
-    return arguments[0]
-
-
-def _in_place(node: fx.Node) -> bool:
-    """Whether a call may write into its first argument."""
-    if node.op not in ("call_method", "call_function"):
-        return False
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    assigning = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-    functional = getattr(node.target, "__module__", "") == "torch.nn.functional"
-    told = node.kwargs.get("inplace") is True or (functional and len(node.args) > 1 and node.args[1] is True)
-    return assigning or told or (name.endswith("_") and not name.endswith("__"))
 
 
 class Activations:
