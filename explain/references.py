@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ..errors import InputError
 from ..files import sha256_json
 from ..network.trace import following_norms
-from .gap import contributions
+from .contributions import contributions
 from .scores import KernelScores, RankingTask, register
 
 

@@ -7,9 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import InputError
+from secateur.explain import contributions as contributions_module
 from secateur.explain import gap
-from secateur.explain.gap import contributions
+from secateur.explain.contributions import contributions
 from secateur.explain.scores import RankingTask
+from secateur.network.trace import reading_points, trace
 
 
 @pytest.fixture
@@ -186,7 +188,7 @@ def test_one_forward_and_one_backward_pass_a_batch(case, monkeypatch):
         passes["backward"] += 1
         return real(*args, **kwargs)
 
-    original = gap.trace
+    original = contributions_module.trace
 
     def watched(*arguments):
         traced = original(*arguments)
@@ -195,7 +197,7 @@ def test_one_forward_and_one_backward_pass_a_batch(case, monkeypatch):
         )
         return traced
 
-    monkeypatch.setattr(gap, "trace", watched)
+    monkeypatch.setattr(contributions_module, "trace", watched)
     monkeypatch.setattr(torch.autograd, "grad", counting)
     seen = []
     contributions(network, images, batch_size=4, progress=lambda done, total: seen.append((done, total)))
@@ -255,7 +257,7 @@ def test_a_pruned_and_repaired_network_can_be_ranked_again(case, plan_for):
     hidden = found.layers["layer3.0.conv1"]
     caught = {}
     module = pruned.module
-    point = gap.reading_points(module)["layer3.0.conv1"]
+    point = reading_points(module)["layer3.0.conv1"]
     handle = module.get_submodule(point[0]).register_forward_hook(lambda _, __, out: caught.__setitem__("map", out))
     chosen = module(images.pixels()).gather(1, images.labels.unsqueeze(1)).sum()
     handle.remove()
@@ -288,8 +290,8 @@ def test_captum_agrees(case):
 
     network, images = case("padded")
     found = contributions(network, images)
-    traced = gap.trace(network.module)
-    points = gap.reading_points(traced)
+    traced = trace(network.module)
+    points = reading_points(traced)
     for layer, part in found.layers.items():
         peer = LayerGradientXActivation(traced, traced.get_submodule(points[layer]))
         wanted = peer.attribute(images.pixels(), target=images.labels)
