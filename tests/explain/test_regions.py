@@ -1,0 +1,151 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from secateur.errors import InputError
+from secateur.explain.regions import Box, receptive_field, strong_pixels, supporting_region
+from secateur.network.execution import is_image_map, run_graph
+from secateur.network.trace import trace
+
+
+class Pools(nn.Module):
+    """Pools of every kind: overlapping, dilated, hanging over the edge, a maximum over places beside a slice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=(1, 2), padding=1)
+        self.ceil = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+        self.dilated = nn.MaxPool2d(2, 1, dilation=(3, 1))
+        self.average = nn.AvgPool2d((3, 2), (1, 2), padding=(1, 0))
+        self.up = nn.ConvTranspose2d(4, 4, 3, stride=2)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        x = self.average(self.dilated(self.ceil(F.relu(x))))
+        x = self.up(F.hardswish(x))[:, :, 1:-1]
+        return self.head(x.amax((2, 3)))
+
+
+class Normalised(nn.Module):
+    """Normalised over places, which joins them all; before that padded on two sides."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = F.pad(self.conv(x), (1, 0, 2, 0))
+        return self.head(F.relu(self.norm(x * 0.5 - 1)).mean((2, 3)))
+
+
+def seen_by_brute_force(view, node, shape, rounds=24):
+    """For every place of the map the box of pixels that move it in some image, when each pixel is changed on its own."""
+    channels, height, width = shape
+    generator = torch.Generator().manual_seed(0)
+    touched = None
+    for _ in range(rounds):
+        image = torch.randn(1, *shape, generator=generator)
+        changed = image.repeat(height * width, 1, 1, 1)
+        offset = torch.randn(channels, generator=generator) * 20
+        for pixel in range(height * width):
+            changed[pixel, :, pixel // width, pixel % width] += offset
+        with torch.no_grad():
+            values = run_graph(view, torch.cat([image, changed]), [node])[node]
+        moved = ((values[1:] - values[:1]).abs() > 1e-5).any(1)
+        touched = moved if touched is None else touched | moved
+    boxes = {}
+    for row in range(touched.shape[1]):
+        for column in range(touched.shape[2]):
+            pixels = touched[:, row, column].view(height, width).nonzero()
+            if len(pixels):
+                (top, left), (bottom, right) = pixels.amin(0).tolist(), pixels.amax(0).tolist()
+                boxes[row, column] = Box(left, top, right + 1, bottom + 1)
+    return boxes
+
+
+@pytest.mark.parametrize("name", ["padded", "inverted", "grouped", "dense", "gated", Pools, Normalised])
+def test_brute_force_sees_the_same_pixels(name, tiny, shake):
+    module = tiny(name) if isinstance(name, str) else shake(name())
+    example = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    view = trace(module, example)
+    nodes = [node for node in view.graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
+    values = run_graph(view, example, nodes)
+    maps = [node for node in nodes if is_image_map(values[node])]
+    for node in maps[:: max(1, len(maps) // 4)] + maps[-1:]:
+        wanted = seen_by_brute_force(view, node, (3, 12, 12))
+        places = list(wanted)
+        for place in {places[0], places[len(places) // 2 + 1], places[-1]} if len(places) > 2 else places:
+            assert receptive_field(view, node, *place, example) == wanted[place], (node.name, place)
+
+
+def test_closed_form_of_a_chain(shake):
+    """Two 3x3 convolutions and a pool of 2 with stride 2 see 1 + 2 + 2 + 1 pixels a side, 2 apart from place to place."""
+    module = shake(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2)))
+    example = torch.zeros(1, 3, 20, 30)
+    view = trace(module, example)
+    node = next(node for node in view.graph.nodes if node.target == "3")
+    for row, column in [(0, 0), (3, 5), (7, 12)]:
+        wanted = Box(2 * column, 2 * row, 2 * column + 6, 2 * row + 6)
+        assert receptive_field(view, node, row, column, example) == wanted
+
+
+def test_weights_of_zero_and_dead_kernels_hide_nothing(shake):
+    module = shake(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    view = trace(module)
+    state = {name: value.clone() for name, value in view.state_dict().items()}
+    node = next(node for node in view.graph.nodes if node.target == "3")
+    assert receptive_field(view, node, 1, 2, torch.zeros(1, 3, 9, 9)) == Box(2, 1, 7, 6)
+    assert all(torch.equal(state[name], value) for name, value in view.state_dict().items())
+    assert isinstance(view.get_submodule("2"), nn.ReLU)
+
+
+def test_a_deep_network_neither_overflows_nor_fades(shake):
+    """Sixty convolutions of 3x3: 121 pixels a side."""
+    module = nn.Sequential(*(nn.Conv2d(1 if index == 0 else 2, 2, 3, padding=1) for index in range(60)))
+    view = trace(module)
+    node = next(node for node in view.graph.nodes if node.target == "59")
+    assert receptive_field(view, node, 70, 64, torch.zeros(1, 1, 140, 140)) == Box(4, 10, 125, 131)
+
+
+def test_places_and_layers_that_are_not_there_are_named(tiny):
+    example = torch.zeros(1, 3, 12, 12)
+    view = trace(tiny("chain"))
+    named = {node.target: node for node in view.graph.nodes}
+    with pytest.raises(InputError, match=r"conv2 gives a map of 6 rows and 6 columns; \(6, 0\) is not in it"):
+        receptive_field(view, named["conv2"], 6, 0, example)
+    with pytest.raises(InputError, match="head gives no feature map"):
+        receptive_field(view, named["head"], 0, 0, example)
+
+
+def test_a_place_of_the_padding_sees_nothing(shake):
+    view = trace(shake(Normalised()))
+    named = {node.name: node for node in view.graph.nodes}
+    example = torch.zeros(1, 3, 12, 12)
+    with pytest.raises(InputError, match=r"pad gives at \(1, 4\) depends on no pixel"):
+        receptive_field(view, named["pad"], 1, 4, example)
+    assert receptive_field(view, named["pad"], 2, 1, example) == Box(0, 0, 3, 3)
+
+
+def test_supporting_region_is_where_the_gradient_is_strong():
+    gradient = torch.zeros(2, 6, 8)
+    gradient[0, 1, 2], gradient[1, 4, 3], gradient[1, 5, 7] = -1.0, 0.5, 0.05
+    assert supporting_region(gradient) == Box(2, 1, 8, 6)
+    assert supporting_region(gradient, 0.1) == Box(2, 1, 4, 5)
+    assert supporting_region(gradient, 0.5) == Box(2, 1, 3, 2)
+    with pytest.raises(InputError, match="zero at every pixel"):
+        supporting_region(torch.zeros(2, 6, 8))
+
+
+def test_strong_pixels_are_above_half_of_the_maximum():
+    activation = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
+    wanted = torch.tensor([[False, False], [False, True]]).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    enlarged = strong_pixels(activation, 4, 4)
+    assert torch.equal(enlarged[::3, ::3], wanted[::3, ::3])
+    assert torch.equal(strong_pixels(activation, 2, 2), torch.tensor([[False, False], [False, True]]))
+    assert not strong_pixels(-activation, 4, 4).any()
+    assert not strong_pixels(torch.zeros(2, 2), 4, 4).any()
