@@ -60,6 +60,75 @@ def explain_into(recipe: Recipe, out: Path, observer: Observer) -> list[Row]:
     ]
 
 
+@dataclass(frozen=True)
+class EvidenceSettings:
+    """What ``secateur explain IMAGE`` is asked: the decision, the chain, the regions to cover.
+
+    ``class_name`` is a class's name or index, ``kernel`` (layer, kernel, row, column); with neither, the class predicted. ``data`` names
+    the classes where the model does not.
+    """
+
+    class_name: str | None = None
+    kernel: tuple[str, int, int, int] | None = None
+    layers: tuple[str, ...] | None = None
+    top: int = 3
+    occlude: tuple[Box, ...] = ()
+    data: str | None = None
+
+
+def explain_pictures(
+    recipe: Recipe, pictures: Sequence[Path], settings: EvidenceSettings, out: Path, observer: Observer
+) -> list[tuple[EvidenceTree, Path]]:
+    """Write ``evidence/NAME.json`` and ``evidence/NAME.png`` for each picture; the trees and where their pictures are."""
+    with observer.stage("load"):
+        network = load_model(recipe.model)
+        if settings.data is not None:
+            network, _ = match_classes(network, load_images(settings.data, network.preprocessing, seed=recipe.seed))
+        to_input = network.preprocessing
+        images = [to_input.normalise(to_input.to_pixels(open_picture(path)).unsqueeze(0))[0] for path in pictures]
+        label = None if settings.class_name is None else _class_index(network, settings.class_name)
+    chain = DecompositionSettings(layers=settings.layers, selection=Selection(top=settings.top), most=MOST)
+    device = choose_device(recipe.device)
+    results = []
+    with locked_folder(out), observer.stage("evidence") as progress:
+        for path, image, name in zip(pictures, images, _distinct_names(pictures), strict=True):
+            task = PictureTask(path.name, image, label, settings.kernel, settings.occlude)
+            tree = explain_picture(network, task, chain, device=device)
+            folder = out / EVIDENCE_FOLDER
+            folder.mkdir(exist_ok=True)
+            write_json(folder / f"{name}.json", tree.to_json())
+            draw_evidence(tree, folder / f"{name}.png")
+            results.append((tree, folder / f"{name}.png"))
+            progress(len(results), len(pictures))
+    return results
+
+
+def _distinct_names(pictures: Sequence[Path]) -> list[str]:
+    """File names without their suffix; numbered where two are the same."""
+    seen: Counter[str] = Counter()
+    names = []
+    for path in pictures:
+        seen[path.stem] += 1
+        names.append(path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
+    return names
+
+
+def _class_index(network: Network, name: str) -> int:
+    """A class by its name or its index.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in network.class_names:
+        return network.class_names.index(name)
+    with torch.no_grad():
+        classes = network.logits(network.example(1)).shape[1]
+    if name.isdecimal() and int(name) < classes:
+        return int(name)
+    named = f"named {', '.join(network.class_names[:20])}" if network.class_names else "without names"
+    raise InputError(f"There is no class {name!r}. The network has {classes}, {named}; give a name or 0 to {classes - 1}.")
+
+
 def plan_into(recipe: Recipe, out: Path, observer: Observer) -> tuple[PruningPlan, list[Row]]:
     """Plan from the run folder's scores and write ``plan.json``; a row per group for the terminal."""
     if recipe.budget.max_drop is not None:

@@ -1,6 +1,7 @@
 """Regions of the input: boxes of pixels, what of the image a place in the network sees, where a map is strong."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,10 @@ class Box:
         return f"({self.left}, {self.top}, {self.right}, {self.bottom})"
 
 
-def receptive_field(view: fx.GraphModule, node: fx.Node, row: int, column: int, example: Tensor) -> Box:
-    """The smallest box with all pixels on which a place of a feature map can depend, whatever the weights.
+def receptive_fields(
+    view: fx.GraphModule, node: fx.Node, places: Sequence[tuple[int, int]], example: Tensor
+) -> list[Box]:
+    """For each place the smallest box with all pixels on which it can depend, whatever the weights.
 
     That is the theoretical receptive field, cut at the image's edge: the support of the place's gradient in a copy of the
     network, up to the node, in which all weights are positive and activations, normalisations and maxima are replaced by
@@ -37,7 +40,7 @@ def receptive_field(view: fx.GraphModule, node: fx.Node, row: int, column: int, 
     Args:
         view: a traced network; it is left as it was.
         node: gives a feature map ``[n, C, h, w]``.
-        row, column: the place in it.
+        places: (row, column) in it.
         example: of an image only the shape counts, ``[n, C, H, W]``.
 
     Raises:
@@ -54,15 +57,19 @@ def receptive_field(view: fx.GraphModule, node: fx.Node, row: int, column: int, 
             f"{node.name} gives no feature map of channels x height x width. Name a convolution or a block."
         )
     height, width = value.shape[2:]
-    if not (0 <= row < height and 0 <= column < width):
-        raise InputError(
-            f"{node.name} gives a map of {height} rows and {width} columns; ({row}, {column}) is not in it."
-        )
-    if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value[0, :, row, column].sum(), image)
-        if bool(gradient.any()):
-            return supporting_region(gradient[0])
-    raise InputError(f"What {node.name} gives at ({row}, {column}) depends on no pixel. Choose another place.")
+    boxes = []
+    for row, column in places:
+        if not (0 <= row < height and 0 <= column < width):
+            raise InputError(
+                f"{node.name} gives a map of {height} rows and {width} columns; ({row}, {column}) is not in it."
+            )
+        gradient = torch.zeros_like(image)
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value[0, :, row, column].sum(), image, retain_graph=True)
+        if not bool(gradient.any()):
+            raise InputError(f"What {node.name} gives at ({row}, {column}) depends on no pixel. Choose another place.")
+        boxes.append(supporting_region(gradient[0]))
+    return boxes
 
 
 def supporting_region(gradient: Tensor, share: float = 0.0) -> Box:

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import InputError
-from secateur.explain.regions import Box, receptive_field, strong_pixels, supporting_region
+from secateur.explain.regions import Box, receptive_fields, strong_pixels, supporting_region
 from secateur.network.execution import is_image_map, run_graph
 from secateur.network.trace import trace
 
@@ -77,7 +77,7 @@ def test_brute_force_sees_the_same_pixels(name, tiny, shake):
         wanted = seen_by_brute_force(view, node, (3, 12, 12))
         places = list(wanted)
         for place in {places[0], places[len(places) // 2 + 1], places[-1]} if len(places) > 2 else places:
-            assert receptive_field(view, node, *place, example) == wanted[place], (node.name, place)
+            assert receptive_fields(view, node, [place], example)[0] == wanted[place], (node.name, place)
 
 
 def test_closed_form_of_a_chain(shake):
@@ -88,7 +88,7 @@ def test_closed_form_of_a_chain(shake):
     node = next(node for node in view.graph.nodes if node.target == "3")
     for row, column in [(0, 0), (3, 5), (7, 12)]:
         wanted = Box(2 * column, 2 * row, 2 * column + 6, 2 * row + 6)
-        assert receptive_field(view, node, row, column, example) == wanted
+        assert receptive_fields(view, node, [(row, column)], example)[0] == wanted
 
 
 def test_weights_of_zero_and_dead_kernels_hide_nothing(shake):
@@ -99,7 +99,7 @@ def test_weights_of_zero_and_dead_kernels_hide_nothing(shake):
     view = trace(module)
     state = {name: value.clone() for name, value in view.state_dict().items()}
     node = next(node for node in view.graph.nodes if node.target == "3")
-    assert receptive_field(view, node, 1, 2, torch.zeros(1, 3, 9, 9)) == Box(2, 1, 7, 6)
+    assert receptive_fields(view, node, [(1, 2)], torch.zeros(1, 3, 9, 9))[0] == Box(2, 1, 7, 6)
     assert all(torch.equal(state[name], value) for name, value in view.state_dict().items())
     assert isinstance(view.get_submodule("2"), nn.ReLU)
 
@@ -109,7 +109,7 @@ def test_a_deep_network_neither_overflows_nor_fades(shake):
     module = nn.Sequential(*(nn.Conv2d(1 if index == 0 else 2, 2, 3, padding=1) for index in range(60)))
     view = trace(module)
     node = next(node for node in view.graph.nodes if node.target == "59")
-    assert receptive_field(view, node, 70, 64, torch.zeros(1, 1, 140, 140)) == Box(4, 10, 125, 131)
+    assert receptive_fields(view, node, [(70, 64)], torch.zeros(1, 1, 140, 140))[0] == Box(4, 10, 125, 131)
 
 
 def test_places_and_layers_that_are_not_there_are_named(tiny):
@@ -117,9 +117,9 @@ def test_places_and_layers_that_are_not_there_are_named(tiny):
     view = trace(tiny("chain"))
     named = {node.target: node for node in view.graph.nodes}
     with pytest.raises(InputError, match=r"conv2 gives a map of 6 rows and 6 columns; \(6, 0\) is not in it"):
-        receptive_field(view, named["conv2"], 6, 0, example)
+        receptive_fields(view, named["conv2"], [(6, 0)], example)[0]
     with pytest.raises(InputError, match="head gives no feature map"):
-        receptive_field(view, named["head"], 0, 0, example)
+        receptive_fields(view, named["head"], [(0, 0)], example)[0]
 
 
 def test_a_place_of_the_padding_sees_nothing(shake):
@@ -127,8 +127,8 @@ def test_a_place_of_the_padding_sees_nothing(shake):
     named = {node.name: node for node in view.graph.nodes}
     example = torch.zeros(1, 3, 12, 12)
     with pytest.raises(InputError, match=r"pad gives at \(1, 4\) depends on no pixel"):
-        receptive_field(view, named["pad"], 1, 4, example)
-    assert receptive_field(view, named["pad"], 2, 1, example) == Box(0, 0, 3, 3)
+        receptive_fields(view, named["pad"], [(1, 4)], example)[0]
+    assert receptive_fields(view, named["pad"], [(2, 1)], example)[0] == Box(0, 0, 3, 3)
 
 
 def test_supporting_region_is_where_the_gradient_is_strong():
