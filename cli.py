@@ -192,12 +192,32 @@ def prune_and_export_command(
 
 @_command("explain")
 def explain_command(
+    pictures: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Pictures whose decisions are explained.")
+    ] = None,
     model: Model = None,
     weights: Weights = None,
     data: Data = None,
     out: Out = Path("secateur-run"),
     rank_by: RankBy = None,
     calibration: Calibration = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", help="With IMAGE: explain this class (name or index), not the one predicted."),
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="With IMAGE: explain a kernel at a place instead, LAYER:KERNEL:ROW:COLUMN.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="With IMAGE: layers or blocks to go through, with commas; the stages by default.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="With IMAGE: kernels kept for each decision (3).")] = None,
+    occlude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With IMAGE: cover LEFT,TOP,RIGHT,BOTTOM (pixels of the input) and measure again; repeatable."
+        ),
+    ] = None,
     input_shape: InputShape = None,
     mean: Mean = None,
     std: Std = None,
@@ -206,19 +226,33 @@ def explain_command(
     recipe: RecipeFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Score every kernel: writes scores.safetensors and recipe.toml, which `plan`, `prune` and `export` go on from."""
+    """Score every kernel: writes scores.safetensors and recipe.toml, which `plan`, `prune` and `export` go on from.
+
+    With pictures: the evidence for the network's decision on each, as a tree of kernels and places; writes
+    evidence/NAME.json and evidence/NAME.png.
+    """
     settings = _recipe(
         recipe, None, model=model, weights=weights, data=data, rank_by=rank_by, calibration=calibration,
         input_shape=_numbers("input-shape", input_shape, int), mean=_numbers("mean", mean, float),
         std=_numbers("std", std, float), device=device, seed=seed,
     )  # fmt: skip
-    from .steps import explain_into
-    from .terminal import show_table
+    from .steps import EvidenceSettings, evidence_settings, explain_into, explain_pictures
+    from .terminal import show_table, show_tree
 
+    asked = evidence_settings(class_name, kernel, layers, top, occlude, data)
     console, observer = _observed(quiet)
-    rows = explain_into(settings, out, observer)
-    show_table(console, ("layer", "kernels", "lowest", "median", "highest"), rows)
-    console.print(f"scores: {out / 'scores.safetensors'}", soft_wrap=True, highlight=False)
+    if not pictures:
+        if asked != EvidenceSettings(data=data):
+            raise UsageError("--class, --kernel, --layers, --top and --occlude belong to pictures; name an image file.")
+        rows = explain_into(settings, out, observer)
+        show_table(console, ("layer", "kernels", "lowest", "median", "highest"), rows)
+        console.print(f"scores: {out / 'scores.safetensors'}", soft_wrap=True, highlight=False)
+        return
+    if rank_by is not None or calibration is not None:
+        raise UsageError("--rank-by and --calibration rank kernels; with pictures nothing is ranked.")
+    for tree, path in explain_pictures(settings, pictures, asked, out, observer):
+        show_tree(console, tree)
+        console.print(f"evidence: {path}", soft_wrap=True, highlight=False)
 
 
 @_command("plan")

@@ -3,14 +3,19 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.tree import Tree
 
 from .stages import Observer
 from .stages import Progress as Report
+
+if TYPE_CHECKING:
+    from .explain.evidence import EvidenceTree
 
 BAR_AFTER_SECONDS = 2.0
 
@@ -66,3 +71,28 @@ def show_table(
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)
+
+
+def show_tree(console: Console, tree: "EvidenceTree") -> None:
+    """The evidence for a decision, indented by layer, and what covering regions does to it."""
+    decided = f"{tree.picture}: {tree.predicted} ({100 * tree.probability:.1f}%)"
+    title = f"{decided}. Evidence for {tree.decision} ({tree.value:.3g}):"
+    root = Tree(escape(title), highlight=False)
+    branches = [root]
+    for depth, found in tree.walk():
+        same = f", as are {', '.join(map(str, found.merged))}" if found.merged else ""
+        text = (
+            f"{found.layer} kernel {found.kernel} at row {found.row}, column {found.column}: "
+            f"{100 * found.share:.1f}% (alpha {found.alpha:.3g}){same}"
+        )
+        del branches[depth + 1 :]
+        branches.append(branches[depth].add(escape(text)))
+    console.print(root)
+    for occlusion in tree.occlusions:
+        effect, names = occlusion.effect, tree.class_names
+        text = (
+            f"covered {occlusion.why} ({100 * effect.covered:.0f}% of the image): {names[effect.label]} "
+            f"{100 * effect.probability_before:.1f}% -> {100 * effect.probability_after:.1f}%, "
+            f"predicted {names[effect.predicted_after]}"
+        )
+        console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)

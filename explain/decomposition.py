@@ -231,7 +231,8 @@ class _Descent:
         order = {node: index for index, node in enumerate(self.view.graph.nodes)}
         chain = [point for point in reversed(self.points) if order[point.node] < order[target]]
         if not chain:
-            raise InputError(f"No layer of {', '.join(point.name for point in self.points)} lies before the decision.")
+            names = ", ".join(point.name for point in self.points)
+            raise InputError(f"None of {names} lies before the decision. Name earlier layers with --layers.")
         upper, above = "the decision", target
         for point in chain:
             if not _feeds(point.node, above):

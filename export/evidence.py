@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from PIL import Image
 
 from ..explain.evidence import Evidence, EvidenceTree
+from ..explain.heatmap import gradient_picture, overlay, pixels_picture
 from ..explain.regions import Box
 from ..files import replacing
 
@@ -59,28 +58,38 @@ def draw_evidence(tree: EvidenceTree, path: Path) -> None:
         return left / size[0], (size[1] - 0.75 - row * (CELL_INCHES + ROW_GAP_INCHES) - CELL_INCHES / 2) / size[1]
 
     centre = (height - 1) / 2
-    root = panel(0, 0, centre)
-    _show(root, _colours(tree.pixels))
-    root.set_title(f"{tree.picture}\n{tree.predicted} {100 * tree.probability:.0f}%", fontsize=7, loc="left")
-    _show(panel(0, 1, centre), _signed(tree.guided))
+    root, picture = panel(0, 0, centre), pixels_picture(tree.pixels)
+    _show(root, picture)
+    root.set_title(
+        f"{tree.picture}\n{tree.predicted} {100 * tree.probability:.0f}%", fontsize=7, loc="left", parse_math=False
+    )
+    _show(panel(0, 1, centre), gradient_picture(tree.guided))
     for one in placed:
         found = one.evidence
-        overlay = panel(one.column, 0, one.row)
-        _show(overlay, _overlay(tree.pixels, found.activation_map))
-        _outline(overlay, found.box)
+        mapped = panel(one.column, 0, one.row)
+        _show(mapped, overlay(found.activation_map.clamp(min=0), picture))
+        _outline(mapped, found.box)
         same = (
             f" = {', '.join(map(str, found.merged[:3]))}{'…' if len(found.merged) > 3 else ''}" if found.merged else ""
         )
-        overlay.set_title(f"kernel {found.kernel}{same}: {100 * found.share:.0f}%", fontsize=7, loc="left", pad=2)
+        mapped.set_title(f"kernel {found.kernel}{same}: {100 * found.share:.0f}%", fontsize=7, loc="left", pad=2)
         box = found.box
-        _show(panel(one.column, 1, one.row), _signed(found.guided[:, box.top : box.bottom, box.left : box.right]))
+        _show(
+            panel(one.column, 1, one.row), gradient_picture(found.guided[:, box.top : box.bottom, box.left : box.right])
+        )
         start, end = edge(one.column - 1, one.parent, right=True), edge(one.column, one.row, right=False)
         width = 0.4 + 4 * max(0.0, found.share)
         figure.add_artist(Line2D((start[0], end[0]), (start[1], end[1]), linewidth=width, color="#888888"))
-    figure.text(0.15 / size[0], 1 - 0.22 / size[1], f"Evidence for {tree.decision} ({tree.value:.2f})", fontsize=9)
+    figure.text(
+        0.15 / size[0],
+        1 - 0.22 / size[1],
+        f"Evidence for {tree.decision} ({tree.value:.2f})",
+        fontsize=9,
+        parse_math=False,
+    )
     for column, layer in enumerate(tree.layers, 1):
         at = edge(column, 0, right=False)[0]
-        figure.text(at, 1 - 0.42 / size[1], layer, fontsize=8, weight="bold")
+        figure.text(at, 1 - 0.42 / size[1], layer, fontsize=8, weight="bold", parse_math=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", metadata=_without_date(path))
 
@@ -111,8 +120,8 @@ def _place(tree: EvidenceTree) -> Iterator[_Placed]:
             )
 
 
-def _show(axes: Any, picture: Tensor) -> None:
-    axes.imshow(picture.numpy(), interpolation="nearest")
+def _show(axes: Any, picture: Image.Image) -> None:
+    axes.imshow(picture, interpolation="nearest")
 
 
 def _outline(axes: Any, box: Box) -> None:
@@ -120,28 +129,3 @@ def _outline(axes: Any, box: Box) -> None:
 
     corner, width, height = (box.left - 0.5, box.top - 0.5), box.right - box.left, box.bottom - box.top
     axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#00d5ff", linewidth=1))
-
-
-def _colours(pixels: Tensor) -> Tensor:
-    """``[C, H, W]`` in [0, 1] to ``[H, W, 3]``; what is neither grey nor colour shows its mean."""
-    shown = pixels if pixels.shape[0] == 3 else pixels.mean(0, keepdim=True).expand(3, -1, -1)
-    return shown.permute(1, 2, 0)
-
-
-def _overlay(pixels: Tensor, activation: Tensor) -> Tensor:
-    """An activation map's positive part in colour over the greyed picture, ``[H, W, 3]``."""
-    from matplotlib import colormaps
-
-    height, width = pixels.shape[1:]
-    enlarged = F.interpolate(activation[None, None].clamp(min=0), (height, width), mode="bilinear")[0, 0]
-    strength = enlarged / enlarged.max().clamp(min=torch.finfo(enlarged.dtype).tiny)
-    heat = torch.from_numpy(colormaps["inferno"](strength.numpy())[..., :3]).float()
-    grey = _colours(pixels).mean(2, keepdim=True).expand(-1, -1, 3)
-    weight = 0.75 * strength.unsqueeze(2)
-    return (1 - weight) * grey + weight * heat
-
-
-def _signed(gradient: Tensor) -> Tensor:
-    """A gradient ``[C, H, W]`` as colours around grey, its largest size at full contrast, ``[H, W, 3]``."""
-    largest = gradient.abs().max().clamp(min=torch.finfo(gradient.dtype).tiny)
-    return _colours((0.5 + 0.5 * gradient / largest).clamp(0, 1))

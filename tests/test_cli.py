@@ -350,3 +350,45 @@ def test_another_model_in_the_same_folder_is_not_exported_as_the_pruned_one(tmp_
     code, _, stderr = secateur("export", "--out", out)
     assert code == ExitCode.BAD_INPUT
     assert "other.py" in stderr
+
+
+def test_explain_a_picture_writes_its_evidence(model, data, tmp_path):
+    picture, out = data / "test" / "cat" / "1.png", tmp_path / "out"
+    twin = tmp_path / "1.png"
+    twin.write_bytes(picture.read_bytes())
+    code, stdout, stderr = secateur(
+        "explain", picture, twin, "--model", model, "--data", data, "--out", out, "--top", 2, "--occlude", "0,0,4,4"
+    )
+    assert code == 0, stderr
+    assert {path.name for path in (out / "evidence").iterdir()} == {"1.json", "1.png", "1-2.json", "1-2.png"}
+    tree = json.loads((out / "evidence" / "1.json").read_text())
+    assert tree["predicted"] in ("cat", "dog")
+    assert len(tree["evidence"]) <= 2
+    assert tree["occlusions"][-1]["why"] == "asked for"
+    assert f"kernel {tree['evidence'][0]['kernel']}" in stdout
+    code, _, stderr = secateur("explain", twin, "--model", model, "--out", out, "--layers", "0", "--class", "1")
+    assert code == 0, stderr
+    assert json.loads((out / "evidence" / "1.json").read_text())["layers"] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "said"),
+    [
+        (["--top", "2"], ExitCode.USAGE, "belong to pictures"),
+        (["PICTURE", "--rank-by", "gap"], ExitCode.USAGE, "nothing is ranked"),
+        (["PICTURE", "--top", "0"], ExitCode.USAGE, "at least 1"),
+        (["PICTURE", "--kernel", "0:1"], ExitCode.USAGE, "LAYER:KERNEL:ROW:COLUMN"),
+        (["PICTURE", "--kernel", "0:1:2:3", "--class", "1"], ExitCode.USAGE, "not both"),
+        (["PICTURE", "--occlude", "1,2,3"], ExitCode.USAGE, "LEFT,TOP,RIGHT,BOTTOM"),
+        (["PICTURE", "--occlude", "5,5,9,9"], ExitCode.BAD_INPUT, "9"),
+        (["PICTURE", "--class", "cow"], ExitCode.BAD_INPUT, "no class 'cow'"),
+        (["PICTURE", "--layers", "nowhere"], ExitCode.BAD_INPUT, "no layer 'nowhere'"),
+        (["PICTURE", "--kernel", "3:99:0:0", "--layers", "0"], ExitCode.BAD_INPUT, "kernel 99"),
+        (["missing.png"], ExitCode.BAD_INPUT, "missing.png does not exist"),
+    ],
+)
+def test_explain_a_picture_refuses_what_it_cannot_do(model, data, tmp_path, options, exit_code, said):
+    options = [data / "test" / "cat" / "1.png" if option == "PICTURE" else option for option in options]
+    code, _, stderr = secateur("explain", *options, "--model", model, "--out", tmp_path / "out")
+    assert (code, said in stderr) == (exit_code, True), stderr
+    assert not list(tmp_path.glob("out/evidence/*"))

@@ -254,7 +254,7 @@ def test_bad_decisions_are_refused(case):
         (KernelDecision("layer2", zeros + 16, zeros, zeros), None, "layer2: kernel 16 to 16"),
         (KernelDecision("layer2", zeros, zeros, zeros + 6), None, "layer2: column"),
         (KernelDecision("layer9", zeros, zeros, zeros), None, "no layer 'layer9'"),
-        (KernelDecision("layer1", zeros, zeros, zeros), ("layer1", "layer2"), "lies before the decision"),
+        (KernelDecision("layer1", zeros, zeros, zeros), ("layer1", "layer2"), "before the decision. Name earlier"),
         (None, ("layer1", "linear"), "no feature map"),
     ):
         with pytest.raises(InputError, match=message):
