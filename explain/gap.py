@@ -55,25 +55,28 @@ class Contributions:
 
     def statistic(self, name: str, baseline: str = "zero", *, summed: bool = False) -> dict[str, Tensor]:
         """One number per kernel and layer, ``[C]``: ``mean``, ``mean_absolute`` or ``root_mean_square`` over images."""
-        reduce = _STATISTICS[name]
+        reduce = STATISTICS[name]
         return {layer: reduce(part.alpha(baseline, summed=summed)) for layer, part in self.layers.items()}
 
     def per_class(self, baseline: str = "zero", *, summed: bool = False) -> dict[str, Tensor]:
         """Mean over each class's images, ``[classes, C]`` by layer; zero for a class without images."""
-        counts = torch.bincount(self.labels, minlength=self.classes).clamp(min=1).unsqueeze(1)
-        result = {}
-        for layer, part in self.layers.items():
-            alpha = part.alpha(baseline, summed=summed)
-            sums = torch.zeros(self.classes, alpha.shape[1]).index_add_(0, self.labels, alpha)
-            result[layer] = sums / counts
-        return result
+        return {
+            layer: class_means(part.alpha(baseline, summed=summed), self.labels, self.classes)
+            for layer, part in self.layers.items()
+        }
 
 
-_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda alpha: alpha.mean(0),
-    "mean_absolute": lambda alpha: alpha.abs().mean(0),
-    "root_mean_square": lambda alpha: alpha.square().mean(0).sqrt(),
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda values: values.mean(0),
+    "mean_absolute": lambda values: values.abs().mean(0),
+    "root_mean_square": lambda values: values.square().mean(0).sqrt(),
 }
+
+
+def class_means(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Means of ``[images, C]`` over each class's images, ``[classes, C]``; zero for a class without images."""
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1).unsqueeze(1)
+    return torch.zeros(classes, values.shape[1]).index_add_(0, labels, values) / counts
 
 
 def class_logit(logits: Tensor, labels: Tensor) -> Tensor:
