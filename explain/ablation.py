@@ -17,7 +17,8 @@ from .gap import STATISTICS, class_means
 from .kernel_maps import KernelMaps, fill_values, kernel_maps
 from .scores import KernelScores, RankingTask, register
 
-PASS_BYTES = 2**24  # of the largest map in a pass of many (image, kernel) rows: more falls out of the caches
+PASS_BYTES = 2**22  # of the largest map in a pass of many (image, kernel) rows: more falls out of a processor's caches
+PASS_BYTES_ON_DEVICE = 2**28  # an accelerator wants many rows
 KEPT_BYTES = 2**29  # of the activations of one batch that are kept to go on from
 CAR_IMAGES = 256
 
@@ -176,7 +177,7 @@ class _Removal:
         else:
             self.reads = (self._segment.source, *self._segment.reads)
             passed = [self._segment.source, *self._segment.nodes]
-        self._rows = max(1, PASS_BYTES // max(sizes[node] for node in passed))
+        self._bytes_a_row = max(sizes[node] for node in passed)
 
     def run(self, images: Tensor, known: dict[fx.Node, Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(images ``[rows]``, kernels ``[rows]``, the wanted node's value without them ``[rows, …]``), pass by pass.
@@ -184,8 +185,10 @@ class _Removal:
         Nothing where the wanted node does not depend on the layer.
         """
         pairs = len(images) * self.kernels if self._reached else 0
-        for start in range(0, pairs, self._rows):
-            part = torch.arange(start, min(start + self._rows, pairs), device=images.device)
+        bytes_a_pass = PASS_BYTES if images.device.type == "cpu" else PASS_BYTES_ON_DEVICE
+        step = max(1, bytes_a_pass // self._bytes_a_row)
+        for start in range(0, pairs, step):
+            part = torch.arange(start, min(start + step, pairs), device=images.device)
             rows, kernels = part // self.kernels, part % self.kernels
             removed = torch.nn.functional.one_hot(kernels, self.kernels).bool()
             if self._segment is None:
