@@ -130,7 +130,7 @@ def ablation_drops(
     """What decisions inside the network lose when a kernel of an earlier map is removed.
 
     Args:
-        view: a traced network in evaluation mode.
+        view: a traced network.
         source: the node of the map whose kernels are removed, ``[n, C, …]``.
         target: the node of the later value, ``[n, C', H', W']``, or the output node for class scores ``[n, classes]``.
         images: normalised images, ``[n, C, H, W]``.
@@ -149,7 +149,7 @@ def ablation_drops(
     used, own = torch.unique(decisions[:, 0].to(images.device), return_inverse=True)
     images = images.index_select(0, used)
     drops = torch.empty(len(decisions), len(fill), device=images.device)
-    with torch.no_grad():
+    with torch.no_grad(), frozen(view):
         removal = _Removal(view, KernelMaps(source.name, (source,)), target, fill, _bytes_an_image(view, images[:1]))
         known = run_graph(view, images, {target, *removal.reads})
         at = decisions[:, 1:].to(images.device)
