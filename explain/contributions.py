@@ -55,22 +55,22 @@ class Contributions:
 
     def statistic(self, name: str, baseline: str = "zero", *, summed: bool = False) -> dict[str, Tensor]:
         """One number per kernel and layer, ``[C]``: ``mean``, ``mean_absolute`` or ``root_mean_square`` over images."""
-        reduce = _STATISTICS[name]
+        reduce = STATISTICS[name]
         return {layer: reduce(part.alpha(baseline, summed=summed)) for layer, part in self.layers.items()}
 
     def per_class(self, baseline: str = "zero", *, summed: bool = False) -> dict[str, Tensor]:
         """Mean over each class's images, ``[classes, C]`` by layer; zero for a class without images."""
         alphas = {layer: part.alpha(baseline, summed=summed) for layer, part in self.layers.items()}
-        return {layer: per_class_mean(alpha, self.labels, self.classes) for layer, alpha in alphas.items()}
+        return {layer: class_means(alpha, self.labels, self.classes) for layer, alpha in alphas.items()}
 
 
-def per_class_mean(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+def class_means(values: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Mean of ``[images, C]`` over each class's images, ``[classes, C]``; zero for a class without any."""
     counts = torch.bincount(labels, minlength=classes).clamp(min=1).unsqueeze(1)
     return torch.zeros(classes, values.shape[1]).index_add_(0, labels, values) / counts
 
 
-_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda alpha: alpha.mean(0),
     "mean_absolute": lambda alpha: alpha.abs().mean(0),
     "root_mean_square": lambda alpha: alpha.square().mean(0).sqrt(),

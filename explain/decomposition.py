@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
-from ..network.execution import Segment, output_node, run_graph
+from ..network.execution import Segment, depends_on, output_node, run_graph
 from ..network.feature_stages import FeaturePoint, find_stages, named_points
 from ..network.model import Network
 from ..network.probe import frozen, pick_logits
-from ..network.trace import reading_points, trace
+from ..network.trace import reading_nodes, trace
 from .contributions import reduce_places
 from .duplicates import Selection, strongest
 
@@ -158,7 +158,7 @@ class Decomposer:
     @property
     def layers(self) -> tuple[str, ...]:
         """The convolution and linear layers, which ``between`` gives importance."""
-        return tuple(reading_points(self.view))
+        return tuple(reading_nodes(self.view))
 
     def __call__(self, inputs: Tensor, decision: ClassDecision | KernelDecision | None = None) -> Decomposition:
         """Take the decisions for normalised images ``[n, C, H, W]`` apart; see :func:`decompose`."""
@@ -196,7 +196,7 @@ class _Descent:
         self.view, self.example, self.inputs = decomposer.view, decomposer.example, inputs
         self.points, self.settings = decomposer.points, decomposer.settings
         self.importance: dict[str, Tensor] = {}
-        self._layers = _nodes_of_layers(self.view) if self.settings.between else {}
+        self._layers = reading_nodes(self.view) if self.settings.between else {}
 
     def from_top(self, decision: ClassDecision | KernelDecision | None) -> Decomposition:
         target, image = output_node(self.view), next(n for n in self.view.graph.nodes if n.op == "placeholder")
@@ -235,7 +235,7 @@ class _Descent:
             raise InputError(f"None of {names} lies before the decision. Name earlier layers with --layers.")
         upper, above = "the decision", target
         for point in chain:
-            if not _feeds(point.node, above):
+            if not depends_on(above, point.node):
                 raise InputError(
                     f"{point.name} does not feed {upper}, so no chain leads down to it. Name other layers."
                 )
@@ -357,27 +357,6 @@ class _Descent:
         """Add what decisions pass on to a layer's kernels."""
         total = self.importance.setdefault(layer, share.new_zeros(len(self.inputs), share.shape[1]))
         total.index_add_(0, part.image, part.importance.unsqueeze(1) * share)
-
-
-def _nodes_of_layers(view: fx.GraphModule) -> dict[str, list[fx.Node]]:
-    """For each convolution and linear layer the nodes where the next layers read it."""
-    called: dict[str, list[fx.Node]] = {}
-    for node in view.graph.nodes:
-        if node.op == "call_module":
-            called.setdefault(str(node.target), []).append(node)
-    return {layer: [node for name in names for node in called[name]] for layer, names in reading_points(view).items()}
-
-
-def _feeds(source: fx.Node, target: fx.Node) -> bool:
-    pending, seen = list(target.all_input_nodes), set()
-    while pending:
-        node = pending.pop()
-        if node is source:
-            return True
-        if node not in seen:
-            seen.add(node)
-            pending += node.all_input_nodes
-    return False
 
 
 def _share(alpha: Tensor) -> Tensor:

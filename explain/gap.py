@@ -7,7 +7,7 @@ through the strongest kernels of each.
 import torch
 from torch import Tensor
 
-from .contributions import contributions, per_class_mean
+from .contributions import contributions, class_means
 from .decomposition import ClassDecision, Decomposer, DecompositionSettings, decompose
 from .scores import KernelScores, RankingTask, register
 
@@ -63,6 +63,6 @@ def score_gap_hierarchical(task: RankingTask) -> KernelScores:
         "gap-hierarchical",
         "share of the decision",
         {layer: part.square().mean(0).sqrt() for layer, part in whole.items()},
-        {layer: per_class_mean(part, task.images.labels, classes) for layer, part in whole.items()},
+        {layer: class_means(part, task.images.labels, classes) for layer, part in whole.items()},
         details,
     )

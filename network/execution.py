@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx
 
 Values = Mapping[fx.Node, Any]
+Changes = Mapping[fx.Node, Callable[[Tensor], Tensor]]
+"""For a node what its readers get instead of its value; the function leaves what it is given as it is."""
 
 
 def run_node(view: fx.GraphModule, node: fx.Node, read: Callable[[fx.Node], Any]) -> Any:
@@ -43,15 +45,23 @@ def _in_place(node: fx.Node) -> bool:
     return assigning or told or (name.endswith("_") and not name.endswith("__"))
 
 
-def run_graph(view: fx.GraphModule, images: Tensor, wanted: Iterable[fx.Node]) -> dict[fx.Node, Any]:
-    """The values of the wanted nodes for a batch ``[n, C, H, W]``; every other value is dropped after its last reader."""
+def run_graph(
+    view: fx.GraphModule, images: Tensor, wanted: Iterable[fx.Node], changes: Changes | None = None
+) -> dict[fx.Node, Any]:
+    """The values of the wanted nodes for a batch ``[n, C, H, W]``; every other value is dropped after its last reader.
+
+    ``changes`` alter values on their way, and with them all that depends on them.
+    """
     wanted = set(wanted)
     placeholder = next(node for node in view.graph.nodes if node.op == "placeholder")
     needed = _needed_for(wanted, stop=())
-    return _run(view, [node for node in view.graph.nodes if node in needed], {placeholder: images}, wanted)
+    nodes = [node for node in view.graph.nodes if node in needed]
+    return _run(view, nodes, {placeholder: images}, wanted, changes or {})
 
 
-def _run(view: fx.GraphModule, nodes: Sequence[fx.Node], start: Values, wanted: set[fx.Node]) -> dict[fx.Node, Any]:
+def _run(
+    view: fx.GraphModule, nodes: Sequence[fx.Node], start: Values, wanted: set[fx.Node], changes: Changes
+) -> dict[fx.Node, Any]:
     last = {source: node for node in nodes for source in node.all_input_nodes}
     dropped: dict[fx.Node, list[fx.Node]] = {}
     for source, node in last.items():
@@ -61,6 +71,8 @@ def _run(view: fx.GraphModule, nodes: Sequence[fx.Node], start: Values, wanted: 
     for node in nodes:
         if node not in values:
             values[node] = run_node(view, node, values.__getitem__)
+        if node in changes:
+            values[node] = changes[node](values[node])
         for source in dropped.get(node, ()):
             values.pop(source, None)
     return {node: value for node, value in values.items() if node in wanted}
@@ -123,8 +135,13 @@ class Segment:
             if isinstance(value, Tensor):
                 each = value.dim() > 0 and len(value) == len(images)
                 start[node] = value.index_select(0, rows) if each else value
-        found = _run(self.view, self.nodes, start, set(self.wanted))
+        found = _run(self.view, self.nodes, start, set(self.wanted), {})
         return [values if node is self.source else found[node] for node in self.wanted]
+
+
+def depends_on(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node's value comes from another's, directly or not."""
+    return source in _needed_for([node], stop=())
 
 
 def output_node(view: fx.GraphModule) -> fx.Node:

@@ -194,8 +194,14 @@ def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     From the layer on, through its own normalisation, activation and dropout, for as long as nothing else reads in
     between. All names are submodules of ``traced``.
     """
+    nodes = reading_nodes(traced)
+    return {layer: tuple(dict.fromkeys(str(node.target) for node in found)) for layer, found in nodes.items()}
+
+
+def reading_nodes(traced: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
+    """The calls of the modules that ``reading_points`` names: for each layer one node for every call of it."""
     modules = dict(traced.named_modules())
-    points: dict[str, tuple[str, ...]] = {}
+    found: dict[str, tuple[fx.Node, ...]] = {}
     for node in traced.graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], _ConvNd | nn.Linear):
             continue
@@ -205,9 +211,8 @@ def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
             if reader.op != "call_module" or not isinstance(modules[reader.target], PER_CHANNEL):
                 break
             last = reader
-        known = points.get(node.target, ())
-        points[node.target] = known if last.target in known else (*known, last.target)
-    return points
+        found[node.target] = (*found.get(node.target, ()), last)
+    return found
 
 
 def following_norms(module: nn.Module, example: Tensor | None = None) -> dict[str, tuple[str, _BatchNorm]]:

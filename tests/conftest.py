@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import copy
+import dataclasses
 import importlib.util
 import os
 import tarfile
@@ -141,6 +142,25 @@ def noise_images():
         return images_from_tensor(pixels, labels, preprocessing)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def spread():
+    """Set the head so that the class scores have mean 0 and deviation 3 over the images; three labels in four follow them."""
+
+    def apply(network, images):
+        head = [child for child in network.module.modules() if isinstance(child, nn.Linear)][-1]
+        x = images.preprocessing.normalise(images.pixels())
+        with torch.no_grad():
+            logits = network.logits(x)
+            scale = 3 / logits.std(0)
+            head.bias.copy_((head.bias - logits.mean(0)) * scale)
+            head.weight.mul_(scale.unsqueeze(1))
+            predicted = network.logits(x).argmax(1)
+        labels = torch.where(torch.arange(len(predicted)) % 4 == 3, images.labels, predicted)
+        return network, dataclasses.replace(images, labels=labels)
+
+    return apply
 
 
 def _small_vgg():

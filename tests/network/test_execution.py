@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.network.execution import Segment, output_node, run_graph
+from secateur.network.execution import Segment, depends_on, output_node, run_graph
 from secateur.network.probe import pick_logits
 from secateur.network.trace import trace
 
@@ -73,3 +73,28 @@ def test_what_does_not_depend_on_the_source_is_refused(tiny, noise_images):
     view = trace(tiny("padded").eval(), noise_images(2).pixels())
     with pytest.raises(ValueError, match="does not depend"):
         Segment(view, nodes(view)["layer2.0.conv1"], [nodes(view)["layer1.0.conv1"]])
+
+
+def test_changes_reach_all_that_depends_on_a_node(tiny, noise_images):
+    """Against a hook on the module; what is read around the change, and the value given, stay as they are."""
+    module, images = tiny("padded").eval(), noise_images(4).pixels()
+    view = trace(module, images)
+    node, before = nodes(view)["layer2.0.conv1"], nodes(view)["layer1.0.conv2"]
+    output = output_node(view)
+    with torch.no_grad():
+        found = run_graph(view, images, [output, before], {node: lambda values: 2 * values})
+        untouched = run_graph(view, images, [output, before])
+        handle = module.layer2[0].conv1.register_forward_hook(lambda _m, _i, value: 2 * value)
+        wanted = module(images)
+        handle.remove()
+    assert torch.allclose(found[output], wanted, atol=1e-6)
+    assert not torch.allclose(found[output], untouched[output], atol=1e-3)
+    assert torch.equal(found[before], untouched[before])
+
+
+def test_what_depends_on_what(tiny, noise_images):
+    view = trace(tiny("padded").eval(), noise_images(2).pixels())
+    named = nodes(view)
+    assert depends_on(named["layer2.0.conv1"], named["layer1.0.conv1"])
+    assert not depends_on(named["layer1.0.conv1"], named["layer2.0.conv1"])
+    assert depends_on(output_node(view), named["conv1"])

@@ -1,0 +1,101 @@
+"""Where a layer's kernels are read in a traced network, what they give on average, and what readers get without them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..errors import InputError
+from ..network.execution import Changes, output_node, run_graph
+from ..network.feature_stages import FeaturePoint
+from ..network.images import Images
+from ..network.trace import reading_nodes
+
+
+@dataclass(frozen=True)
+class KernelMaps:
+    """The maps of a layer's kernels: the nodes that give them, one for every call, and the dimension of the kernels."""
+
+    name: str
+    nodes: tuple[fx.Node, ...]
+    dim: int = 1
+
+    def channels(self, values: Tensor) -> int:
+        return values.shape[self.dim]
+
+    def filled(self, values: Tensor, removed: Tensor, fill: Tensor) -> Tensor:
+        """``values`` with what ``fill`` says, ``[C]``, for the kernels that are ``removed``: bool ``[C]`` or ``[rows, C]``."""
+        places = [1] * (values.dim() - 2)
+        mask = removed.reshape(-1, *places, self.channels(values)).movedim(-1, self.dim)
+        other = fill.to(values).reshape(1, *places, -1).movedim(-1, self.dim)
+        return torch.where(mask, other, values)
+
+    def changes(self, removed: Tensor, fill: Tensor) -> Changes:
+        """The same for ``run_graph``, at every call of the layer."""
+        return dict.fromkeys(self.nodes, lambda values: self.filled(values, removed, fill))
+
+
+def kernel_maps(view: fx.GraphModule) -> dict[str, KernelMaps]:
+    """For each convolution and linear layer its kernels' outputs behind their own normalisation and activation.
+
+    Kernels are the last dimension of a linear layer's output, the second of any other.
+    """
+    return {
+        layer: KernelMaps(layer, nodes, -1 if isinstance(view.get_submodule(layer), nn.Linear) else 1)
+        for layer, nodes in reading_nodes(view).items()
+    }
+
+
+def point_maps(point: FeaturePoint) -> KernelMaps:
+    """The maps of a feature point."""
+    return KernelMaps(point.name, (point.node,))
+
+
+def class_layers(view: fx.GraphModule) -> frozenset[str]:
+    """The layers behind which no other lies on the way to the output: the head, whose kernels are the classes."""
+    found, seen, pending = set(), set(), [output_node(view)]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.op == "call_module" and isinstance(view.get_submodule(str(node.target)), _ConvNd | nn.Linear):
+            found.add(str(node.target))
+        else:
+            pending += node.all_input_nodes
+    return frozenset(found)
+
+
+def fill_values(
+    view: fx.GraphModule, maps: Sequence[KernelMaps], images: Images, fill: str, batch_size: int, device: str
+) -> dict[str, Tensor]:
+    """What readers get of a removed kernel, ``[C]`` by name: its ``mean`` over images, calls and places, or ``zero``.
+
+    Raises:
+        ValueError: another fill.
+        InputError: a layer does not give one row an image.
+    """
+    if fill not in ("mean", "zero"):
+        raise ValueError(f"fill must be mean or zero (got {fill!r})")
+    if fill == "zero":
+        images = images.subset(torch.arange(1))  # the widths are all that is asked
+    nodes = [node for part in maps for node in part.nodes]
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = dict.fromkeys((part.name for part in maps), 0)
+    with torch.no_grad():
+        for batch, _ in images.batches(batch_size):
+            values = run_graph(view, batch.to(device), nodes)
+            for part in maps:
+                for node in part.nodes:
+                    value = values[node]
+                    if len(value) != len(batch):
+                        raise InputError(
+                            f"{part.name} gives {len(value)} rows for {len(batch)} images, so its kernels cannot be removed "
+                            "image by image. Name other layers."
+                        )
+                    columns = value.movedim(part.dim, -1).flatten(0, -2).double()
+                    sums[part.name] = sums.get(part.name, 0) + columns.sum(0)
+                    counts[part.name] += len(columns)
+    return {name: (total / counts[name] if fill == "mean" else total * 0).float() for name, total in sums.items()}
