@@ -7,7 +7,7 @@ through the strongest kernels of each.
 import torch
 from torch import Tensor
 
-from .contributions import contributions, class_means
+from .contributions import class_means, contributions
 from .decomposition import ClassDecision, Decomposer, DecompositionSettings, decompose
 from .scores import KernelScores, RankingTask, register
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from secateur.errors import InputError
 from secateur.explain.ablation import ablation_truth
+from secateur.explain.contributions import contributions
 from secateur.explain.faithfulness import (
     SHARES,
     Curve,
@@ -17,7 +18,6 @@ from secateur.explain.faithfulness import (
     faithfulness_curves,
     surrogate_agreement,
 )
-from secateur.explain.contributions import contributions
 from secateur.explain.scores import KernelScores
 from secateur.network.execution import output_node
 from secateur.network.feature_stages import find_stages, named_points
