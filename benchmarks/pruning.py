@@ -178,13 +178,14 @@ def wanted_rows() -> list[dict[str, Any]]:
     for network, budgets in (("resnet20", BUDGETS), ("resnet56", (0.5, 0.67))):
         rows += [(network, "secateur", "gap", "sensitivity", "reconstruct", budget, 0) for budget in budgets]
         rows += [(network, "torch-pruning", *peer, "bn", budget, 0) for budget in budgets for peer in peers]
-    tuned = [(name, scope) for scope in ("global", "local") for name in ("fpgm", "magnitude", "taylor", "random")]
+    tuned = ("fpgm", "magnitude", "taylor", "random")
     for budget in (0.5, 0.33):
         rows.append(("resnet20", "secateur", "gap", "sensitivity", "reconstruct", budget, 2))
-        rows += [("resnet20", "torch-pruning", *peer, "bn", budget, 2) for peer in tuned]
+        rows += [("resnet20", "torch-pruning", name, "global", "bn", budget, 2) for name in tuned]
     rows += [("resnet56", "secateur", "gap", "sensitivity", "reconstruct", budget, 0) for budget in BUDGETS]
     rows += [("resnet56", "torch-pruning", *peer, "bn", budget, 0) for budget in BUDGETS for peer in peers]
     rows += [("resnet20", "torch-pruning", *peer, "reconstruct", budget, 0) for budget in BUDGETS for peer in peers]
+    rows += [("resnet20", "torch-pruning", name, "local", "bn", budget, 2) for budget in (0.5, 0.33) for name in tuned]
     return [dict(zip(KEYS, row, strict=True)) for row in dict.fromkeys(rows)]
 
 
