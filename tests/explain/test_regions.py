@@ -2,10 +2,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision import models
 
 from secateur.errors import InputError
 from secateur.explain.regions import Box, receptive_field, strong_pixels, supporting_region
 from secateur.network.execution import is_image_map, run_graph
+from secateur.network.feature_stages import find_stages
 from secateur.network.trace import trace
 
 
@@ -89,6 +91,21 @@ def test_closed_form_of_a_chain(shake):
     for row, column in [(0, 0), (3, 5), (7, 12)]:
         wanted = Box(2 * column, 2 * row, 2 * column + 6, 2 * row + 6)
         assert receptive_field(view, node, row, column, example) == wanted
+
+
+def test_closed_form_of_a_resnet():
+    """torchvision's ResNet-18: every layer adds (kernel - 1) times the strides before it. At 224 pixels the last is cut."""
+    view = trace(models.resnet18(num_classes=5).eval(), example := torch.zeros(1, 3, 224, 224))
+    stem, plain, halving = [(7, 2), (3, 2)], [(3, 1)] * 4, [(3, 2)] + [(3, 1)] * 3
+    sides, size, step = [], 1, 1
+    for layers in (stem + plain, halving, halving, halving):
+        for kernel, stride in layers:
+            size, step = size + (kernel - 1) * step, step * stride
+        sides.append(min(size, 224))
+    stages = [point for point in find_stages(view, example) if point.name.startswith("layer")]
+    for point, side in zip(stages, sides, strict=True):
+        box = receptive_field(view, point.node, point.height // 2, point.width // 2, example)
+        assert (box.right - box.left, box.bottom - box.top) == (side, side)
 
 
 def test_weights_of_zero_and_dead_kernels_hide_nothing(shake):
