@@ -183,3 +183,16 @@ def test_what_does_not_fit_is_named(case):
         DescentSettings(step=300)
     with pytest.raises(UsageError, match="steps must be at least 1"):
         DescentSettings(steps=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_used(case):
+    network, pixels, labels = case("chain")
+    devices = set()
+    handle = network.module.conv1.register_forward_pre_hook(lambda _, inputs: devices.add(inputs[0].device.type))
+    found = projected_gradient_descent(network, pixels, labels, device="cuda")
+    handle.remove()
+    assert devices == {"cuda"}
+    assert found.pixels.device.type == found.logits_after.device.type == "cpu"
+    assert (found.pixels - pixels).abs().max() <= 8 / 255 + 1e-6

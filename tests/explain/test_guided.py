@@ -173,3 +173,19 @@ def test_a_map_without_pixels_behind_it_is_refused(pixels):
     first, zero = torch.tensor([0, 1]), torch.zeros(2, dtype=torch.long)
     with pytest.raises(InputError, match="of conv does not depend on the pixels"):
         guided_backpropagation(view, pixels, KernelDecisions(node, first, zero, zero, zero))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same(tiny, pixels):
+    by_device = []
+    for device in ("cpu", "cuda"):
+        view = trace(tiny("chain")).double().to(device)
+        node = next(node for node in view.graph.nodes if node.target == "conv2")
+        place = (torch.tensor([index]) for index in (2, 1, 0, 3))
+        for decisions in (logits_of(5), KernelDecisions(node, *place)):
+            found = guided_backpropagation(view, pixels.double().to(device), decisions)
+            assert found.device.type == device
+            by_device.append(found.cpu())
+    assert torch.allclose(by_device[0], by_device[2])
+    assert torch.allclose(by_device[1], by_device[3])

@@ -139,3 +139,14 @@ def test_other_labels_fills_windows_and_strides_are_refused(case):
         occlusion_map(network, image, window=13, stride=1)
     with pytest.raises(UsageError, match=r"1 to 3 pixels, the window's side \(got 4\)"):
         occlusion_map(network, image, window=3, stride=4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same(case):
+    network, image = case()
+    first, second = (
+        occlusion_map(network, image, window=4, stride=2, label=1, device=name) for name in ("cpu", "cuda")
+    )
+    assert second.logit_drops.device.type == "cpu"
+    assert torch.allclose(first.logit_drops, second.logit_drops, atol=1e-2)

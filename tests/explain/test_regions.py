@@ -2,15 +2,17 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision import models
 
 from secateur.errors import InputError
 from secateur.explain.regions import Box, receptive_fields, strong_pixels, supporting_region
 from secateur.network.execution import is_image_map, run_graph
+from secateur.network.feature_stages import find_stages
 from secateur.network.trace import trace
 
 
 class Pools(nn.Module):
-    """Pools of every kind: overlapping, dilated, hanging over the edge, a maximum over places beside a slice."""
+    """Pools of every kind: overlapping, dilated, hanging over the edge; then a slice."""
 
     def __init__(self):
         super().__init__()
@@ -26,6 +28,19 @@ class Pools(nn.Module):
         x = self.average(self.dilated(self.ceil(F.relu(x))))
         x = self.up(F.hardswish(x))[:, :, 1:-1]
         return self.head(x.amax((2, 3)))
+
+
+class Maxima(nn.Module):
+    """The greater of a map and of itself moved; then the greatest of each row, joined to all of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = torch.maximum(x, x.roll(4, 2))
+        return self.head((x + x.amax(3, keepdim=True)).mean((2, 3)))
 
 
 class Normalised(nn.Module):
@@ -65,7 +80,7 @@ def seen_by_brute_force(view, node, shape, rounds=24):
     return boxes
 
 
-@pytest.mark.parametrize("name", ["padded", "inverted", "grouped", "dense", "gated", Pools, Normalised])
+@pytest.mark.parametrize("name", ["padded", "inverted", "grouped", "dense", "gated", Pools, Maxima, Normalised])
 def test_brute_force_sees_the_same_pixels(name, tiny, shake):
     module = tiny(name) if isinstance(name, str) else shake(name())
     example = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -73,7 +88,7 @@ def test_brute_force_sees_the_same_pixels(name, tiny, shake):
     nodes = [node for node in view.graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
     values = run_graph(view, example, nodes)
     maps = [node for node in nodes if is_image_map(values[node])]
-    for node in maps[:: max(1, len(maps) // 4)] + maps[-1:]:
+    for node in maps[:: max(1, len(maps) // 4)] + maps[-3:]:
         wanted = seen_by_brute_force(view, node, (3, 12, 12))
         places = list(wanted)
         for place in {places[0], places[len(places) // 2 + 1], places[-1]} if len(places) > 2 else places:
@@ -89,6 +104,21 @@ def test_closed_form_of_a_chain(shake):
     for row, column in [(0, 0), (3, 5), (7, 12)]:
         wanted = Box(2 * column, 2 * row, 2 * column + 6, 2 * row + 6)
         assert receptive_fields(view, node, [(row, column)], example)[0] == wanted
+
+
+def test_closed_form_of_a_resnet():
+    """torchvision's ResNet-18: every layer adds (kernel - 1) times the strides before it. At 224 pixels the last is cut."""
+    view = trace(models.resnet18(num_classes=5).eval(), example := torch.zeros(1, 3, 224, 224))
+    stem, plain, halving = [(7, 2), (3, 2)], [(3, 1)] * 4, [(3, 2)] + [(3, 1)] * 3
+    sides, size, step = [], 1, 1
+    for layers in (stem + plain, halving, halving, halving):
+        for kernel, stride in layers:
+            size, step = size + (kernel - 1) * step, step * stride
+        sides.append(min(size, 224))
+    stages = [point for point in find_stages(view, example) if point.name.startswith("layer")]
+    for point, side in zip(stages, sides, strict=True):
+        box = receptive_field(view, point.node, point.height // 2, point.width // 2, example)
+        assert (box.right - box.left, box.bottom - box.top) == (side, side)
 
 
 def test_weights_of_zero_and_dead_kernels_hide_nothing(shake):
