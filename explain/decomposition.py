@@ -15,11 +15,13 @@ from torch import Tensor, fx, nn
 from ..errors import InputError
 from ..network.execution import Segment, depends_on, output_node, run_graph
 from ..network.feature_stages import FeaturePoint, find_stages, named_points
+from ..network.images import Images
 from ..network.model import Network
 from ..network.probe import frozen, pick_logits
 from ..network.trace import reading_nodes, trace
 from .contributions import reduce_places
 from .duplicates import Selection, strongest
+from .kernel_maps import fill_values, kernel_maps, point_maps
 
 VALUES_AT_ONCE = 2**23  # in the largest map of a pass: 32 MB
 
@@ -154,6 +156,14 @@ class Decomposer:
                 self.points = find_stages(self.view, self.example)
             else:
                 self.points = named_points(self.view, self.example, self.settings.layers)
+
+    def subtract_averages(self, images: Images, batch_size: int) -> None:
+        """Explain from now on against mean activations over these images and their places: ``settings.averages``, measured."""
+        layers = [*kernel_maps(self.view).values(), *(point_maps(point) for point in self.points)]
+        with frozen(self.view):
+            averages = fill_values(self.view, layers, images, "mean", batch_size, self.device)
+        named = {point.name: averages[point_maps(point).name] for point in self.points}
+        self.settings = replace(self.settings, averages={**averages, **named})
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from .contributions import class_means, contributions
 from .decomposition import ClassDecision, Decomposer, DecompositionSettings, decompose
+from .duplicates import Selection
 from .scores import KernelScores, RankingTask, register
 
 __all__ = ["contributions", "decompose", "score_gap", "score_gap_hierarchical"]
 
-DECISIONS_KEPT = 9  # for each image and stage
+SELECTED = Selection(top=8)
+DECISIONS_KEPT = 16  # for each image and stage: more than a person wants to see, for a ranking of all kernels
 
 
 @register(
@@ -39,15 +41,16 @@ def score_gap(task: RankingTask) -> KernelScores:
 
 @register(
     "gap-hierarchical",
-    summary="gAP importance passed down stage by stage through the three strongest kernels of each decision",
+    summary="gAP importance passed down stage by stage through the strongest kernels of each decision",
     needs="labels",
     unit="share of the decision",
     source="Cheng et al., IJCV 131(5), 2023, sections 3.2 and 4.1",
 )
 def score_gap_hierarchical(task: RankingTask) -> KernelScores:
-    """Root mean square over images of each kernel's importance; the signed per-class means beside it."""
-    settings = DecompositionSettings(most=DECISIONS_KEPT, between=True)
+    """Root mean square over images of each kernel's importance, against mean activations; signed per-class means beside it."""
+    settings = DecompositionSettings(selection=SELECTED, most=DECISIONS_KEPT, between=True)
     decomposer = Decomposer(task.network, settings, device=task.device)
+    decomposer.subtract_averages(task.images, task.batch_size)
     collected: dict[str, list[Tensor]] = {}
     done = 0
     for batch, labels in task.images.batches(task.batch_size):
@@ -58,7 +61,13 @@ def score_gap_hierarchical(task: RankingTask) -> KernelScores:
         task.progress(done, len(task.images))
     whole = {layer: torch.cat(parts) for layer, parts in collected.items()}
     classes = len(task.network.class_names)
-    details = {"images": len(task.images), "statistic": "root_mean_square", "decisions kept": DECISIONS_KEPT}
+    details = {
+        "images": len(task.images),
+        "statistic": "root_mean_square",
+        "baseline": "mean",
+        "kernels for each decision": SELECTED.top,
+        "decisions kept": DECISIONS_KEPT,
+    }
     return KernelScores(
         "gap-hierarchical",
         "share of the decision",

@@ -178,6 +178,20 @@ def test_mean_activations_can_be_the_baseline(case):
     assert torch.allclose(got.importance["layer3"], alpha / alpha.abs().sum(1, keepdim=True), atol=1e-5)
 
 
+def test_averages_are_measured_where_the_points_and_layers_are(case, noise_images):
+    network, _, _ = case
+    images = noise_images(7, seed=8)
+    decomposer = Decomposer(network)
+    decomposer.subtract_averages(images, 3)
+    inputs, _ = next(images.batches(7))
+    module = network.module
+    with torch.no_grad():
+        first = F.relu(module.bn1(module.conv1(inputs)))
+        stage = module.layer2(module.layer1(first))
+    assert torch.allclose(decomposer.settings.averages["conv1"], first.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(decomposer.settings.averages["layer2"], stage.mean((0, 2, 3)), atol=1e-6)
+
+
 def test_near_duplicates_are_merged_into_the_stronger(case):
     network, inputs, labels = case
     with torch.no_grad():  # kernel 5 of the last stage is kernel 3 again, a little stronger
@@ -285,7 +299,10 @@ def test_the_ranker_scores_every_layer(case, noise_images):
     images = noise_images(9, seed=4)
     scores = get_ranker("gap-hierarchical").score(RankingTask(network, images))
     inputs, labels = next(images.batches(9))
-    got = decompose(network, inputs, ClassDecision(labels), DecompositionSettings(between=True, most=9))
+    settings = DecompositionSettings(selection=Selection(top=8), most=16, between=True)
+    decomposer = Decomposer(network, settings)
+    decomposer.subtract_averages(images, 4)
+    got = decomposer(inputs, ClassDecision(labels))
     assert set(scores.layers) == set(get_ranker("gap").score(RankingTask(network, images)).layers)
     for layer, values in scores.layers.items():
         assert torch.allclose(values, got.importance[layer].square().mean(0).sqrt(), atol=1e-6)

@@ -117,7 +117,7 @@ def test_closed_form_of_a_resnet():
         sides.append(min(size, 224))
     stages = [point for point in find_stages(view, example) if point.name.startswith("layer")]
     for point, side in zip(stages, sides, strict=True):
-        box = receptive_field(view, point.node, point.height // 2, point.width // 2, example)
+        box = receptive_fields(view, point.node, [(point.height // 2, point.width // 2)], example)[0]
         assert (box.right - box.left, box.bottom - box.top) == (side, side)
 
 
