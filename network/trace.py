@@ -188,14 +188,14 @@ def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     return traced
 
 
-def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
-    """For each convolution and linear layer the modules whose outputs the next layers read, one for every call of it.
+def reading_nodes(traced: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
+    """For each convolution and linear layer the nodes whose values the next layers read, one for every call of it.
 
     From the layer on, through its own normalisation, activation and dropout, for as long as nothing else reads in
-    between. All names are submodules of ``traced``.
+    between.
     """
     modules = dict(traced.named_modules())
-    points: dict[str, tuple[str, ...]] = {}
+    nodes: dict[str, tuple[fx.Node, ...]] = {}
     for node in traced.graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], _ConvNd | nn.Linear):
             continue
@@ -205,9 +205,16 @@ def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
             if reader.op != "call_module" or not isinstance(modules[reader.target], PER_CHANNEL):
                 break
             last = reader
-        known = points.get(node.target, ())
-        points[node.target] = known if last.target in known else (*known, last.target)
-    return points
+        nodes[node.target] = (*nodes.get(node.target, ()), last)
+    return nodes
+
+
+def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
+    """The names of the modules whose nodes :func:`reading_nodes` gives, each once, by layer."""
+    return {
+        layer: tuple(dict.fromkeys(str(node.target) for node in nodes))
+        for layer, nodes in reading_nodes(traced).items()
+    }
 
 
 def following_norms(module: nn.Module, example: Tensor | None = None) -> dict[str, tuple[str, _BatchNorm]]:
