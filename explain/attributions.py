@@ -99,7 +99,7 @@ def attribute(
         warnings.simplefilter("ignore")  # captum's, on the hooks it sets and takes away
         run = chosen.prepare(view, batch_size)
         for batch, labels in images.batches(max(1, batch_size // chosen.rows)):
-            found = run(batch.to(device), labels.to(device)) if names else []
+            found = run(batch.to(device).requires_grad_(), labels.to(device)) if names else []
             by_point = dict(zip(names, found, strict=True))
             for layer, points in view.points.items():
                 total = torch.zeros(len(labels), view.channels[layer])
@@ -120,17 +120,16 @@ def _sum_over_places(values: Tensor, channels_last: bool) -> Tensor:
 def _prepare_conductance(view: CaptumView, rows: int) -> Attribute:
     from captum.attr import LayerConductance
 
-    # Both ends of the path are among the trapezoid's steps, so that the differences of activations sum to the whole change.
-    return _prepare_path(LayerConductance, "riemann_trapezoid", view, rows)
+    return _prepare_path(LayerConductance, view, rows)
 
 
 def _prepare_internal_influence(view: CaptumView, rows: int) -> Attribute:
     from captum.attr import InternalInfluence
 
-    return _prepare_path(InternalInfluence, "gausslegendre", view, rows)
+    return _prepare_path(InternalInfluence, view, rows)
 
 
-def _prepare_path(kind: Any, rule: str, view: CaptumView, rows: int) -> Attribute:
+def _prepare_path(kind: Any, view: CaptumView, rows: int) -> Attribute:
     """Path methods over the images: one pass for all points."""
     module = GatheredPoints(view.traced, view.names)
     peer = kind(module, module.gather)
@@ -140,7 +139,6 @@ def _prepare_path(kind: Any, rule: str, view: CaptumView, rows: int) -> Attribut
             images,
             target=labels,
             n_steps=STEPS,
-            method=rule,
             internal_batch_size=max(rows, 2 * len(images)),
             attribute_to_layer_input=True,
         )
