@@ -30,7 +30,6 @@ from .captum_views import (
     prepare_for_deep_lift,
     prepare_for_lrp,
 )
-from .gap import class_means
 from .multipliers import SMALL
 from .scores import KernelScores, RankingTask, register
 
@@ -58,7 +57,11 @@ class Attributions:
 
     def per_class(self) -> dict[str, Tensor]:
         """Signed means over each class's images, ``[classes, C]`` by layer; zero for a class without images."""
-        return {layer: class_means(values, self.labels, self.classes) for layer, values in self.layers.items()}
+        counts = torch.bincount(self.labels, minlength=self.classes).clamp(min=1).unsqueeze(1)
+        return {
+            layer: torch.zeros(self.classes, values.shape[1]).index_add_(0, self.labels, values) / counts
+            for layer, values in self.layers.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -60,16 +60,13 @@ class Contributions:
 
     def per_class(self, baseline: str = "zero", *, summed: bool = False) -> dict[str, Tensor]:
         """Mean over each class's images, ``[classes, C]`` by layer; zero for a class without images."""
-        return {
-            layer: class_means(part.alpha(baseline, summed=summed), self.labels, self.classes)
-            for layer, part in self.layers.items()
-        }
-
-
-def class_means(values: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Mean of ``values``, ``[images, C]``, over each class's images, ``[classes, C]``; zero for a class without images."""
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1).unsqueeze(1)
-    return torch.zeros(classes, values.shape[1]).index_add_(0, labels, values) / counts
+        counts = torch.bincount(self.labels, minlength=self.classes).clamp(min=1).unsqueeze(1)
+        result = {}
+        for layer, part in self.layers.items():
+            alpha = part.alpha(baseline, summed=summed)
+            sums = torch.zeros(self.classes, alpha.shape[1]).index_add_(0, self.labels, alpha)
+            result[layer] = sums / counts
+        return result
 
 
 _STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -188,14 +188,20 @@ def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     return traced
 
 
-def reading_nodes(traced: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
-    """For each convolution and linear layer the nodes whose values the next layers read, one for every call of it.
+def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
+    """For each convolution and linear layer the modules whose outputs the next layers read, one for every call of it.
 
     From the layer on, through its own normalisation, activation and dropout, for as long as nothing else reads in
-    between.
+    between. All names are submodules of ``traced``.
     """
+    nodes = reading_nodes(traced)
+    return {layer: tuple(dict.fromkeys(str(node.target) for node in found)) for layer, found in nodes.items()}
+
+
+def reading_nodes(traced: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
+    """The calls of the modules that ``reading_points`` names: for each layer one node for every call of it."""
     modules = dict(traced.named_modules())
-    nodes: dict[str, tuple[fx.Node, ...]] = {}
+    found: dict[str, tuple[fx.Node, ...]] = {}
     for node in traced.graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], _ConvNd | nn.Linear):
             continue
@@ -205,16 +211,8 @@ def reading_nodes(traced: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
             if reader.op != "call_module" or not isinstance(modules[reader.target], PER_CHANNEL):
                 break
             last = reader
-        nodes[node.target] = (*nodes.get(node.target, ()), last)
-    return nodes
-
-
-def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
-    """The names of the modules whose nodes :func:`reading_nodes` gives, each once, by layer."""
-    return {
-        layer: tuple(dict.fromkeys(str(node.target) for node in nodes))
-        for layer, nodes in reading_nodes(traced).items()
-    }
+        found[node.target] = (*found.get(node.target, ()), last)
+    return found
 
 
 def following_norms(module: nn.Module, example: Tensor | None = None) -> dict[str, tuple[str, _BatchNorm]]:
