@@ -33,8 +33,13 @@ from .captum_views import (
 from .multipliers import SMALL
 from .scores import KernelScores, RankingTask, register
 
-IMAGES = 128  # at most, a seeded and stratified sample: the path methods run the network STEPS times for each
-STEPS = 50  # along the path from the baseline, captum's default
+IMAGES = 128  # at most, a seeded and stratified sample: the path methods run the network at every step for each
+
+# Along the path from the baseline. 50 is captum's default; with 20, conductance on a ResNet-20 is off by up to a quarter of its
+# size, while integrated gradients, which run anew for every layer, are within 2% of 100 steps.
+STEPS = 50
+STEPS_BY_LAYER = 20
+BASELINE = "zero image after normalisation"
 
 Attribute = Callable[[Tensor, Tensor], list[Tensor]]
 """(normalised images ``[n, C, H, W]``, labels ``[n]``) to the attributions at every point, each of its activation's shape."""
@@ -159,7 +164,9 @@ def _prepare_integrated_gradients(view: CaptumView, rows: int) -> Attribute:
 
     def run(images: Tensor, labels: Tensor) -> list[Tensor]:
         size = max(rows, len(images))
-        return [peer.attribute(images, target=labels, n_steps=STEPS, internal_batch_size=size) for peer in peers]
+        return [
+            peer.attribute(images, target=labels, n_steps=STEPS_BY_LAYER, internal_batch_size=size) for peer in peers
+        ]
 
     return run
 
@@ -222,7 +229,7 @@ def _score(task: RankingTask, method: str, unit: str, **details: Any) -> KernelS
 )
 def score_conductance(task: RankingTask) -> KernelScores:
     """Root mean square over images of the summed conductance; over a layer that everything passes it sums to F(x) - F(0)."""
-    return _score(task, "conductance", "logits", steps=STEPS, baseline="zero image after normalisation")
+    return _score(task, "conductance", "logits", steps=STEPS, baseline=BASELINE)
 
 
 @register(
@@ -235,19 +242,19 @@ def score_conductance(task: RankingTask) -> KernelScores:
 def score_internal_influence(task: RankingTask) -> KernelScores:
     """Root mean square over images of the influence summed over places. It does not see how strong the kernel itself is."""
     unit = "logits per unit of activation"
-    return _score(task, "internal-influence", unit, steps=STEPS, baseline="zero image after normalisation")
+    return _score(task, "internal-influence", unit, steps=STEPS, baseline=BASELINE)
 
 
 @register(
     "integrated-gradients",
-    summary=f"integrated gradients between a layer's output for a zero image and its own: {IMAGES} images, {STEPS} steps",
+    summary=f"integrated gradients from a layer's output for a zero image to its own: {IMAGES} images, {STEPS_BY_LAYER} steps",
     needs="labels",
     unit="logits",
     source="Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML 2017, eq. 1, on a layer's output",
 )
 def score_integrated_gradients(task: RankingTask) -> KernelScores:
     """Root mean square over images of the integral along the straight line between a layer's two outputs, layer by layer."""
-    return _score(task, "integrated-gradients", "logits", steps=STEPS, baseline="zero image after normalisation")
+    return _score(task, "integrated-gradients", "logits", steps=STEPS_BY_LAYER, baseline=BASELINE)
 
 
 @register(
@@ -259,7 +266,7 @@ def score_integrated_gradients(task: RankingTask) -> KernelScores:
 )
 def score_deep_lift(task: RankingTask) -> KernelScores:
     """Root mean square over images of multiplier times difference; over a layer that all passes it sums to F(x) - F(0)."""
-    return _score(task, "deep-lift", "logits", baseline="zero image after normalisation")
+    return _score(task, "deep-lift", "logits", baseline=BASELINE)
 
 
 @register(

@@ -138,6 +138,7 @@ def test_so_do_those_of_a_layer_that_everything_passes(
 ):
     """Sums, concatenations, gates, ReLU6 and tanh behind it, grouped convolutions, BatchNorm."""
     monkeypatch.setattr(attributions, "STEPS", 300)
+    monkeypatch.setattr(attributions, "STEPS_BY_LAYER", 50)
     network, images = network_of(tiny(name)), noise_images(5)
     found = attribute(network, images, method).layers[layer]
     missing = (found.sum(1) - change_of_logit(network, images)).abs()
