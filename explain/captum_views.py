@@ -8,7 +8,7 @@ leave the values of the network as they are, and give captum modules for which i
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,8 @@ _LINEAR_CALLS = (
     *(operator.add, operator.iadd, operator.sub, operator.isub, operator.neg),
     *(F.interpolate, F.avg_pool2d, F.conv2d, F.linear),
 )
-_SCALING_CALLS = (torch.mul, torch.div, "mul", "div", operator.mul, operator.imul, operator.truediv)
+_PRODUCTS = (torch.mul, "mul", operator.mul, operator.imul)
+_QUOTIENTS = (torch.div, "div", operator.truediv)
 
 
 class Point(nn.Module):
@@ -193,8 +194,7 @@ def prepare_for_deep_lift(view: CaptumView) -> None:
     traced = view.traced
     modules = dict(traced.named_modules())
     for node, kind in _kinds(view, "deep-lift", "integrated-gradients or gap", products=True):
-        module = modules[str(node.target)] if node.op == "call_module" else None
-        if kind == "activation" and type(module) in known:
+        if kind == "activation" and type(modules[str(node.target)]) in known:
             _own_inputs(traced, node, node.args)
         elif kind == "activation":
             _swap(traced, node, Rescaled(modules[str(node.target)]))
@@ -227,8 +227,8 @@ def prepare_for_lrp(view: CaptumView) -> Callable[[], None]:
     traced = view.traced
     _fold_norms(traced)
     modules = dict(traced.named_modules())
-    makers: list[tuple[nn.Module, Callable[[], Any]]] = []
     flowing = _flowing(traced)
+    makers: list[tuple[nn.Module, Callable[[], Any]]] = []
     for parameter in traced.parameters():  # captum hooks the outputs of constants as well
         parameter.requires_grad_()
     for node, kind in _kinds(view, "lrp", "deep-lift or gap", products=False):
@@ -237,9 +237,10 @@ def prepare_for_lrp(view: CaptumView) -> Callable[[], None]:
         module = modules[str(node.target)] if node.op == "call_module" else _Call(node, flowing)
         if node.op != "call_module":
             node = _swap(traced, node, module)
-        if isinstance(module, Add | Multiply) and len(flowing_inputs := [s for s in node.args if s in flowing]) == 1:
-            fixed = next(source for source in node.args if source not in flowing)
-            node.args, node.kwargs = tuple(flowing_inputs), {"second": fixed}  # captum hooks what is given by position
+            flowing.add(node)
+        fixed = [source for source in node.args if source not in flowing]
+        if fixed and isinstance(module, Add | Multiply):  # captum hooks what is given by position
+            node.args, node.kwargs = tuple(s for s in node.args if s in flowing), {"second": fixed[0]}
         _own_inputs(traced, node, node.args)
         if type(module) not in (nn.ReLU, nn.Tanh):  # these captum does itself
             identity = kind in ("activation", "point")
@@ -275,11 +276,11 @@ class _Call(nn.Module):
         return getattr(arguments[0], self.call)(*arguments[1:], **options)  # type: ignore[no-any-return]
 
 
-def _kinds(view: CaptumView, method: str, others: str, *, products: bool) -> Iterator[tuple[fx.Node, str]]:
+def _kinds(view: CaptumView, method: str, others: str, *, products: bool) -> list[tuple[fx.Node, str]]:
     """What every node through which images flow does: point, move, linear, activation, maximum or product."""
-    traced = view.traced
+    traced, kinds = view.traced, []
     flowing, modules = _flowing(traced), dict(traced.named_modules())
-    for node in list(traced.graph.nodes):
+    for node in traced.graph.nodes:
         if node not in flowing or node.op in ("placeholder", "output"):
             continue
         if node.op == "call_module":
@@ -291,7 +292,8 @@ def _kinds(view: CaptumView, method: str, others: str, *, products: bool) -> Ite
             what, where = str(getattr(node.target, "__name__", node.target)), node.name
         if kind is None:
             raise InputError(f"{method} has no rule for {what} in layer {where}; use {others}.")
-        yield node, kind
+        kinds.append((node, kind))
+    return kinds
 
 
 def _kind_of_module(module: nn.Module, flowing_inputs: int, products: bool) -> str | None:
@@ -315,8 +317,10 @@ def _kind_of_call(node: fx.Node, flowing: set[fx.Node]) -> str | None:
         return "move"
     if node.target in _LINEAR_CALLS:
         return "linear"
-    alone = sum(source in flowing for source in node.all_input_nodes) == 1 and node.args[0] in flowing
-    return "linear" if alone and node.target in _SCALING_CALLS else None
+    if sum(source in flowing for source in node.args) != 1:
+        return None
+    scaled = node.target in _PRODUCTS or (node.target in _QUOTIENTS and node.args[0] in flowing)
+    return "linear" if scaled else None
 
 
 def _flowing(traced: fx.GraphModule) -> set[fx.Node]:

@@ -311,6 +311,32 @@ def test_relevance_is_conserved_where_branches_join(shake, network_of, noise_ima
     assert near(found["head"].sum(1), logit, 1e-5)
 
 
+class Entangled(nn.Module):
+    """A ReLU and a pool read what a shortcut reads as well; scales and shifts are parameters, buffers and plain numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 5, 3, padding=1), nn.Linear(10, 4)
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 5).view(-1, 1, 1))
+        self.register_buffer("shift", torch.linspace(-0.2, 0.2, 5).view(-1, 1, 1))
+
+    def forward(self, x):
+        x = self.stem(2 * x - 1)
+        y = self.scale * self.inner(F.relu(x)) + self.shift
+        x = self.shift + F.relu(x + 0.5 * y) * self.scale
+        pooled = F.max_pool2d(x, 2) - F.avg_pool2d(x, 2)
+        return self.head(torch.cat([pooled.mean((2, 3)), x.sum((2, 3)) / 100], 1))
+
+
+def test_tensors_read_by_several_and_arithmetic_with_constants(shake, network_of, noise_images):
+    network, images = network_of(shake(Entangled())), noise_images(6)
+    wanted = change_of_logit(network, images)
+    found = {method: attribute(network, images, method).layers for method in ("deep-lift", "lrp")}
+    assert near(found["deep-lift"]["stem"].sum(1), wanted, 1e-4)
+    for layer, part in contributions(network, images).layers.items():
+        assert near(found["lrp"][layer], part.alpha(summed=True), 1e-3), layer
+
+
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()
