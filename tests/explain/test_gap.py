@@ -1,17 +1,21 @@
-import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision import models
 
 from secateur.errors import InputError
 from secateur.explain import contributions as contributions_module
 from secateur.explain import gap
 from secateur.explain.contributions import contributions
 from secateur.explain.scores import RankingTask
+from secateur.inputs import load_model
+from secateur.network.execution import run_graph
+from secateur.network.images import load_images
 from secateur.network.trace import reading_points, trace
+from secateur.recipe import ModelSettings
 
 
 @pytest.fixture
@@ -284,18 +288,69 @@ def test_another_baseline_is_refused(case):
         found.layers["conv1"].alpha("median")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed")
-def test_captum_agrees(case):
-    from captum.attr import LayerGradientXActivation
+def gradient_and_activation(view, node, pixels, labels):
+    """What a node gives, ``[n, C, H, W]``, and the gradient of the class logits to it."""
+    caught = []
+    hook = view.get_submodule(str(node.target)).register_forward_hook(lambda _, __, out: caught.append(out))
+    chosen = view(pixels).gather(1, labels.unsqueeze(1)).sum()
+    hook.remove()
+    return torch.autograd.grad(chosen, caught[0])[0], caught[0].detach()
 
-    network, images = case("padded")
-    found = contributions(network, images)
-    traced = trace(network.module)
-    points = reading_points(traced)
+
+def agrees_with_captum(network, images, *, pooled=True):
+    """captum's gradient times activation at every reading point; at the map before a global average, its Grad-CAM."""
+    from captum.attr import LayerGradCam, LayerGradientXActivation
+
+    found = contributions(network, images, batch_size=8)
+    view = trace(network.module, network.example()).eval()
+    pixels = images.preprocessing.normalise(images.pixels()).requires_grad_()
+    points = reading_points(view)
+    assert list(points) == list(found.layers)
     for layer, part in found.layers.items():
-        peer = LayerGradientXActivation(traced, traced.get_submodule(points[layer][-1]))
-        wanted = peer.attribute(images.pixels(), target=images.labels)
-        assert close(part.zero, wanted.flatten(2).mean(2) if wanted.dim() == 4 else wanted)
+        (point,) = points[layer]
+        wanted = LayerGradientXActivation(view, view.get_submodule(point)).attribute(pixels, target=images.labels)
+        wanted = wanted.detach().flatten(2).mean(2) if wanted.dim() == 4 else wanted.detach()
+        assert float((part.zero - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max()), layer
+    if pooled:
+        with torch.no_grad():
+            values = run_graph(view, pixels, [node for node in view.graph.nodes if node.op == "call_module"])
+        last = next(node for node in reversed(values) if values[node].dim() == 4 and values[node][0, 0].numel() > 1)
+        gradient, activation = gradient_and_activation(view, last, pixels, images.labels)
+        maps = (gradient * activation).sum(1, keepdim=True)
+        peer = LayerGradCam(view, view.get_submodule(str(last.target)))
+        picture = peer.attribute(pixels, target=images.labels, relu_attributions=False).detach()
+        assert float((maps - picture).abs().max()) <= 1e-5 * float(maps.abs().max())
+        for layer in [layer for layer, names in points.items() if last.target in names]:
+            assert torch.allclose(found.layers[layer].zero.sum(1), picture.mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["chain", "padded"])
+def test_captum_agrees(case, name):
+    agrees_with_captum(*case(name))
+
+
+def test_captum_agrees_on_the_digits_network():
+    network = load_model(ModelSettings())
+    agrees_with_captum(network, load_images("digits", network.preprocessing).train.sample(20, 0))
+
+
+def test_captum_agrees_on_real_weights(shared, noise_images):
+    folder = shared / "models"
+    settings = ModelSettings(f"{folder / 'resnet_cifar.py'}:resnet20", str(folder / "resnet20-cifar10-jpeg.pth"))
+    network = load_model(settings)
+    agrees_with_captum(network, noise_images(6, (3, 32, 32), 10, mean=0.45, std=0.25))
+
+
+def test_captum_agrees_on_resnet18(large, network_of, noise_images):
+    agrees_with_captum(network_of(large("resnet18"), (3, 64, 64), 5), noise_images(4, (3, 64, 64), 5))
+
+
+def test_captum_agrees_on_vgg11(shake, network_of, noise_images):
+    with torch.device("meta"):  # the memory of its own classifier is not needed
+        module = models.vgg11_bn(num_classes=5, init_weights=False)
+    module.classifier = nn.Sequential(nn.Linear(512 * 49, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 5))
+    network = network_of(shake(module.to_empty(device="cpu")), (3, 64, 64), 5)
+    agrees_with_captum(network, noise_images(4, (3, 64, 64), 5), pooled=False)
 
 
 def test_normalised_images_are_what_the_network_sees(case, noise_images):
