@@ -6,7 +6,8 @@ image's class) and a kernel's map ``F^k``: ``G = dF/dF^k`` and ``A = G * F^k`` (
 the next layers read it.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ..network.images import Images
 from ..network.model import Network
-from ..network.probe import frozen, pick_logits, reading_activations
+from ..network.probe import frozen, pick_logits
 from ..network.trace import reading_points, trace
 from ..stages import Progress, silent
 
@@ -100,55 +101,88 @@ def contributions(
     """
     traced = trace(network.module, network.example()).to(device)
     points = reading_points(traced)
-    channels_last = {layer: isinstance(traced.get_submodule(layer), nn.Linear) for layer in points}
-    collected: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {layer: [] for layer in points}
+    channels_last = {
+        name: isinstance(traced.get_submodule(layer), nn.Linear) for layer, names in points.items() for name in names
+    }
+    collected: dict[str, list[Tensor]] = {layer: [] for layer in points}
     places: dict[str, int] = {}
     done = 0
-    readers = sorted({name for names in points.values() for name in names})
-    with frozen(traced), reading_activations(traced, readers) as read:
+    with frozen(traced), _reducing(traced, channels_last) as (calls, starts):
         for batch, labels in images.batches(batch_size):
-            for seen in read.values():
-                seen.clear()
+            calls.clear()
+            starts.clear()
             with torch.enable_grad():
                 decisions = objective(pick_logits(traced(batch.to(device))), labels.to(device))
-                activations = [activation for name in readers for activation in read[name]]
-                gradients = torch.autograd.grad(decisions.sum(), activations, allow_unused=True)
-            gradient_of = {
-                id(activation): gradient for activation, gradient in zip(activations, gradients, strict=True)
-            }
+                torch.autograd.grad(decisions.sum(), starts, allow_unused=True)
             for layer, names in points.items():
-                calls = [activation for name in names for activation in read[name]]
-                pairs = [(activation.detach(), gradient_of[id(activation)]) for activation in calls]
-                collected[layer].append(reduce_places(pairs, channels_last[layer]))
-                places[layer] = sum(
-                    activation[0].numel() // _channels(activation, channels_last[layer]) for activation, _ in pairs
-                )
+                own = [call for call in calls if call.name in names]
+                places[layer] = sum(call.places for call in own)
+                collected[layer].append(torch.stack([call.sums for call in own]).sum(0) / places[layer])
             done += len(labels)
             progress(done, len(images))
     layers = {}
     for layer, parts in collected.items():
-        zero, gradient, activation = (torch.cat(columns).cpu() for columns in zip(*parts, strict=True))
+        zero, gradient, activation = torch.cat(parts, 1).cpu()
         layers[layer] = LayerContributions(zero, gradient, activation.mean(0), places[layer])
     classes = max(len(network.class_names), int(images.labels.max()) + 1)
     return Contributions(layers, images.labels, classes)
 
 
-def _channels(activation: Tensor, channels_last: bool) -> int:
-    return activation.shape[-1 if channels_last else 1]
+@dataclass
+class _Call:
+    """One call of a module: the sums over the ``places`` of its output of ``G * F``, G and F, ``[3, n, C]``."""
+
+    name: str
+    places: int
+    sums: Tensor
 
 
-def reduce_places(calls: Sequence[tuple[Tensor, Tensor | None]], channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Means over places of ``G * F``, G and F, each ``[n, C]``; a layer called several times counts all its places."""
-    sums: list[Tensor] = []
-    count = 0
-    for activation, gradient in calls:
-        gradient = torch.zeros_like(activation) if gradient is None else gradient
-        if channels_last:
-            activation, gradient = (value.movedim(-1, 1) for value in (activation, gradient))
-        activation, gradient = (value.reshape(*value.shape[:2], -1) for value in (activation, gradient))
-        products = torch.einsum("ncp,ncp->nc", gradient, activation)
-        current = torch.stack([products, gradient.sum(2), activation.sum(2)])
-        sums.append(current)
-        count += activation.shape[2]
-    total = torch.stack(sums).sum(0) / count
+@contextlib.contextmanager
+def _reducing(module: nn.Module, channels_last: Mapping[str, bool]) -> Iterator[tuple[list[_Call], list[Tensor]]]:
+    """Inside, the calls of the named submodules in order, their gradients summed as they come: none of them is kept.
+
+    Beside them the outputs from which gradients are to be asked, those that nothing before made differentiable.
+    """
+    calls: list[_Call] = []
+    starts: list[Tensor] = []
+
+    def reader(name: str) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, _inputs: tuple[object, ...], output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                starts.append(output.requires_grad_())
+            flat = _flat(output.detach(), channels_last[name])
+            none = torch.zeros_like(flat[:, :, 0])
+            call = _Call(name, flat.shape[2], torch.stack([none, none, flat.sum(2)]))
+
+            def reduce(gradient: Tensor) -> None:
+                slope = _flat(gradient, channels_last[name])
+                call.sums[0], call.sums[1] = torch.linalg.vecdot(slope, flat), slope.sum(2)
+
+            output.register_hook(reduce)  # type: ignore[no-untyped-call]
+            calls.append(call)
+            return output
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for name in channels_last:
+            stack.callback(module.get_submodule(name).register_forward_hook(reader(name)).remove)
+        yield calls, starts
+
+
+def _flat(values: Tensor, channels_last: bool) -> Tensor:
+    """``[n, C, places]``"""
+    values = values.movedim(-1, 1) if channels_last else values
+    return values.reshape(*values.shape[:2], -1)
+
+
+def reduce_places(calls: Sequence[tuple[Tensor, Tensor]], channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Means over places of ``G * F``, G and F, each ``[n, C]``, for (F, G) of every call of a layer; all places count."""
+    flat = [(_flat(activation, channels_last), _flat(gradient, channels_last)) for activation, gradient in calls]
+    places = sum(activation.shape[2] for activation, _ in flat)
+    sums = [
+        torch.stack([torch.linalg.vecdot(gradient, activation), gradient.sum(2), activation.sum(2)])
+        for activation, gradient in flat
+    ]
+    total = torch.stack(sums).sum(0) / places
     return total[0], total[1], total[2]
