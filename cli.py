@@ -212,6 +212,12 @@ def explain_command(
         str | None, typer.Option(help="With IMAGE: layers or blocks to go through, with commas; the stages by default.")
     ] = None,
     top: Annotated[int | None, typer.Option(help="With IMAGE: kernels kept for each decision (3).")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="With IMAGE: what a kernel is compared with: zero (the default), or its mean over training images of --data."
+        ),
+    ] = None,
     occlude: Annotated[
         list[str] | None,
         typer.Option(
@@ -236,14 +242,17 @@ def explain_command(
         input_shape=_numbers("input-shape", input_shape, int), mean=_numbers("mean", mean, float),
         std=_numbers("std", std, float), device=device, seed=seed,
     )  # fmt: skip
-    from .steps import EvidenceSettings, evidence_settings, explain_into, explain_pictures
+    from .evidence_steps import EvidenceSettings, evidence_settings, explain_pictures
+    from .steps import explain_into
     from .terminal import show_table, show_tree
 
-    asked = evidence_settings(class_name, kernel, layers, top, occlude, data)
+    asked = evidence_settings(class_name, kernel, layers, top, baseline, occlude, data)
     console, observer = _observed(quiet)
     if not pictures:
         if asked != EvidenceSettings(data=data):
-            raise UsageError("--class, --kernel, --layers, --top and --occlude belong to pictures; name an image file.")
+            raise UsageError(
+                "--class, --kernel, --layers, --top, --baseline and --occlude belong to pictures; name an image."
+            )
         rows = explain_into(settings, out, observer)
         show_table(console, ("layer", "kernels", "lowest", "median", "highest"), rows)
         console.print(f"scores: {out / 'scores.safetensors'}", soft_wrap=True, highlight=False)

@@ -1,30 +1,23 @@
 """The stages one by one, each on the files that the one before left in the run folder."""
 
 import contextlib
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from .environment import available_cores, choose_device, installed_packages
+from .environment import available_cores, installed_packages
 from .errors import InputError, UsageError
-from .explain.decomposition import DecompositionSettings
-from .explain.duplicates import Selection
-from .explain.evidence import MOST, EvidenceTree, PictureTask, explain_picture
-from .explain.regions import Box
 from .explain.scores import KernelScores, get_ranker
 from .export.accuracy import MEASURES, accuracy_of, measure_accuracy, measure_drop
-from .export.evidence import draw_evidence
 from .export.latency import compare_latency
 from .export.onnx_model import export_onnx, read_metadata
 from .export.runtime import choose_provider, open_session, why_not
-from .files import locked_folder, write_json, write_text
+from .files import locked_folder, write_text
 from .inputs import load_inputs
 from .network.channels import find_groups
-from .network.images import Preprocessing, load_images, open_picture
-from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network, match_classes
+from .network.images import Preprocessing, load_images
+from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
 from .pipeline import BASELINE_ONNX, PRUNED_ONNX, RECIPE_FILE
 from .prune import surgery
 from .prune.plan import PruningPlan, explain_layer
@@ -33,7 +26,6 @@ from .recipe import ModelSettings, Recipe
 from .stages import Observer
 
 Row = tuple[str, ...]
-EVIDENCE_FOLDER = "evidence"
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -66,110 +58,6 @@ def explain_into(recipe: Recipe, out: Path, observer: Observer) -> list[Row]:
         (layer, str(len(values)), *(f"{float(values.quantile(share)):.3g}" for share in (0.0, 0.5, 1.0)))
         for layer, values in scores.layers.items()
     ]
-
-
-@dataclass(frozen=True)
-class EvidenceSettings:
-    """What ``secateur explain IMAGE`` is asked: the decision, the chain, the regions to cover.
-
-    ``class_name`` is a class's name or index, ``kernel`` (layer, kernel, row, column); with neither, the class predicted.
-    ``data`` names the classes where the model does not.
-    """
-
-    class_name: str | None = None
-    kernel: tuple[str, int, int, int] | None = None
-    layers: tuple[str, ...] | None = None
-    top: int = 3
-    occlude: tuple[Box, ...] = ()
-    data: str | None = None
-
-
-def evidence_settings(
-    class_name: str | None,
-    kernel: str | None,
-    layers: str | None,
-    top: int | None,
-    occlude: Sequence[str] | None,
-    data: str | None,
-) -> EvidenceSettings:
-    """The options of ``secateur explain IMAGE`` as they were typed.
-
-    Raises:
-        UsageError: one has another form.
-    """
-    place = None
-    if kernel is not None:
-        layer, *numbers = kernel.rsplit(":", 3)
-        if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
-            raise UsageError(f"--kernel must be LAYER:KERNEL:ROW:COLUMN (got {kernel!r}).")
-        place = (layer, int(numbers[0]), int(numbers[1]), int(numbers[2]))
-    if place is not None and class_name is not None:
-        raise UsageError("Give --class or --kernel, not both: one decision is explained.")
-    if top is not None and top < 1:
-        raise UsageError(f"--top must be at least 1 (got {top}).")
-    boxes = []
-    for text in occlude or ():
-        numbers = text.split(",")
-        if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
-            raise UsageError(f"--occlude must be LEFT,TOP,RIGHT,BOTTOM in pixels (got {text!r}).")
-        boxes.append(Box(*map(int, numbers)))
-    chain = None if layers is None else tuple(name.strip() for name in layers.split(","))
-    return EvidenceSettings(class_name, place, chain, top or 3, tuple(boxes), data)
-
-
-def explain_pictures(
-    recipe: Recipe, pictures: Sequence[Path], settings: EvidenceSettings, out: Path, observer: Observer
-) -> list[tuple[EvidenceTree, Path]]:
-    """Write ``evidence/NAME.json`` and ``evidence/NAME.png`` for each picture; the trees and where their pictures are."""
-    with observer.stage("load"):
-        network = load_model(recipe.model)
-        if settings.data is not None:
-            network, _ = match_classes(network, load_images(settings.data, network.preprocessing, seed=recipe.seed))
-        to_input = network.preprocessing
-        images = [to_input.normalise(to_input.to_pixels(open_picture(path)).unsqueeze(0))[0] for path in pictures]
-        label = None if settings.class_name is None else _class_index(network, settings.class_name)
-    chain = DecompositionSettings(layers=settings.layers, selection=Selection(top=settings.top), most=MOST)
-    device = choose_device(recipe.device)
-    results = []
-    with locked_folder(out), observer.stage("evidence") as progress:
-        for path, image, name in zip(pictures, images, _distinct_names(pictures), strict=True):
-            task = PictureTask(path.name, image, label, settings.kernel, settings.occlude)
-            tree = explain_picture(network, task, chain, device=device)
-            folder = out / EVIDENCE_FOLDER
-            folder.mkdir(exist_ok=True)
-            write_json(folder / f"{name}.json", tree.to_json())
-            draw_evidence(tree, folder / f"{name}.png")
-            results.append((tree, folder / f"{name}.png"))
-            progress(len(results), len(pictures))
-    return results
-
-
-def _distinct_names(pictures: Sequence[Path]) -> list[str]:
-    """File names without their suffix; numbered where two are the same."""
-    seen: Counter[str] = Counter()
-    names = []
-    for path in pictures:
-        seen[path.stem] += 1
-        names.append(path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
-    return names
-
-
-def _class_index(network: Network, name: str) -> int:
-    """A class by its name or its index.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name in network.class_names:
-        return network.class_names.index(name)
-    with torch.no_grad():
-        classes = network.logits(network.example(1)).shape[1]
-    if name.isdecimal() and int(name) < classes:
-        return int(name)
-    named = f"named {', '.join(network.class_names[:20])}" if network.class_names else "without names"
-    raise InputError(
-        f"There is no class {name!r}. The network has {classes}, {named}; give a name or 0 to {classes - 1}."
-    )
 
 
 def plan_into(recipe: Recipe, out: Path, observer: Observer) -> tuple[PruningPlan, list[Row]]:

@@ -147,7 +147,7 @@ class Decomposer:
     """
 
     def __init__(self, network: Network, settings: DecompositionSettings | None = None, *, device: str = "cpu") -> None:
-        self.settings = settings or DecompositionSettings()
+        self.network, self.settings = network, settings or DecompositionSettings()
         self.example = network.example().to(device)
         self.view = trace(network.module, network.example()).to(device)
         self.device = device

@@ -144,16 +144,13 @@ class PictureTask:
     occlude: tuple[Box, ...] = ()
 
 
-def explain_picture(
-    network: Network, task: PictureTask, settings: DecompositionSettings | None = None, *, device: str = "cpu"
-) -> EvidenceTree:
-    """The evidence tree of one picture.
+def explain_picture(decomposer: Decomposer, task: PictureTask) -> EvidenceTree:
+    """The evidence tree of one picture; the decomposer says of which network, how far down, and how much of it.
 
     Raises:
         InputError: what :func:`decompose` and :func:`measure_occlusion` raise.
     """
-    settings = settings or DecompositionSettings(most=MOST)
-    decomposer = Decomposer(network, settings, device=device)
+    network, device = decomposer.network, decomposer.device
     view, inputs = decomposer.view, task.image.unsqueeze(0).to(device)
     with torch.no_grad():
         logits = network.logits(task.image.unsqueeze(0))[0]
@@ -183,7 +180,7 @@ def explain_picture(
         evidence,
         _occlusions(network, task, label, evidence, device),
         names,
-        _described(settings),
+        _described(decomposer.settings),
         _pixels(task.image, network.preprocessing),
         guided[0].cpu(),
     )

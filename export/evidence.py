@@ -61,7 +61,10 @@ def draw_evidence(tree: EvidenceTree, path: Path) -> None:
     root, picture = panel(0, 0, centre), pixels_picture(tree.pixels)
     _show(root, picture)
     root.set_title(
-        f"{tree.picture}\n{tree.predicted} {100 * tree.probability:.0f}%", fontsize=7, loc="left", parse_math=False
+        f"{tree.picture}\npredicted {tree.predicted} ({100 * tree.probability:.0f}%)",
+        fontsize=7,
+        loc="left",
+        parse_math=False,
     )
     _show(panel(0, 1, centre), gradient_picture(tree.guided))
     for one in placed:

@@ -369,6 +369,9 @@ def test_explain_a_picture_writes_its_evidence(model, data, tmp_path):
     code, _, stderr = secateur("explain", twin, "--model", model, "--out", out, "--layers", "0", "--class", "1")
     assert code == 0, stderr
     assert json.loads((out / "evidence" / "1.json").read_text())["layers"] == ["0"]
+    code, _, stderr = secateur("explain", twin, "--model", model, "--data", data, "--out", out, "--baseline", "mean")
+    assert code == 0, stderr
+    assert json.loads((out / "evidence" / "1.json").read_text())["settings"]["baseline"] == "mean"
 
 
 @pytest.mark.parametrize(
@@ -377,6 +380,8 @@ def test_explain_a_picture_writes_its_evidence(model, data, tmp_path):
         (["--top", "2"], ExitCode.USAGE, "belong to pictures"),
         (["PICTURE", "--rank-by", "gap"], ExitCode.USAGE, "nothing is ranked"),
         (["PICTURE", "--top", "0"], ExitCode.USAGE, "at least 1"),
+        (["PICTURE", "--baseline", "median"], ExitCode.USAGE, "zero or mean"),
+        (["PICTURE", "--baseline", "mean"], ExitCode.USAGE, "give --data"),
         (["PICTURE", "--kernel", "0:1"], ExitCode.USAGE, "LAYER:KERNEL:ROW:COLUMN"),
         (["PICTURE", "--kernel", "0:1:2:3", "--class", "1"], ExitCode.USAGE, "not both"),
         (["PICTURE", "--occlude", "1,2,3"], ExitCode.USAGE, "LEFT,TOP,RIGHT,BOTTOM"),

@@ -23,7 +23,7 @@ FLOORS = [
     {"prune"},
     {"export", "pruner"},
     {"pipeline"},
-    {"steps", "terminal"},
+    {"steps", "evidence_steps", "terminal"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from secateur.errors import InputError
-from secateur.explain.decomposition import ClassDecision, DecompositionSettings, KernelDecision, decompose
-from secateur.explain.evidence import PictureTask, explain_picture
+from secateur.explain.decomposition import ClassDecision, Decomposer, DecompositionSettings, KernelDecision, decompose
+from secateur.explain.evidence import MOST, PictureTask, explain_picture
 from secateur.explain.occlusion import measure_occlusion
 from secateur.explain.regions import Box
 from secateur.network.images import load_images
@@ -21,9 +21,13 @@ def digit():
     return network, inputs[3], int(labels[3])
 
 
+def explain(network, task):
+    return explain_picture(Decomposer(network, DecompositionSettings(most=MOST)), task)
+
+
 def test_the_tree_is_the_decomposition_nested(digit):
     network, image, _ = digit
-    tree = explain_picture(network, PictureTask("three", image))
+    tree = explain(network, PictureTask("three", image))
     levels = decompose(network, image.unsqueeze(0), None, DecompositionSettings(most=9)).levels
     assert tree.layers == tuple(level.point.name for level in levels)
     by_depth = {}
@@ -45,7 +49,7 @@ def test_the_tree_is_the_decomposition_nested(digit):
 
 def test_pixels_outside_the_box_do_not_change_the_evidence(digit):
     network, image, _ = digit
-    tree = explain_picture(network, PictureTask("three", image))
+    tree = explain(network, PictureTask("three", image))
     seen = 0
     for _, one in tree.walk():
         box = one.box
@@ -67,7 +71,7 @@ def test_pixels_outside_the_box_do_not_change_the_evidence(digit):
 def test_regions_are_covered_and_the_decision_measured_again(digit):
     network, image, _ = digit
     box = Box(0, 0, 4, 8)
-    tree = explain_picture(network, PictureTask("three", image, occlude=(box,)))
+    tree = explain(network, PictureTask("three", image, occlude=(box,)))
     assert len(tree.occlusions) == len(tree.evidence) + 1
     asked = tree.occlusions[-1]
     covered = image.clone()
@@ -81,20 +85,20 @@ def test_regions_are_covered_and_the_decision_measured_again(digit):
 
 def test_another_class_or_a_kernel_can_be_explained(digit):
     network, image, _ = digit
-    other = explain_picture(network, PictureTask("three", image, label=1))
+    other = explain(network, PictureTask("three", image, label=1))
     wanted = decompose(network, image.unsqueeze(0), ClassDecision(torch.tensor([1])))
     assert other.decision == "the logit of 1"
     assert other.value == pytest.approx(float(wanted.decision))
-    kernel = explain_picture(network, PictureTask("three", image, kernel=("block3", 5, 1, 2)))
+    kernel = explain(network, PictureTask("three", image, kernel=("block3", 5, 1, 2)))
     assert kernel.decision == "kernel 5 of block3 at row 1, column 2"
     assert kernel.layers == ("block1",)
     with pytest.raises(InputError, match="block3: kernel 64"):
-        explain_picture(network, PictureTask("three", image, kernel=("block3", 64, 1, 2)))
+        explain(network, PictureTask("three", image, kernel=("block3", 64, 1, 2)))
 
 
 def test_the_json_holds_every_piece_and_no_tensor(digit):
     network, image, _ = digit
-    tree = explain_picture(network, PictureTask("a <b>.png", image, occlude=(Box(1, 1, 3, 3),)))
+    tree = explain(network, PictureTask("a <b>.png", image, occlude=(Box(1, 1, 3, 3),)))
     plain = json.loads(json.dumps(tree.to_json()))
 
     def count(children):
@@ -120,7 +124,7 @@ def test_the_picture_is_whole(digit, tmp_path, suffix):
     from secateur.export.evidence import draw_evidence
 
     network, image, _ = digit
-    tree = explain_picture(network, PictureTask("a <b> & $c_{$", image))
+    tree = explain(network, PictureTask("a <b> & $c_{$", image))
     path = tmp_path / f"tree.{suffix}"
     draw_evidence(tree, path)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
