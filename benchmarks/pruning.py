@@ -182,6 +182,9 @@ def wanted_rows() -> list[dict[str, Any]]:
     for budget in (0.5, 0.33):
         rows.append(("resnet20", "secateur", "gap", "sensitivity", "reconstruct", budget, 2))
         rows += [("resnet20", "torch-pruning", name, "global", "bn", budget, 2) for name in tuned]
+    for budget in (0.5, 0.33):  # what was tried to get further ahead of the peers after fine-tuning
+        rows.append(("resnet20", "secateur", "gap", "sensitivity", "distill", budget, 2))
+        rows.append(("resnet20", "secateur", "gap", "uniform", "reconstruct", budget, 2))
     rows += [("resnet56", "secateur", "gap", "sensitivity", "reconstruct", budget, 0) for budget in BUDGETS]
     rows += [("resnet56", "torch-pruning", *peer, "bn", budget, 0) for budget in BUDGETS for peer in peers]
     rows += [("resnet20", "torch-pruning", *peer, "reconstruct", budget, 0) for budget in BUDGETS for peer in peers]
