@@ -48,9 +48,10 @@ from secateur.network.trace import reading_nodes, trace
 from secateur.network.training import TrainingSettings
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import PruningPlan
+from secateur.prune.plan import PruningPlan, plan_pruning
+from secateur.prune.repair import repair
 from secateur.prune.sensitivity import measure_sensitivity
-from secateur.recipe import ModelSettings
+from secateur.recipe import BudgetSettings, ModelSettings
 
 RESULTS = Path(__file__).parent / "results" / "gap.json"
 SHARED = Path(os.environ.get("SECATEUR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -266,21 +267,9 @@ def statistic(case: Case) -> list[dict[str, Any]]:
     """The mean loss (KL, nats) when one group loses its lowest units by a statistic, before and after reconstruction."""
     network = case.network
     groups = find_groups(network.module, network.example())
-    found = contributions(network, case.calibration)
-    candidates: dict[str, dict[str, Tensor]] = {}
-    for name in STATISTICS:
-        for baseline in ("zero", "mean"):
-            values = found.statistic(name, baseline)
-            candidates[f"{name}, {baseline} baseline"] = values
-            if name == "mean":
-                candidates[f"|{name}|, {baseline} baseline"] = {layer: part.abs() for layer, part in values.items()}
-    for name in ("magnitude", "taylor", "random"):
-        candidates[name] = dict(rank_kernels(RankingTask(network, case.calibration, case.seed), name).layers)
-    truth = ablation_truth(network, case.calibration.subset(torch.arange(128))).statistic("root_mean_square")
-    candidates["ablation, root mean square"] = truth
     rows = []
-    for name, layers in candidates.items():
-        units = score_units(groups, KernelScores(name, "any", _positive(layers)))
+    for name, layers in _candidates(case).items():
+        units = score_units(groups, KernelScores(name, "any", layers))
         measured = measure_sensitivity(network, groups, units, case.calibration)
         after = {share: _mean_loss(measured, groups, share) for share in (0.75, 0.5)}
         before = {share: _loss_before(case, groups, units, share) for share in (0.75, 0.5)}
@@ -293,9 +282,43 @@ def statistic(case: Case) -> list[dict[str, Any]]:
     return rows
 
 
-def _positive(layers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Shifted to start at zero where a statistic is signed: normalising by the mean must not turn the order."""
-    return {layer: part - part.min().clamp(max=0) for layer, part in layers.items()}
+def plans(case: Case) -> list[dict[str, Any]]:
+    """The loss (KL, nats, validation images) of whole plans by a statistic, allocated by sensitivity, reconstructed."""
+    network = case.network
+    groups, costs = find_groups(network.module, network.example()), measure_cost(network)
+    judged = case.splits.validation.sample(2000, case.seed)
+    with torch.no_grad():
+        original = torch.cat([network.logits(batch) for batch, _ in judged.batches(200)])
+    rows = []
+    for name, layers in _candidates(case).items():
+        units = score_units(groups, KernelScores(name, "any", layers))
+        found = measure_sensitivity(network, groups, units, case.calibration)
+        row: dict[str, Any] = {"statistic": name}
+        for macs in (0.77, 0.67, 0.5, 0.33):
+            plan = plan_pruning(groups, units, costs, BudgetSettings(macs=macs), found)
+            fixed, _ = repair(network, surgery.cut(network, plan), case.calibration, "reconstruct")
+            with torch.no_grad():
+                left = torch.cat([fixed.logits(batch) for batch, _ in judged.batches(200)])
+            row[f"{macs:g} of the MACs"] = divergence(original, left)
+        rows.append({**row, "images": len(judged)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def _candidates(case: Case) -> dict[str, dict[str, Tensor]]:
+    """Rankings to choose from: statistics of gAP's contributions, the truth by ablation, and others beside them."""
+    found = contributions(case.network, case.calibration)
+    candidates: dict[str, dict[str, Tensor]] = {}
+    for name in STATISTICS:
+        for baseline in ("zero", "mean"):
+            values = found.statistic(name, baseline)
+            label = name if name != "mean" else "|mean|"
+            candidates[f"{label}, {baseline} baseline"] = {layer: part.abs() for layer, part in values.items()}
+    for name in ("magnitude", "taylor", "random"):
+        candidates[name] = dict(rank_kernels(RankingTask(case.network, case.calibration, case.seed), name).layers)
+    truth = ablation_truth(case.network, case.calibration.subset(torch.arange(128)))
+    candidates["ablation, root mean square"] = truth.statistic("root_mean_square")
+    return candidates
 
 
 def _mean_loss(measured: Any, groups: Any, share: float) -> float:
@@ -457,6 +480,7 @@ def wanted() -> dict[tuple[str, str], Callable[[Callable[[str], Case], int], lis
         work["speed", name] = lambda _, seed, name=name: speed(name, seed)
     for name in NETWORKS[:2]:
         work["statistic", name] = lambda case, _, name=name: statistic(case(name))
+        work["plans", name] = lambda case, _, name=name: plans(case(name))
     for name in NETWORKS[:2]:
         for ranker in RANKERS:
             work["curves", f"{name}, {ranker}"] = lambda case, _, name=name, ranker=ranker: curves(case(name), ranker)

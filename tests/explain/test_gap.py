@@ -230,14 +230,15 @@ def test_what_does_not_reach_the_logit_contributes_nothing(case):
     assert found[:, 4].any()
 
 
-def test_the_ranking_is_the_mean_absolute_contribution(case):
+def test_the_ranking_is_root_mean_square_against_the_mean(case):
     network, images = case("chain")
     scores = gap.score_gap(RankingTask(network, images))
     found = contributions(network, images)
     for layer, rows in by_hand(network.module, images).items():
-        alpha = torch.stack([(gradient * activation).mean((1, 2)) for activation, gradient in rows])
-        assert close(scores.layers[layer], alpha.abs().mean(0))
-        assert torch.equal(scores.per_class[layer], found.per_class()[layer])
+        average = torch.stack([activation.mean((1, 2)) for activation, _ in rows]).mean(0).view(-1, 1, 1)
+        alpha = torch.stack([(gradient * (activation - average)).mean((1, 2)) for activation, gradient in rows])
+        assert close(scores.layers[layer], alpha.square().mean(0).sqrt())
+        assert torch.equal(scores.per_class[layer], found.per_class("mean")[layer])
     assert set(scores.per_class) == set(found.layers)
 
 
