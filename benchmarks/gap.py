@@ -150,30 +150,38 @@ def _maps(view: Any, source: Any, target: Any, inputs: Tensor, decisions: Tensor
 
 
 def surrogate(case: Case) -> list[dict[str, Any]]:
-    """Agreement of the network reduced to the k most important kernels of each stage, for each image."""
+    """Agreement of the network reduced to the k most important kernels of each stage, for each image.
+
+    The others give what the contributions are measured against: zero, or their mean. Beside it kernels drawn at random.
+    """
     images = case.splits.validation.sample(200, case.seed)
     rows = []
-    for label, widths in _surrogate_widths(case):
-        most = max(widths)
-        settings = DecompositionSettings(selection=Selection(top=most, overlap=1.0), most=most)
-        decomposer = Decomposer(case.network, settings)
-        kept: list[list[Tensor]] = [[] for _ in decomposer.points]
-        chance: list[list[Tensor]] = [[] for _ in decomposer.points]
-        generator = torch.Generator().manual_seed(case.seed)
-        for batch, _ in images.batches(50):
-            found = decomposer(batch)
-            for index, (point, width) in enumerate(zip(decomposer.points, widths, strict=True)):
-                importance = found.importance[point.name]
-                kept[index].append(_top(importance, width))
-                chance[index].append(_top(torch.rand(importance.shape, generator=generator), width))
-        masks = [torch.cat(parts) for parts in kept]
-        agreement = surrogate_agreement(decomposer.view, decomposer.points, masks, images)
-        random = surrogate_agreement(decomposer.view, decomposer.points, [torch.cat(parts) for parts in chance], images)
-        rows.append({
-            "k": label, "kernels": list(widths), "of": [point.channels for point in decomposer.points],
-            "agreement": agreement.agreement, "accuracy": agreement.accuracy,
-            "surrogate_accuracy": agreement.surrogate_accuracy, "random_agreement": random.agreement, "images": len(images),
-        })  # fmt: skip
+    for baseline in ("zero", "mean"):
+        for label, widths in _surrogate_widths(case):
+            most = max(widths)
+            settings = DecompositionSettings(selection=Selection(top=most, overlap=1.0), most=most)
+            decomposer = Decomposer(case.network, settings)
+            if baseline == "mean":
+                decomposer.subtract_averages(case.calibration, 128)
+            points = decomposer.points
+            kept: list[list[Tensor]] = [[] for _ in points]
+            chance: list[list[Tensor]] = [[] for _ in points]
+            generator = torch.Generator().manual_seed(case.seed)
+            for batch, _ in images.batches(50):
+                found = decomposer(batch)
+                for index, (point, width) in enumerate(zip(points, widths, strict=True)):
+                    importance = found.importance[point.name]
+                    kept[index].append(_top(importance, width))
+                    chance[index].append(_top(torch.rand(importance.shape, generator=generator), width))
+            chosen, drawn = (
+                surrogate_agreement(decomposer.view, points, [torch.cat(part) for part in parts], images, fill=baseline)
+                for parts in (kept, chance)
+            )
+            rows.append({
+                "baseline": baseline, "k": label, "kernels": list(widths), "of": [point.channels for point in points],
+                "agreement": chosen.agreement, "accuracy": chosen.accuracy,
+                "surrogate_accuracy": chosen.surrogate_accuracy, "random_agreement": drawn.agreement, "images": len(images),
+            })  # fmt: skip
     return rows
 
 
