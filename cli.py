@@ -246,10 +246,10 @@ def explain_command(
     from .steps import explain_into
     from .terminal import show_table, show_tree
 
-    asked = evidence_settings(class_name, kernel, layers, top, baseline, occlude, data)
+    asked = evidence_settings(class_name, kernel, layers, top, baseline, occlude)
     console, observer = _observed(quiet)
     if not pictures:
-        if asked != EvidenceSettings(data=data):
+        if asked != EvidenceSettings():
             raise UsageError(
                 "--class, --kernel, --layers, --top, --baseline and --occlude belong to pictures; name an image."
             )

@@ -1,7 +1,6 @@
 """``secateur explain IMAGE``: the evidence for decisions on single pictures, written beside a run's other files."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from .stages import Observer
 
 EVIDENCE_FOLDER = "evidence"
 AVERAGED_IMAGES = 256
+LONGEST_NAME = 100
+MOST_OF_ANYTHING = 2**31
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class EvidenceSettings:
     """What ``secateur explain IMAGE`` is asked: the decision, the chain, the regions to cover.
 
     ``class_name`` is a class's name or index, ``kernel`` (layer, kernel, row, column); with neither, the class predicted.
-    ``baseline`` is ``zero`` or ``mean``. ``data`` names the classes where the model does not, and gives the means.
+    ``baseline`` is ``zero`` or ``mean``.
     """
 
     class_name: str | None = None
@@ -38,7 +39,6 @@ class EvidenceSettings:
     top: int = 3
     baseline: str = "zero"
     occlude: tuple[Box, ...] = ()
-    data: str | None = None
 
 
 def evidence_settings(
@@ -48,7 +48,6 @@ def evidence_settings(
     top: int | None,
     baseline: str | None,
     occlude: Sequence[str] | None,
-    data: str | None,
 ) -> EvidenceSettings:
     """The options of ``secateur explain IMAGE`` as they were typed.
 
@@ -60,6 +59,8 @@ def evidence_settings(
         layer, *numbers = kernel.rsplit(":", 3)
         if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
             raise UsageError(f"--kernel must be LAYER:KERNEL:ROW:COLUMN (got {kernel!r}).")
+        if max(map(int, numbers)) > MOST_OF_ANYTHING:
+            raise UsageError(f"--kernel {kernel}: no network has that many kernels or places.")
         place = (layer, int(numbers[0]), int(numbers[1]), int(numbers[2]))
     if place is not None and class_name is not None:
         raise UsageError("Give --class or --kernel, not both: one decision is explained.")
@@ -67,8 +68,6 @@ def evidence_settings(
         raise UsageError(f"--top must be at least 1 (got {top}).")
     if baseline not in (None, "zero", "mean"):
         raise UsageError(f"--baseline must be zero or mean (got {baseline!r}).")
-    if baseline == "mean" and data is None:
-        raise UsageError("--baseline mean needs training images to average over: give --data.")
     boxes = []
     for text in occlude or ():
         numbers = text.split(",")
@@ -76,50 +75,77 @@ def evidence_settings(
             raise UsageError(f"--occlude must be LEFT,TOP,RIGHT,BOTTOM in pixels (got {text!r}).")
         boxes.append(Box(*map(int, numbers)))
     chain = None if layers is None else tuple(name.strip() for name in layers.split(","))
-    return EvidenceSettings(class_name, place, chain, top or 3, baseline or "zero", tuple(boxes), data)
+    return EvidenceSettings(class_name, place, chain, top or 3, baseline or "zero", tuple(boxes))
 
 
 def explain_pictures(
     recipe: Recipe, pictures: Sequence[Path], settings: EvidenceSettings, out: Path, observer: Observer
-) -> list[tuple[EvidenceTree, Path]]:
-    """Write ``evidence/NAME.json`` and ``evidence/NAME.png`` for each picture; the trees and where their pictures are."""
+) -> Iterator[tuple[EvidenceTree, Path]]:
+    """Write ``evidence/NAME.json`` and ``evidence/NAME.png`` for each picture; the trees and where their pictures are.
+
+    The recipe's data name the classes where the model does not, and give the means. All pictures are looked at before the
+    first is explained; what was explained is written before the next.
+
+    Raises:
+        UsageError: means are asked for without data.
+        InputError: a picture cannot be read or is named in no UTF-8, the model or the data are off, a layer or a class does
+            not exist, the network gives no finite scores for a picture.
+    """
+    data = recipe.data.data or ("digits" if recipe.model.model == "digits" else None)
+    if settings.baseline == "mean" and data is None:
+        raise UsageError("--baseline mean needs training images to average over: give --data.")
     with observer.stage("load"):
         network = load_model(recipe.model)
+        to_pixels = network.preprocessing.to_pixels
+        for path in pictures:
+            _check_name(path)
+            open_picture(path)
         averaged = None
-        if settings.data is not None:
-            splits = load_images(settings.data, network.preprocessing, seed=recipe.seed)
+        if data is not None:
+            splits = load_images(data, network.preprocessing, seed=recipe.seed)
             network, splits = match_classes(network, splits)
             if settings.baseline == "mean":
                 averaged = splits.train.sample(AVERAGED_IMAGES, recipe.seed)
-        to_input = network.preprocessing
-        images = [to_input.normalise(to_input.to_pixels(open_picture(path)).unsqueeze(0))[0] for path in pictures]
         label = None if settings.class_name is None else _class_index(network, settings.class_name)
     chain = DecompositionSettings(layers=settings.layers, selection=Selection(top=settings.top), most=MOST)
-    device = choose_device(recipe.device)
-    decomposer = Decomposer(network, chain, device=device)
-    results = []
+    decomposer = Decomposer(network, chain, device=choose_device(recipe.device))
+    if settings.layers is None and len(decomposer.points) == 1:
+        observer.say(f"This network has one stage, {decomposer.points[0].name}. --layers names more to go through.")
+    folder = out / EVIDENCE_FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; the evidence is written into a folder of that name. Move it away.")
     with locked_folder(out), observer.stage("evidence") as progress:
         if averaged is not None:
             decomposer.subtract_averages(averaged, 64)
-        for path, image, name in zip(pictures, images, _distinct_names(pictures), strict=True):
-            task = PictureTask(path.name, image, label, settings.kernel, settings.occlude)
-            tree = explain_picture(decomposer, task)
-            folder = out / EVIDENCE_FOLDER
+        for done, (path, name) in enumerate(zip(pictures, _distinct_names(pictures), strict=True)):
+            image = network.preprocessing.normalise(to_pixels(open_picture(path)).unsqueeze(0))[0]
+            tree = explain_picture(decomposer, PictureTask(path.name, image, label, settings.kernel, settings.occlude))
             folder.mkdir(exist_ok=True)
             write_json(folder / f"{name}.json", tree.to_json())
             draw_evidence(tree, folder / f"{name}.png")
-            results.append((tree, folder / f"{name}.png"))
-            progress(len(results), len(pictures))
-    return results
+            progress(done + 1, len(pictures))
+            yield tree, folder / f"{name}.png"
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The image {str(path)!r} is not named in UTF-8, so no file could name it. Rename it."
+        ) from error
 
 
 def _distinct_names(pictures: Sequence[Path]) -> list[str]:
-    """File names without their suffix; numbered where two are the same."""
-    seen: Counter[str] = Counter()
-    names = []
+    """File names without their suffix, cut to a length that files may have, numbered where two are the same."""
+    names: list[str] = []
     for path in pictures:
-        seen[path.stem] += 1
-        names.append(path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
+        stem, count = path.stem[:LONGEST_NAME], 1
+        name = stem
+        while name in names:
+            count += 1
+            name = f"{stem}-{count}"
+        names.append(name)
     return names
 
 

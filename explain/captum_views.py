@@ -20,11 +20,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import InputError
+from ..network.execution import image_dependent
 from ..network.model import Network
 from ..network.probe import pick_logits, reading_activations
 from ..network.stand_ins import Constant, Subsample
 from ..network.trace import ACTIVATIONS, Add, Concatenate, Multiply, ZeroPadChannels, reading_nodes, trace
-from ..network.tracer import is_shape
 from .multipliers import Rescaled, RoutedMaximum, SharedProduct
 
 EPSILON = 1e-6  # of LRP's rule, in units of the pre-activation
@@ -227,7 +227,7 @@ def prepare_for_lrp(view: CaptumView) -> Callable[[], None]:
     traced = view.traced
     _fold_norms(traced)
     modules = dict(traced.named_modules())
-    flowing = _flowing(traced)
+    flowing = image_dependent(traced)
     makers: list[tuple[nn.Module, Callable[[], Any]]] = []
     for parameter in traced.parameters():  # captum hooks the outputs of constants as well
         parameter.requires_grad_()
@@ -279,7 +279,7 @@ class _Call(nn.Module):
 def _kinds(view: CaptumView, method: str, others: str, *, products: bool) -> list[tuple[fx.Node, str]]:
     """What every node through which images flow does: point, move, linear, activation, maximum or product."""
     traced, kinds = view.traced, []
-    flowing, modules = _flowing(traced), dict(traced.named_modules())
+    flowing, modules = image_dependent(traced), dict(traced.named_modules())
     for node in traced.graph.nodes:
         if node not in flowing or node.op in ("placeholder", "output"):
             continue
@@ -321,15 +321,6 @@ def _kind_of_call(node: fx.Node, flowing: set[fx.Node]) -> str | None:
         return None
     scaled = node.target in _PRODUCTS or (node.target in _QUOTIENTS and node.args[0] in flowing)
     return "linear" if scaled else None
-
-
-def _flowing(traced: fx.GraphModule) -> set[fx.Node]:
-    """The nodes whose values depend on the images, other than through their shapes."""
-    flowing: set[fx.Node] = set()
-    for node in traced.graph.nodes:
-        if node.op == "placeholder" or (not is_shape(node) and any(s in flowing for s in node.all_input_nodes)):
-            flowing.add(node)
-    return flowing
 
 
 def _insert_after(traced: fx.GraphModule, node: fx.Node, name: str, module: nn.Module) -> None:

@@ -6,17 +6,18 @@ image's class) and a kernel's map ``F^k``: ``G = dF/dF^k`` and ``A = G * F^k`` (
 the next layers read it.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from ..network.execution import output_node, run_graph
 from ..network.images import Images
 from ..network.model import Network
 from ..network.probe import frozen, pick_logits
-from ..network.trace import reading_points, trace
+from ..network.trace import reading_nodes, trace
 from ..stages import Progress, silent
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -99,25 +100,24 @@ def contributions(
     Raises:
         InputError: the network's forward cannot be traced.
     """
-    traced = trace(network.module, network.example()).to(device)
-    points = reading_points(traced)
-    channels_last = {
-        name: isinstance(traced.get_submodule(layer), nn.Linear) for layer, names in points.items() for name in names
-    }
-    collected: dict[str, list[Tensor]] = {layer: [] for layer in points}
+    view = trace(network.module, network.example()).to(device)
+    output, reading = output_node(view), reading_nodes(view)
+    last = {node: isinstance(view.get_submodule(layer), nn.Linear) for layer, own in reading.items() for node in own}
+    collected: dict[str, list[Tensor]] = {layer: [] for layer in reading}
     places: dict[str, int] = {}
     done = 0
-    with frozen(traced), _reducing(traced, channels_last) as (calls, starts):
+    with frozen(view):
         for batch, labels in images.batches(batch_size):
-            calls.clear()
-            starts.clear()
+            calls: dict[fx.Node, _Call] = {}
+            starts: list[Tensor] = []
+            changes = {node: functools.partial(_reduced, node, last[node], calls, starts) for node in last}
             with torch.enable_grad():
-                decisions = objective(pick_logits(traced(batch.to(device))), labels.to(device))
+                logits = pick_logits(run_graph(view, batch.to(device), [output, *last], changes)[output])
+                decisions = objective(logits, labels.to(device))
                 torch.autograd.grad(decisions.sum(), starts, allow_unused=True)
-            for layer, names in points.items():
-                own = [call for call in calls if call.name in names]
-                places[layer] = sum(call.places for call in own)
-                collected[layer].append(torch.stack([call.sums for call in own]).sum(0) / places[layer])
+            for layer, nodes in reading.items():
+                places[layer] = sum(calls[node].places for node in nodes)
+                collected[layer].append(torch.stack([calls[node].sums for node in nodes]).sum(0) / places[layer])
             done += len(labels)
             progress(done, len(images))
     layers = {}
@@ -130,44 +130,31 @@ def contributions(
 
 @dataclass
 class _Call:
-    """One call of a module: the sums over the ``places`` of its output of ``G * F``, G and F, ``[3, n, C]``."""
+    """One call of a layer: the sums over the ``places`` of its output of ``G * F``, G and F, ``[3, n, C]``."""
 
-    name: str
     places: int
     sums: Tensor
 
 
-@contextlib.contextmanager
-def _reducing(module: nn.Module, channels_last: Mapping[str, bool]) -> Iterator[tuple[list[_Call], list[Tensor]]]:
-    """Inside, the calls of the named submodules in order, their gradients summed as they come: none of them is kept.
+def _reduced(
+    node: fx.Node, channels_last: bool, calls: dict[fx.Node, _Call], starts: list[Tensor], output: Tensor
+) -> Tensor:
+    """Sum what a layer gives into ``calls``, and its gradient as soon as it comes: no gradient is kept.
 
-    Beside them the outputs from which gradients are to be asked, those that nothing before made differentiable.
+    Outputs that nothing before made differentiable are the ``starts`` from which gradients are to be asked.
     """
-    calls: list[_Call] = []
-    starts: list[Tensor] = []
+    if not output.requires_grad:
+        starts.append(output.requires_grad_())
+    flat = _flat(output.detach(), channels_last)
+    none = torch.zeros_like(flat[:, :, 0])
+    call = calls[node] = _Call(flat.shape[2], torch.stack([none, none, flat.sum(2)]))
 
-    def reader(name: str) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
-        def hook(_module: nn.Module, _inputs: tuple[object, ...], output: Tensor) -> Tensor:
-            if not output.requires_grad:
-                starts.append(output.requires_grad_())
-            flat = _flat(output.detach(), channels_last[name])
-            none = torch.zeros_like(flat[:, :, 0])
-            call = _Call(name, flat.shape[2], torch.stack([none, none, flat.sum(2)]))
+    def reduce(gradient: Tensor) -> None:
+        slope = _flat(gradient, channels_last)
+        call.sums[0], call.sums[1] = torch.linalg.vecdot(slope, flat), slope.sum(2)
 
-            def reduce(gradient: Tensor) -> None:
-                slope = _flat(gradient, channels_last[name])
-                call.sums[0], call.sums[1] = torch.linalg.vecdot(slope, flat), slope.sum(2)
-
-            output.register_hook(reduce)  # type: ignore[no-untyped-call]
-            calls.append(call)
-            return output
-
-        return hook
-
-    with contextlib.ExitStack() as stack:
-        for name in channels_last:
-            stack.callback(module.get_submodule(name).register_forward_hook(reader(name)).remove)
-        yield calls, starts
+    output.register_hook(reduce)  # type: ignore[no-untyped-call]
+    return output
 
 
 def _flat(values: Tensor, channels_last: bool) -> Tensor:

@@ -17,6 +17,7 @@ from ..network.execution import Segment, depends_on, output_node, run_graph
 from ..network.feature_stages import FeaturePoint, find_stages, named_points
 from ..network.images import Images
 from ..network.model import Network
+from ..network.pictures import in_words
 from ..network.probe import frozen, pick_logits
 from ..network.trace import reading_nodes, trace
 from .contributions import reduce_places
@@ -49,14 +50,15 @@ class DecompositionSettings:
 
     ``layers``: the layers or blocks of the chain, the ends of the network's stages if None. ``selection``: the kernels kept
     for each decision. ``most``: decisions kept for each image and layer, by importance; all if None. ``averages``: mean
-    activation of each layer's kernels, ``[C]`` by name; given, contributions are ``G * (F - E F)``, else the paper's
-    ``G * F``. ``between``: give importance to all layers, those between the points of the chain as well.
+    activation of each point's kernels, ``[C]`` by name; given, contributions are ``G * (F - E F)``, else the paper's
+    ``G * F``. ``between``: give importance to all convolution and linear layers as well, ``layer_averages`` being theirs.
     """
 
     layers: tuple[str, ...] | None = None
     selection: Selection = field(default_factory=Selection)
     most: int | None = None
-    averages: Mapping[str, Tensor] | None = None
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
+    layer_averages: Mapping[str, Tensor] = field(default_factory=dict)
     between: bool = False
 
     def __post_init__(self) -> None:
@@ -101,15 +103,16 @@ class Level:
 class Decomposition:
     """A batch of decisions taken apart, from the last layer of the chain to the first.
 
-    ``decision`` is its value for each image, ``[images]``. ``importance`` maps every point (and the layers between, if
-    asked for) to the importance of all its kernels, ``[images, C]``: ``I_k = sum_k' I_k' share_k|k'`` over the decisions
-    kept above. ``saliency`` is the sum of the lowest decisions' gradients with respect to the image, weighted by their
-    importance, ``[images, C, H, W]``.
+    ``decision`` is its value for each image, ``[images]``. ``importance`` maps every point to the importance of all its
+    kernels, ``[images, C]``: ``I_k = sum_k' I_k' share_k|k'`` over the decisions kept above; ``layer_importance`` the same for
+    convolution and linear layers, if asked for. ``saliency`` is the sum of the lowest decisions' gradients with respect to
+    the image, weighted by their importance, ``[images, C, H, W]``.
     """
 
     decision: Tensor
     levels: tuple[Level, ...]
     importance: Mapping[str, Tensor]
+    layer_importance: Mapping[str, Tensor]
     saliency: Tensor
 
 
@@ -159,19 +162,18 @@ class Decomposer:
 
     def subtract_averages(self, images: Images, batch_size: int) -> None:
         """Explain from now on against mean activations over these images and their places: ``settings.averages``, measured."""
-        layers = [*kernel_maps(self.view).values(), *(point_maps(point) for point in self.points)]
+        points, layers = map(point_maps, self.points), kernel_maps(self.view).values() if self.settings.between else ()
         with frozen(self.view):
-            averages = fill_values(self.view, layers, images, "mean", batch_size, self.device)
-        named = {point.name: averages[point_maps(point).name] for point in self.points}
-        self.settings = replace(self.settings, averages={**averages, **named})
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The convolution and linear layers, which ``between`` gives importance."""
-        return tuple(reading_nodes(self.view))
+            of_points, of_layers = (
+                fill_values(self.view, list(maps), images, "mean", batch_size, self.device) for maps in (points, layers)
+            )
+        self.settings = replace(self.settings, averages=of_points, layer_averages=of_layers)
 
     def __call__(self, inputs: Tensor, decision: ClassDecision | KernelDecision | None = None) -> Decomposition:
         """Take the decisions for normalised images ``[n, C, H, W]`` apart; see :func:`decompose`."""
+        if tuple(inputs.shape[1:]) != self.network.input_shape:
+            wanted = in_words(self.network.input_shape)
+            raise InputError(f"Images of {wanted} are needed, not of {in_words(inputs.shape[1:])}. Resize them.")
         with frozen(self.view):
             return _Descent(self, inputs.to(self.device)).from_top(decision)
 
@@ -197,7 +199,8 @@ class _Decisions:
 
     def of(self, output: object) -> Tensor:
         """The decisions' values in what the target gives for them, row by row."""
-        values = output if isinstance(output, Tensor) and output.dim() == 4 else pick_logits(output)
+        values = pick_logits(output) if len(self.index) == 1 else output
+        assert isinstance(values, Tensor)
         return values[(torch.arange(len(self.image), device=values.device), *self.index)]
 
 
@@ -206,7 +209,13 @@ class _Descent:
         self.view, self.example, self.inputs = decomposer.view, decomposer.example, inputs
         self.points, self.settings = decomposer.points, decomposer.settings
         self.importance: dict[str, Tensor] = {}
+        self.layer_importance: dict[str, Tensor] = {}
         self._layers = reading_nodes(self.view) if self.settings.between else {}
+        for layer in self._layers:
+            module = self.view.get_submodule(layer)
+            width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            assert isinstance(width, int)
+            self.layer_importance[layer] = inputs.new_zeros(len(inputs), width)
 
     def from_top(self, decision: ClassDecision | KernelDecision | None) -> Decomposition:
         target, image = output_node(self.view), next(n for n in self.view.graph.nodes if n.op == "placeholder")
@@ -229,8 +238,10 @@ class _Descent:
             levels.append(level)
             decisions = _Decisions(level.image, (level.kernel, level.row, level.column), level.importance)
         saliency = self._saliency(segments[-1], decisions, known)
-        importance = {name: part.cpu() for name, part in self.importance.items()}
-        return Decomposition(value.cpu(), tuple(map(_on_cpu, levels)), importance, saliency.cpu())
+        importance, of_layers = (
+            {name: part.cpu() for name, part in parts.items()} for parts in (self.importance, self.layer_importance)
+        )
+        return Decomposition(value.cpu(), tuple(map(_on_cpu, levels)), importance, of_layers, saliency.cpu())
 
     def _chain(self, target: fx.Node) -> list[FeaturePoint]:
         """The points before the decision, the last first, each fed by the next.
@@ -276,15 +287,20 @@ class _Descent:
         self, segment: Segment, point: FeaturePoint, decisions: "_Decisions", known: Mapping[fx.Node, object]
     ) -> Level:
         """The evidence for decisions of the layer above in the maps of a point."""
+        total = self.importance[point.name] = self.inputs.new_zeros(len(self.inputs), point.channels)
+        if not len(decisions.image):
+            none, nothing = decisions.image, decisions.importance
+            maps = self.inputs.new_zeros(0, point.height, point.width)
+            return Level(point, none, none, none, none, none, nothing, nothing, nothing, nothing, maps, ())
         distinct, inverse = decisions.unique()
         columns: list[list[Tensor]] = []
         merged: list[list[tuple[int, ...]]] = []
         for part in self._parts(segment, distinct):
             values, gradient = self._backward(segment, part, known)
-            maps = gradient * (values - self._average(point.name, values).view(1, -1, 1, 1))
+            maps = gradient * (values - _baseline(self.settings.averages, point.name, values).view(1, -1, 1, 1))
             alpha = maps.mean((2, 3))
             share = _share(alpha)
-            self._credit(point.name, part, share)
+            _credit(total, part, share)
             kernel, duplicates = strongest(alpha, maps, self.settings.selection)
             merged += duplicates
             chosen = kernel.clamp(min=0)
@@ -329,7 +345,7 @@ class _Descent:
 
     def _parts(self, segment: Segment, decisions: "_Decisions") -> list["_Decisions"]:
         size = max(1, VALUES_AT_ONCE // self._largest(segment))
-        return [decisions.part(start, start + size) for start in range(0, max(1, len(decisions.image)), size)]
+        return [decisions.part(start, start + size) for start in range(0, len(decisions.image), size)]
 
     def _largest(self, segment: Segment) -> int:
         """The values of the segment's largest map for one image."""
@@ -355,18 +371,19 @@ class _Descent:
                 linear = isinstance(self.view.get_submodule(layer), nn.Linear)
                 pairs = [(activation.detach(), slope) for activation, slope in calls]
                 alpha, slope, _ = reduce_places(pairs, linear)
-                self._credit(layer, part, _share(alpha - slope * self._average(layer, alpha)))
+                average = _baseline(self.settings.layer_averages, layer, alpha)
+                _credit(self.layer_importance[layer], part, _share(alpha - slope * average))
         return values.detach(), gradient
 
-    def _average(self, layer: str, like: Tensor) -> Tensor:
-        """The baseline of a layer's kernels, ``[C]``: their mean activations, or zero."""
-        found = (self.settings.averages or {}).get(layer)
-        return like.new_zeros(like.shape[1]) if found is None else found.to(like)
 
-    def _credit(self, layer: str, part: "_Decisions", share: Tensor) -> None:
-        """Add what decisions pass on to a layer's kernels."""
-        total = self.importance.setdefault(layer, share.new_zeros(len(self.inputs), share.shape[1]))
-        total.index_add_(0, part.image, part.importance.unsqueeze(1) * share)
+def _baseline(averages: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """What a layer's kernels are compared with, ``[C]``: their mean activations, or zero."""
+    return averages[name].to(like) if name in averages else like.new_zeros(like.shape[1])
+
+
+def _credit(total: Tensor, part: _Decisions, share: Tensor) -> None:
+    """Add what decisions pass on to a layer's kernels."""
+    total.index_add_(0, part.image, part.importance.unsqueeze(1) * share)
 
 
 def _share(alpha: Tensor) -> Tensor:

@@ -36,28 +36,35 @@ def strongest(alpha: Tensor, maps: Tensor, selection: Selection) -> tuple[Tensor
         selection: how many, and what counts as the same.
 
     Returns:
-        The kernels kept, int64 ``[rows, top]``, -1 where there are no more; for each the kernels merged into it.
+        The kernels kept, int64 ``[rows, top]``, -1 where there are no more; for each the kernels merged into it, of the
+        ``CANDIDATES`` strongest (four times ``top``, if that is more), or of all where these do not give ``top``.
     """
     order = alpha.argsort(dim=1, descending=True, stable=True)
     seen = min(alpha.shape[1], max(CANDIDATES, 4 * selection.top))
-    while True:
-        first = order[:, :seen]
-        kept = _suppress(alpha.gather(1, first), maps, first, selection)
-        short = (kept.diagonal(dim1=1, dim2=2).sum(1) < selection.top) & (alpha.gather(1, first[:, -1:])[:, 0] > 0)
-        if seen == alpha.shape[1] or not bool(short.any()):
-            break
-        seen = alpha.shape[1]
+    kernels, merged = _choose(alpha, maps, order[:, :seen], selection)
+    short = (kernels[:, -1] < 0) & (alpha.gather(1, order[:, seen - 1 : seen])[:, 0] > 0)
+    if seen < alpha.shape[1] and bool(short.any()):
+        kernels[short], lists = _choose(alpha[short], maps[short], order[short], selection)
+        for row, own in zip(short.nonzero().flatten().tolist(), lists, strict=True):
+            merged[row] = own
+    return kernels, merged
+
+
+def _choose(
+    alpha: Tensor, maps: Tensor, candidates: Tensor, selection: Selection
+) -> tuple[Tensor, list[list[tuple[int, ...]]]]:
+    kept = _suppress(alpha.gather(1, candidates), maps, candidates, selection)
     is_kept = kept.diagonal(dim1=1, dim2=2)
     place = is_kept.cumsum(1) - 1
     kernels = torch.full((len(alpha), selection.top), -1, dtype=torch.int64, device=alpha.device)
     row, column = (is_kept & (place < selection.top)).nonzero(as_tuple=True)
-    kernels[row, place[row, column]] = first[row, column]
+    kernels[row, place[row, column]] = candidates[row, column]
     merged: list[list[tuple[int, ...]]] = [[()] * selection.top for _ in range(len(alpha))]
     into = kept.int().argmax(2)
     for index, candidate in (kept.any(2) & ~is_kept).nonzero().tolist():
         keeper = int(place[index, into[index, candidate]])
         if keeper < selection.top:
-            merged[index][keeper] += (int(first[index, candidate]),)
+            merged[index][keeper] += (int(candidates[index, candidate]),)
     return kernels, merged
 
 

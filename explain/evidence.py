@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..errors import InputError
 from ..network.feature_stages import FeaturePoint, named_points
 from ..network.model import Network
 from ..network.pictures import Preprocessing
@@ -154,6 +155,8 @@ def explain_picture(decomposer: Decomposer, task: PictureTask) -> EvidenceTree:
     view, inputs = decomposer.view, task.image.unsqueeze(0).to(device)
     with torch.no_grad():
         logits = network.logits(task.image.unsqueeze(0))[0]
+    if not bool(torch.isfinite(logits).all()):
+        raise InputError(f"{task.name}: the network gives NaN or infinite class scores. Is the picture empty?")
     names = network.class_names or tuple(f"class {index}" for index in range(len(logits)))
     predicted = int(logits.argmax())
     label = predicted if task.label is None else task.label
@@ -250,7 +253,7 @@ def _described(settings: DecompositionSettings) -> dict[str, Any]:
         "most": settings.most,
         "overlap": selection.overlap,
         "threshold": selection.threshold,
-        "baseline": "zero" if settings.averages is None else "mean",
+        "baseline": "mean" if settings.averages else "zero",
     }
 
 

@@ -59,13 +59,12 @@ def score_gap_hierarchical(task: RankingTask) -> KernelScores:
     collected: dict[str, list[Tensor]] = {}
     done = 0
     for batch, labels in task.images.batches(task.batch_size):
-        found = decomposer(batch, ClassDecision(labels)).importance
-        for layer in decomposer.layers:
-            collected.setdefault(layer, []).append(found[layer])
+        for layer, importance in decomposer(batch, ClassDecision(labels)).layer_importance.items():
+            collected.setdefault(layer, []).append(importance)
         done += len(labels)
         task.progress(done, len(task.images))
     whole = {layer: torch.cat(parts) for layer, parts in collected.items()}
-    classes = len(task.network.class_names)
+    classes = max(len(task.network.class_names), int(task.images.labels.max()) + 1)
     details = {
         "images": len(task.images),
         "statistic": "root_mean_square",

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from .tracer import is_shape
+
 Values = Mapping[fx.Node, Any]
 Changes = Mapping[fx.Node, Callable[[Tensor], Tensor]]
 """For a node what its readers get instead of its value; the function leaves what it is given as it is."""
@@ -18,7 +20,7 @@ def run_node(view: fx.GraphModule, node: fx.Node, read: Callable[[fx.Node], Any]
         return read(node)
     arguments = fx.node.map_arg(node.args, read)
     options = fx.node.map_arg(node.kwargs, read)
-    if _in_place(node) and isinstance(arguments[0], Tensor):  # others may read what it is given
+    if is_in_place(node) and isinstance(arguments[0], Tensor):  # others may read what it is given
         arguments = (arguments[0].clone(), *arguments[1:])
     if node.op == "call_module":
         return view.get_submodule(str(node.target))(*arguments, **options)
@@ -34,8 +36,8 @@ def run_node(view: fx.GraphModule, node: fx.Node, read: Callable[[fx.Node], Any]
     return arguments[0]
 
 
-def _in_place(node: fx.Node) -> bool:
-    """Whether a call may write into its first argument."""
+def is_in_place(node: fx.Node) -> bool:
+    """Whether a call of a function or method may write into its first argument."""
     if node.op not in ("call_method", "call_function"):
         return False
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
@@ -112,6 +114,7 @@ class Segment:
         needed = _needed_for(wanted, stop=(source,))
         self.view, self.source, self.wanted = view, source, tuple(wanted)
         constant = {node for node in needed - dependent if node.op == "get_attr"}
+        self._per_image = image_dependent(view)
         inside = needed & dependent
         self.nodes = [node for node in view.graph.nodes if node in inside | constant and node is not source]
         read = {reader for node in inside - {source} for reader in node.all_input_nodes} - inside - constant
@@ -127,16 +130,26 @@ class Segment:
             rows: for every row its image, int64 ``[rows]``.
         """
         start: dict[fx.Node, Any] = {self.source: values}
-        shapes = [node for node in self.reads if not isinstance(known[node], Tensor)]
-        if shapes:  # a number of images among them, say: it follows the rows
-            start |= run_graph(self.view, images.index_select(0, rows), shapes)
+        shaped = [node for node in self.reads if node not in self._per_image]
+        if shaped:  # a number of images among them, say: it follows the rows
+            start |= run_graph(self.view, images.index_select(0, rows), shaped)
         for node in self.reads:
-            value = known[node]
-            if isinstance(value, Tensor):
-                each = value.dim() > 0 and len(value) == len(images)
+            if node in self._per_image:
+                value = known[node]
+                each = isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(images)
                 start[node] = value.index_select(0, rows) if each else value
         found = _run(self.view, self.nodes, start, set(self.wanted), {})
         return [values if node is self.source else found[node] for node in self.wanted]
+
+
+def image_dependent(view: fx.GraphModule) -> set[fx.Node]:
+    """The nodes whose values depend on the images, other than through their shapes."""
+    found: set[fx.Node] = set()
+    for node in view.graph.nodes:
+        flows = not is_shape(node) and any(source in found for source in node.all_input_nodes)
+        if node.op == "placeholder" or flows:
+            found.add(node)
+    return found
 
 
 def depends_on(node: fx.Node, source: fx.Node) -> bool:

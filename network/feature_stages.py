@@ -1,15 +1,14 @@
 """Where a network's stages end: the last feature map of each resolution that everything passes through."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import InputError
-from .execution import is_image_map, run_graph
-from .tracer import is_shape
+from .execution import image_dependent, is_image_map, run_graph
 
 SAME_STAGE = 0.6  # of the first map's places: convolutions without padding nibble at it, strides halve both sides
 
@@ -60,7 +59,7 @@ def find_stages(view: fx.GraphModule, example: torch.Tensor) -> tuple[FeaturePoi
             "No feature map of this network is passed by everything, so it has no stages to be found. Name layers "
             "with --layers."
         )
-    return tuple(stages)
+    return tuple(_distinct(stages))
 
 
 def named_points(view: fx.GraphModule, example: torch.Tensor, names: Sequence[str]) -> tuple[FeaturePoint, ...]:
@@ -87,6 +86,16 @@ def named_points(view: fx.GraphModule, example: torch.Tensor, names: Sequence[st
     return tuple(sorted(points, key=lambda point: order[point.node]))
 
 
+def _distinct(stages: Sequence[FeaturePoint]) -> list[FeaturePoint]:
+    """Named apart where one module ends several stages."""
+    seen: dict[str, int] = {}
+    named = []
+    for point in stages:
+        seen[point.name] = count = seen.get(point.name, 0) + 1
+        named.append(point if count == 1 else replace(point, name=f"{point.name}, call {count}"))
+    return named
+
+
 def _maps(view: fx.GraphModule, example: torch.Tensor) -> dict[fx.Node, tuple[int, int, int]]:
     with torch.no_grad():
         values = run_graph(view, example, [node for node in view.graph.nodes if node.op != "output"])
@@ -96,10 +105,7 @@ def _maps(view: fx.GraphModule, example: torch.Tensor) -> dict[fx.Node, tuple[in
 def _passed_by_everything(view: fx.GraphModule) -> list[fx.Node]:
     """Nodes that every path from the input to the output goes through, in order (its dominators from the output back)."""
     order = {node: index for index, node in enumerate(view.graph.nodes)}
-    flows = {node for node in order if node.op == "placeholder"}  # a shape alone carries nothing of the image
-    for node in order:
-        if not is_shape(node) and any(source in flows for source in node.all_input_nodes):
-            flows.add(node)
+    flows = image_dependent(view)  # a shape alone carries nothing of the image
     passed: list[fx.Node] = []
     reach = -1
     for node, place in order.items():

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import InputError
+from .execution import is_in_place
 from .stand_ins import Constant, Subsample
 from .tracer import ShapeTracer
 
@@ -243,25 +244,15 @@ def has_channel_padding(traced: fx.GraphModule) -> bool:
 
 _SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _PRODUCTS: tuple[Any, ...] = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-_IN_PLACE: tuple[Any, ...] = (
-    operator.iadd,
-    operator.imul,
-    F.relu_,
-    torch.relu_,
-    "add_",
-    "mul_",
-    "relu_",
-    "sigmoid_",
-    "tanh_",
-)
 
 
 def _read_what_was_changed(traced: fx.GraphModule) -> None:
-    """Whoever reads a tensor after an in-place operation reads its result, also under the tensor's old name."""
+    """Whoever reads a tensor after an in-place operation reads its result, also under the tensor's old name; and the
+    operation no longer writes where torch has it in another form."""
     modules = dict(traced.named_modules())
     order = {node: index for index, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:
-        in_place = node.target in _IN_PLACE or node.kwargs.get("inplace") is True
+        in_place = is_in_place(node)
         if node.op == "call_module":
             in_place = getattr(modules[node.target], "inplace", False) is True
         if in_place and node.args and isinstance(node.args[0], fx.Node):
@@ -269,6 +260,35 @@ def _read_what_was_changed(traced: fx.GraphModule) -> None:
                 node,
                 delete_user_cb=lambda user, node=node: order[user] > order[node],  # type: ignore[misc]
             )
+            _take_out_of_place(node)
+
+
+_OPERATORS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def _take_out_of_place(node: fx.Node) -> None:
+    """``relu_`` becomes ``relu``, ``inplace=True`` false."""
+    if node.op == "call_module":
+        return
+    if "inplace" in node.kwargs:
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op == "call_method" and hasattr(Tensor, name.removesuffix("_")):
+        node.target = name.removesuffix("_")
+    elif node.op == "call_function" and name.endswith("_"):
+        for home in (F, torch):
+            if hasattr(home, name.removesuffix("_")):
+                node.target = getattr(home, name.removesuffix("_"))
+                break
+    elif node.target in _OPERATORS:
+        node.target = _OPERATORS[node.target]
+    elif len(node.args) > 1 and node.args[1] is True:  # F.relu(x, True)
+        node.args = (node.args[0], False, *node.args[2:])
 
 
 def _as_module(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:

@@ -127,8 +127,8 @@ def test_layers_between_are_credited_by_the_decisions_kept_above(case):
             (gradient,) = torch.autograd.grad(joined[0, level.kernel[row], level.row[row], level.column[row]], hidden)
             alpha = (gradient * hidden.detach())[0].mean((1, 2))
             wanted += level.importance[row] * alpha / alpha.abs().sum()
-        assert torch.allclose(got.importance["layer3.0.conv1"][image], wanted, atol=1e-6)
-    assert set(Decomposer(network).layers) <= set(got.importance)
+        assert torch.allclose(got.layer_importance["layer3.0.conv1"][image], wanted, atol=1e-6)
+    assert set(got.importance) == {"layer1", "layer2", "layer3"}
 
 
 def test_a_kernel_at_a_place_can_be_the_decision(case):
@@ -181,14 +181,14 @@ def test_mean_activations_can_be_the_baseline(case):
 def test_averages_are_measured_where_the_points_and_layers_are(case, noise_images):
     network, _, _ = case
     images = noise_images(7, seed=8)
-    decomposer = Decomposer(network)
+    decomposer = Decomposer(network, DecompositionSettings(between=True))
     decomposer.subtract_averages(images, 3)
     inputs, _ = next(images.batches(7))
     module = network.module
     with torch.no_grad():
         first = F.relu(module.bn1(module.conv1(inputs)))
         stage = module.layer2(module.layer1(first))
-    assert torch.allclose(decomposer.settings.averages["conv1"], first.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(decomposer.settings.layer_averages["conv1"], first.mean((0, 2, 3)), atol=1e-6)
     assert torch.allclose(decomposer.settings.averages["layer2"], stage.mean((0, 2, 3)), atol=1e-6)
 
 
@@ -305,5 +305,65 @@ def test_the_ranker_scores_every_layer(case, noise_images):
     got = decomposer(inputs, ClassDecision(labels))
     assert set(scores.layers) == set(get_ranker("gap").score(RankingTask(network, images)).layers)
     for layer, values in scores.layers.items():
-        assert torch.allclose(values, got.importance[layer].square().mean(0).sqrt(), atol=1e-6)
+        assert torch.allclose(values, got.layer_importance[layer].square().mean(0).sqrt(), atol=1e-6)
         assert scores.per_class[layer].shape == (4, len(values))
+
+
+def test_images_of_another_size_are_refused(case):
+    network, _, _ = case
+    with pytest.raises(InputError, match="3x12x12 are needed, not of 3x12x24"):
+        decompose(network, torch.randn(1, 3, 12, 24))
+
+
+def test_a_decision_that_nothing_supports_has_no_evidence(case):
+    network, inputs, _ = case
+    with torch.no_grad():
+        network.module.linear.weight[2] = -network.module.linear.weight[2].abs()
+    got = decompose(network, inputs, ClassDecision(torch.full((4,), 2)), DecompositionSettings(between=True))
+    assert [len(level) for level in got.levels] == [0, 0, 0]
+    assert not got.saliency.any()
+    assert not got.layer_importance["conv1"].any()
+
+
+class Dead(nn.Module):
+    """A layer whose output nobody reads, a tensor changed in place, a convolution that is read as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.aux = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3), nn.Conv2d(6, 5, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        F.leaky_relu_(x, 0.01)
+        self.aux(x)
+        return self.head(F.relu(F.max_pool2d(self.second(x), 2)).mean((2, 3)))
+
+
+def test_unread_layers_get_nothing_and_nothing_is_counted_twice(shake, network_of, noise_images):
+    network, images = network_of(shake(Dead())), noise_images(5)
+    inputs, labels = next(images.batches(5))
+    settings = DecompositionSettings(layers=("second",), between=True)
+    got = decompose(network, inputs, ClassDecision(labels), settings)
+    with torch.no_grad():
+        assert torch.allclose(got.decision, network.module(inputs).gather(1, labels[:, None])[:, 0], atol=1e-6)
+    assert torch.allclose(got.importance["second"].abs().sum(1), torch.ones(5), atol=1e-5)
+    assert torch.allclose(got.layer_importance["second"].abs().sum(1), torch.ones(5), atol=1e-5)
+    for ranker in ("gap", "gap-hierarchical", "car"):
+        scores = get_ranker(ranker).score(RankingTask(network, images))
+        assert set(scores.layers) == {"first", "second", "aux", "head"}
+        assert not scores.layers["aux"].any()
+        assert scores.layers["first"].any()
+
+
+def test_what_a_row_merges_does_not_depend_on_the_other_rows():
+    generator = torch.Generator().manual_seed(5)
+    maps = (torch.rand(6, 64, 3, 3, generator=generator) > 0.3).float() + 0.01
+    maps[0] = maps[0, :1]  # all alike: the first row has to look at every kernel
+    alpha = torch.rand(6, 64, generator=generator)
+    together = strongest(alpha, maps, Selection(3, 0.6))
+    for row in range(6):
+        kernels, merged = strongest(alpha[row : row + 1], maps[row : row + 1], Selection(3, 0.6))
+        assert torch.equal(kernels[0], together[0][row])
+        assert merged[0] == together[1][row]
+    assert len(together[1][0][0]) == 63

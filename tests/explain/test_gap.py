@@ -362,3 +362,32 @@ def test_normalised_images_are_what_the_network_sees(case, noise_images):
     maps, logits = maps_of_chain(module, (images.pixels() - 0.3) / 0.5)
     (gradient,) = torch.autograd.grad(logits.gather(1, images.labels.unsqueeze(1)).sum(), maps["conv2"])
     assert close(by_pixels, (gradient * maps["conv2"]).mean((2, 3)).detach())
+
+
+class Shared(nn.Module):
+    """One activation with a parameter behind two layers; a scale of one number; a tensor changed in place."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, width, 3), nn.Linear(width, 4)
+        self.act, self.scale = nn.PReLU(), nn.Parameter(torch.rand(1))
+
+    def forward(self, x):
+        x = self.act(self.second(self.act(self.first(x))))
+        x.clamp_(max=1.5)
+        return self.head(x.mean((2, 3))) * (1 - self.scale)
+
+
+@pytest.mark.parametrize("width", [8, 5])
+def test_a_module_shared_by_layers_does_not_mix_them(shake, network_of, noise_images, width):
+    network, images = network_of(shake(Shared(width))), noise_images(6)
+    found = contributions(network, images)
+    module = network.module
+    first = F.prelu(module.first(images.pixels()), module.act.weight)
+    second = F.prelu(module.second(first), module.act.weight)
+    logits = module.head(second.clamp(max=1.5).mean((2, 3))) * (1 - module.scale)
+    chosen = logits.gather(1, images.labels.unsqueeze(1)).sum()
+    for layer, activation in (("first", first), ("second", second)):
+        (gradient,) = torch.autograd.grad(chosen, activation, retain_graph=True)
+        assert close(found.layers[layer].zero, (gradient * activation).mean((2, 3)).detach())
+        assert found.layers[layer].places == activation[0, 0].numel()

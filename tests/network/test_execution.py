@@ -98,3 +98,65 @@ def test_what_depends_on_what(tiny, noise_images):
     assert depends_on(named["layer2.0.conv1"], named["layer1.0.conv1"])
     assert not depends_on(named["layer1.0.conv1"], named["layer2.0.conv1"])
     assert depends_on(output_node(view), named["conv1"])
+
+
+class Cosine(nn.Module):
+    """A head that normalises its weights, as many as there are images, and a learned number."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.weight, self.scale = (
+            nn.Conv2d(3, 6, 3),
+            nn.Parameter(torch.randn(4, 6)),
+            nn.Parameter(torch.rand(1)),
+        )
+
+    def forward(self, x):
+        x = F.relu(self.first(x)).mean((2, 3)) * (1 - self.scale)
+        return F.linear(F.normalize(x), F.normalize(self.weight)) + torch.zeros(x.size(0), 4)
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_only_what_comes_from_the_images_is_theirs(count):
+    torch.manual_seed(0)
+    module, images = Cosine().eval(), torch.rand(count, 3, 8, 8)
+    view = trace(module, images)
+    segment = Segment(view, nodes(view)["first"], [output_node(view)])
+    rows = torch.tensor([0, count - 1, 0])
+    known = run_graph(view, images, [segment.source, *segment.reads])
+    (got,) = segment.run(known[segment.source].index_select(0, rows), images, known, rows)
+    with torch.no_grad():
+        assert torch.allclose(got, module(images)[rows], atol=1e-6)
+
+
+CHANGES = (
+    lambda x: F.leaky_relu_(x, 0.01),
+    lambda x: x.clamp_(-0.1, 0.2),
+    lambda x: x.sub_(0.1),
+    lambda x: x.abs_(),
+    lambda x: F.elu_(x),
+    lambda x: F.threshold_(x, 0.1, 0.0),
+    lambda x: F.relu(x, True),
+    lambda x: torch.sigmoid_(x),
+    lambda x: x.div_(2),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_in_place_are_not_lost(change):
+    class Changed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.conv(x)
+            change(x)
+            return self.head(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    module, images = Changed().eval(), torch.rand(3, 3, 8, 8)
+    view = trace(module, images)
+    with torch.no_grad():
+        assert torch.allclose(whole(view, images), module(images), atol=1e-6)
+        assert torch.allclose(view(images), module(images), atol=1e-6)
