@@ -55,6 +55,151 @@ class Normalised(nn.Module):
         return self.head(F.relu(self.norm(x * 0.5 - 1)).mean((2, 3)))
 
 
+class Chosen(nn.Module):
+    """Values in order, factors that are counts, places that were looked up."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        ordered = x.sort(2)[0]
+        counted = ordered * x.argmax(3, keepdim=True)
+        looked_up = x.index_select(3, x.mean((0, 1, 2)).topk(3).indices)
+        return self.head(counted[:, :, :, :3] + looked_up)
+
+
+def block(*inside):
+    """A stem, what is tested and a tail that looks around, after which places differ still."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), *inside, nn.Conv2d(8, 8, 3, padding=1))
+
+
+class Call(nn.Module):
+    """A function of the map as a module that is looked into."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class ChannelsLast(nn.Module):
+    """A ConvNeXt block: LayerNorm over the last axis, layer scale, a residual join."""
+
+    def __init__(self):
+        super().__init__()
+        self.around, self.norm, self.scale = (
+            nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            nn.LayerNorm(8),
+            nn.Parameter(torch.zeros(8, 1, 1)),
+        )
+        self.wide, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        y = self.norm(self.around(x).permute(0, 2, 3, 1))
+        y = F.layer_norm(self.narrow(F.gelu(self.wide(y))), (8,))
+        return x + self.scale * y.permute(0, 3, 1, 2)
+
+
+class Gated(nn.Module):
+    """Gates at every place; squeezed over each row if ``rows``, over the image if not."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.gate, self.rows = nn.Conv2d(8, 8, 1), rows
+
+    def forward(self, x):
+        squeezed = x.mean(3, keepdim=True) if self.rows else F.adaptive_avg_pool2d(x, 1)
+        x = torch.sigmoid(self.gate(squeezed)) * x
+        return torch.mul(x, F.hardsigmoid(self.gate(x)))
+
+
+class Indexed(nn.Module):
+    """Pools that say where their maxima were, which nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.MaxPool2d(3, 1, 1, return_indices=True)
+
+    def forward(self, x):
+        x, _ = self.pool(x)
+        return F.max_pool2d(x, 2, 1, return_indices=True)[0]
+
+
+HARD = {
+    "channels last": lambda: block(ChannelsLast(), ChannelsLast()),
+    "group norm": lambda: block(nn.GroupNorm(2, 8)),
+    "group norm of slices": lambda: block(Call(lambda x: F.group_norm(x[:, :, 1:3], 4))),
+    "instance norm": lambda: block(nn.InstanceNorm2d(8), Call(lambda x: F.instance_norm(x))),
+    "stored instance norm": lambda: block(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
+    "response norm": lambda: block(nn.LocalResponseNorm(3), Call(lambda x: F.local_response_norm(x, 2))),
+    "normalize": lambda: block(Call(lambda x: F.normalize(x)), Call(lambda x: F.normalize(x, dim=3))),
+    "softmax": lambda: block(nn.Softmax(1), Call(lambda x: x.softmax(dim=2)), nn.Softmax2d()),
+    "own norm": lambda: block(Call(lambda x: (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5))),
+    "own norm of rows": lambda: block(Call(lambda x: (x - x.amax(3, keepdim=True)) / x.var(3, keepdim=True))),
+    "gates": lambda: block(*(Gated(rows=False) for _ in range(12))),
+    "gates of rows": lambda: block(*(Gated(rows=True) for _ in range(12))),
+    "squares": lambda: block(*(Call(lambda x: (x * x).tanh()) for _ in range(12))),
+    "clamp": lambda: block(Call(lambda x: torch.clamp(x.clamp(0, 1), max=0.5)), Call(lambda x: x.clamp_(0, 1))),
+    "bounds": lambda: block(
+        Call(lambda x: F.hardtanh(x)), Call(lambda x: F.relu6(x).clip(min=5)), nn.Threshold(0.1, 20)
+    ),
+    "own relu": lambda: block(Call(lambda x: x * (x > 0)), Call(lambda x: torch.where(x > 1, x, 0.1 * x))),
+    "steps": lambda: block(Call(lambda x: torch.round(x) + x.floor().sign())),
+    "greatest": lambda: block(Call(lambda x: x + x.max(3, keepdim=True)[0] + x.min(dim=3, keepdim=True).values)),
+    "function of weights": lambda: block(Call(lambda x: F.prelu(x, torch.full((8,), 0.2)).float())),
+    "indices": lambda: block(Indexed()),
+    "saturated": lambda: block(
+        *(Call(lambda x: torch.exp(x.clamp(max=1)) + F.glu(torch.cat([x, 100 * x], 1), 1)) for _ in range(6))
+    ),
+}
+
+
+def poisoned(view, node, shape):
+    """For every place of the map the box of pixels that make it NaN when they are, a row or a column at a time."""
+    height, width = shape[1:]
+    images = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0)).repeat(height + width, 1, 1, 1)
+    for row in range(height):
+        images[row, :, row] = float("nan")
+    for column in range(width):
+        images[height + column, :, :, column] = float("nan")
+    with torch.no_grad():
+        reached = run_graph(view, images, [node])[node].isnan().any(1)
+    boxes = {}
+    for row in range(reached.shape[1]):
+        for column in range(reached.shape[2]):
+            rows = reached[:height, row, column].nonzero().flatten().tolist()
+            columns = reached[height:, row, column].nonzero().flatten().tolist()
+            boxes[row, column] = Box(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    return boxes
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_what_hides_gradients_hides_no_pixel(name, shake):
+    example = torch.rand(1, 3, 18, 14, generator=torch.Generator().manual_seed(0))
+    view = trace(shake(HARD[name]()), example)
+    nodes = [node for node in view.graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
+    values = run_graph(view, example, nodes)
+    last = [node for node in nodes if is_image_map(values[node])][-1]
+    wanted = poisoned(view, last, (3, 18, 14))
+    places = list(wanted)[::7]
+    assert receptive_fields(view, last, places, example) == [wanted[place] for place in places]
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "efficientnet_b0"])
+def test_what_hides_gradients_in_large_networks(name):
+    """The end of every stage, at four places: LayerNorm over channels, squeeze and excitation."""
+    torch.manual_seed(0)
+    view = trace(getattr(models, name)(num_classes=5).eval(), example := torch.rand(1, 3, 32, 32))
+    for point in find_stages(view, example):
+        wanted = poisoned(view, point.node, (3, 32, 32))
+        places = [(row, column) for row in (0, point.height // 2) for column in (0, point.width - 1)]
+        assert receptive_fields(view, point.node, places, example) == [wanted[place] for place in places], point.name
+
+
 def seen_by_brute_force(view, node, shape, rounds=24):
     """For every place of the map the box of pixels that move it in some image, when each pixel is changed on its own."""
     channels, height, width = shape
@@ -152,13 +297,20 @@ def test_places_and_layers_that_are_not_there_are_named(tiny):
         receptive_fields(view, named["head"], [(0, 0)], example)[0]
 
 
-def test_a_place_of_the_padding_sees_nothing(shake):
+def test_where_no_gradient_tells_the_box_is_the_whole_image(shake):
+    """A constant place of the padding; all that comes after values in order, an ``argmax`` or a choice of places."""
     view = trace(shake(Normalised()))
     named = {node.name: node for node in view.graph.nodes}
     example = torch.zeros(1, 3, 12, 12)
-    with pytest.raises(InputError, match=r"pad gives at \(1, 4\) depends on no pixel"):
-        receptive_fields(view, named["pad"], [(1, 4)], example)[0]
-    assert receptive_fields(view, named["pad"], [(2, 1)], example)[0] == Box(0, 0, 3, 3)
+    boxes = receptive_fields(view, named["pad"], [(1, 4), (2, 1)], example)
+    assert boxes == [Box(0, 0, 12, 12), Box(0, 0, 3, 3)]
+    view = trace(shake(Chosen()))
+    named = {node.name: node for node in view.graph.nodes}
+    for name in ("getitem", "mul_multiply", "index_select", "head"):
+        assert receptive_fields(view, named[name], [(1, 1)], example) == [Box(0, 0, 12, 12)], name
+    assert receptive_fields(view, named["conv"], [(1, 1)], example) == [Box(1, 1, 4, 4)]
+    with pytest.raises(InputError, match=r"\(1, 3\) is not in it"):
+        receptive_fields(view, named["head"], [(1, 3)], example)
 
 
 def test_supporting_region_is_where_the_gradient_is_strong():
