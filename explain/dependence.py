@@ -143,7 +143,7 @@ def _of_module(module: nn.Module, arguments: Sequence[Any], run: Callable[[], An
 
 
 def _of_call(name: str, arguments: Sequence[Any], options: Mapping[str, Any], run: Callable[[], Any]) -> Any:
-    x = arguments[0] if arguments else options.get("input")
+    x: Any = arguments[0] if arguments else options.get("input")
     name = name.removesuffix("_with_indices")
     if name in _ELEMENTWISE:
         return _joined([*arguments, *options.values()])
@@ -200,7 +200,7 @@ def _mixed(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
 
 
 def _mixed_in_groups(x: Tensor, groups: int) -> Tensor:
-    grouped = x.unflatten(1, (groups, -1))
+    grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
     return _mixed(grouped, tuple(range(2, grouped.dim()))).flatten(1, 2)
 
 
