@@ -191,6 +191,24 @@ def test_what_hides_gradients_hides_no_pixel(name, shake):
         assert receptive_fields(view, node, places, example) == [wanted[place] for place in places], node.name
 
 
+NORMS = {
+    "layer": Call(lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2)),
+    "group": nn.Sequential(nn.MaxPool2d((9, 8)), nn.GroupNorm(1, 8)),
+    "instance": nn.InstanceNorm2d(8),
+    "softmax": nn.Softmax(1),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_what_a_norm_gives_depends_on_what_it_reads(name, shake):
+    """At every place of it: the sum over channels is constant in most of these, which must not hide the pixels."""
+    example = torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(0))
+    view = trace(shake(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), NORMS[name])), example)
+    last = [node for node in view.graph.nodes if node.op != "output"][-1]
+    wanted = poisoned(view, last, (3, 9, 8))
+    assert receptive_fields(view, last, list(wanted), example) == list(wanted.values())
+
+
 @pytest.mark.parametrize("name", ["convnext_tiny", "efficientnet_b0"])
 def test_what_hides_gradients_in_large_networks(name):
     """The end of every stage, at four places: LayerNorm over channels, squeeze and excitation."""
