@@ -30,6 +30,7 @@ from .captum_views import (
     prepare_for_deep_lift,
     prepare_for_lrp,
 )
+from .contributions import STATISTICS, class_means
 from .multipliers import SMALL
 from .scores import KernelScores, RankingTask, register
 
@@ -58,15 +59,11 @@ class Attributions:
 
     def root_mean_square(self) -> dict[str, Tensor]:
         """Over images, ``[C]`` by layer."""
-        return {layer: values.square().mean(0).sqrt() for layer, values in self.layers.items()}
+        return {layer: STATISTICS["root_mean_square"](values) for layer, values in self.layers.items()}
 
     def per_class(self) -> dict[str, Tensor]:
         """Signed means over each class's images, ``[classes, C]`` by layer; zero for a class without images."""
-        counts = torch.bincount(self.labels, minlength=self.classes).clamp(min=1).unsqueeze(1)
-        return {
-            layer: torch.zeros(self.classes, values.shape[1]).index_add_(0, self.labels, values) / counts
-            for layer, values in self.layers.items()
-        }
+        return {layer: class_means(values, self.labels, self.classes) for layer, values in self.layers.items()}
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def occlusion_map(
 
 def _logits(network: Network, batches: Iterable[Tensor], device: str) -> Tensor:
     """Class scores of all batches, float32 on the CPU."""
-    module = network.copy().module.to(device)
+    module = network.module if device == "cpu" else network.copy().module.to(device)
     with frozen(module), torch.no_grad():
         return torch.cat([pick_logits(module(batch.to(device))).float().cpu() for batch in batches])
 

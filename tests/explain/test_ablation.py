@@ -1,5 +1,3 @@
-import importlib.util
-
 import pytest
 import torch
 from torch import nn
@@ -179,7 +177,6 @@ def test_a_linear_network_loses_its_contributions(networks, shake, network_of, n
             assert torch.allclose(estimate, truth.statistic(name)[layer], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed")
 @pytest.mark.parametrize("name", ["padded", "gated"])
 def test_captum_agrees(case, name):
     """Its ablation of a layer, every channel a feature of its own, and the channel's average as the baseline."""

@@ -1,5 +1,3 @@
-import importlib.util
-
 import pytest
 import torch
 from torch import nn
@@ -57,8 +55,6 @@ def logits_of(count, seed=2):
 
 @pytest.fixture
 def captum_guided():
-    if importlib.util.find_spec("captum") is None:
-        pytest.skip("captum is not installed")
     from captum.attr import GuidedBackprop
 
     def attribute(module, x, target):

@@ -1,4 +1,3 @@
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -86,7 +85,6 @@ def test_a_linear_network_loses_what_the_window_gives(network_of, shake):
     assert float(found.probability_drops[2, 4]) == pytest.approx(float(probability) - one.probability_after, abs=1e-6)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed")
 @pytest.mark.parametrize(("window", "stride"), [(3, 3), (4, 3), (5, 2), (1, 1), (12, 7)])
 def test_captum_agrees(case, window, stride):
     """captum gives every pixel the mean drop of the windows over it."""
