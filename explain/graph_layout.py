@@ -8,7 +8,7 @@ from torch import Tensor
 FEEDS, FED_BY = "feeds", "fed_by"
 """The two relations between kernels: forward, and its reverse."""
 LABEL, PREDICTION, OUTPUT = "y", "prediction", "output"
-"""Attributes of a graph: the image's class ``[1]``, the class the network predicts ``[1]``, its class scores ``[1, classes]``."""
+"""Of a graph: the image's class ``[1]``, the class that the network predicts ``[1]``, its class scores ``[1, classes]``."""
 
 
 @dataclass(frozen=True)

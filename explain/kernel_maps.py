@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ..errors import InputError
-from ..network.execution import Changes, output_node, run_graph
+from ..network.execution import Changes, run_graph
 from ..network.feature_stages import FeaturePoint
 from ..network.images import Images
+from ..network.topology import class_nodes
 from ..network.trace import reading_nodes
 
 
@@ -54,18 +54,8 @@ def point_maps(point: FeaturePoint) -> KernelMaps:
 
 
 def class_layers(view: fx.GraphModule) -> frozenset[str]:
-    """The layers behind which no other lies on the way to the output: the head, whose kernels are the classes."""
-    found, seen, pending = set(), set(), [output_node(view)]
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op == "call_module" and isinstance(view.get_submodule(str(node.target)), _ConvNd | nn.Linear):
-            found.add(str(node.target))
-        else:
-            pending += node.all_input_nodes
-    return frozenset(found)
+    """The layers of the head: their kernels are the classes."""
+    return frozenset(str(node.target) for node in class_nodes(view))
 
 
 def fill_values(
