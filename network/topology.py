@@ -266,7 +266,7 @@ class _Finder:
             return Origin((site.name,), None, f"{node.name} along another dimension")
         module = self.modules[str(node.target)] if node.op == "call_module" else None
         sources = [source for source in node.all_input_nodes if source in self.dependent and not is_shape(source)]
-        if isinstance(module, _ELEMENTWISE) or (dim == _CHANNEL_DIM and isinstance(module, (_BatchNorm, nn.PReLU))):
+        if isinstance(module, _ELEMENTWISE) or (dim == _CHANNEL_DIM and _keeps_apart(module)):
             return self._origin(sources[0], dim)
         if dim == _CHANNEL_DIM and isinstance(module, _ALONG_PLACES) and self._same_rank(node, sources[0]):
             return self._origin(sources[0], dim)
@@ -387,6 +387,11 @@ class _Finder:
                 needed.add(node)
                 pending += node.all_input_nodes
         return [node for node in self.view.graph.nodes if node in needed and node in self.dependent]
+
+
+def _keeps_apart(module: nn.Module | None) -> bool:
+    """Whether a module treats each channel of the second dimension by itself: not if it normalises by the batch."""
+    return isinstance(module, nn.PReLU) or (isinstance(module, _BatchNorm) and module.running_mean is not None)
 
 
 def _picked(origin: Origin, shown: Tensor) -> Origin:
