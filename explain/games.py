@@ -1,7 +1,7 @@
 """The two games whose Shapley values have a closed form: a sum over players, and two players on every channel."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..network.topology import GATE, JOIN, NONE, Site, Target, Topology
+from ..network.topology import GATE, JOIN, NONE, Site, Target, Topology, own_modules
 
 VALUE_BYTES = 2**25
 """Of the values ``[images, channels, candidates]`` that are held at a time."""
@@ -59,7 +59,8 @@ class SumGame(Game):
         module = view.get_submodule(str(target.site.node.target))
         assert isinstance(module, nn.Conv2d | nn.Linear)
         weight = module.weight.detach()
-        self._module, self._tap_matrix = module, None
+        self._module = module
+        self._tap_matrix: Tensor | None = None
         weight = weight.flatten(2) if isinstance(module, nn.Conv2d) else weight.unsqueeze(2)  # [out, in / groups, taps]
         weight = weight * _scale(view, target.site).to(weight).view(-1, 1, 1)
         groups = module.groups if isinstance(module, nn.Conv2d) else 1
@@ -132,7 +133,7 @@ class PairGame(Game):
         self.players = torch.stack(columns, 1).to(device)
         self._dims = [operand.dim for operand in target.operands]
         self._product = target.site.kind == GATE
-        self._after = [view.get_submodule(str(node.target)) for node in _chain(target.site)]
+        self._after = own_modules(view, target.site)
         self._dim = target.site.dim
         self._maps: dict[int, Tensor] = {}
         self._background: tuple[Tensor, Tensor] | None = None
@@ -152,7 +153,7 @@ class PairGame(Game):
 
     def _whole_maps(self) -> tuple[Tensor, Tensor]:
         """Both branches' maps, broadcast to the same shape, channels second."""
-        first, second = torch.broadcast_tensors(self._maps[0], self._maps[1])
+        first, second = torch.broadcast_tensors(self._maps[0], self._maps[1])  # type: ignore[no-untyped-call]
         self._maps.clear()
         return first.movedim(self._dim, 1).flatten(2), second.movedim(self._dim, 1).flatten(2)
 
@@ -199,20 +200,10 @@ class PairGame(Game):
         return value.mean((2, 3))
 
 
-def _chain(site: Site) -> Sequence[fx.Node]:
-    """The calls from behind a site's operation to where the next read it."""
-    found: list[fx.Node] = []
-    node = site.reading
-    while node is not site.node:
-        found.append(node)
-        node = node.all_input_nodes[0]
-    return found[::-1]
-
-
 def _scale(view: fx.GraphModule, site: Site) -> Tensor:
     """What the BatchNorm directly behind a layer multiplies each channel by, ``[C]`` (1 without one)."""
-    chain = _chain(site)
-    norm = view.get_submodule(str(chain[0].target)) if chain else None
+    own = own_modules(view, site)
+    norm = own[0] if own else None
     if not isinstance(norm, _BatchNorm) or norm.running_var is None:
         return torch.ones(site.channels)
     scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -223,7 +214,7 @@ def _columns(players: Tensor) -> tuple[Tensor, Tensor]:
     """The players that are shown, ascending, and for each the channels that show it, ``[players, most]``; -1 fills up."""
     shown = (players != NONE).nonzero().squeeze(1)
     order = shown[players[shown].argsort(stable=True)]
-    present, counts = players[order].unique_consecutive(return_counts=True)
+    present, counts = torch.unique(players[order], return_counts=True)
     most = int(counts.max()) if len(counts) else 0
     columns = torch.full((len(present), most), -1)
     row = torch.arange(len(present)).repeat_interleave(counts)

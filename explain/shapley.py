@@ -17,9 +17,8 @@ of their attribution graphs; how they compute them is not public, so this is a r
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -117,9 +116,9 @@ class ShapleyExplainer:
         self._games: dict[str, Game] = {
             name: game_of(view, self.topology, target) for name, target in chosen.items() if target.exact
         }
-        images = background.pixels().to(device)
+        (images, _), *_ = background.batches(len(background))
         with torch.no_grad(), frozen(self.view):
-            self._run(images, ())
+            self._run(images.to(device), {})
             for game in self._games.values():
                 game.learn()
 
@@ -129,30 +128,30 @@ class ShapleyExplainer:
         return tuple(self._games)
 
     def __call__(
-        self, images: Tensor, wanted: Sequence[fx.Node] = (), found: dict[fx.Node, Any] | None = None
+        self, images: Tensor, tell: Mapping[fx.Node, Callable[[Tensor], None]] | None = None, *, backwards: bool = False
     ) -> Iterator[ShapleyValues]:
         """The values for a batch, target by target and some images at a time, from one forward pass.
 
         Args:
             images: normalised, ``[n, C, H, W]``.
-            wanted: nodes of ``view`` whose values the same pass is to put into ``found``.
+            tell: what is to be told the values of nodes of ``view`` as the same pass comes by.
+            backwards: from the last target to the first.
         """
         with torch.no_grad(), frozen(self.view):
-            values = self._run(images.to(self.device), wanted)
-        if found is not None:
-            found.update(values)
-        for name, game in self._games.items():
+            self._run(images.to(self.device), tell or {})
+        for name in reversed(self._games) if backwards else self._games:
+            game = self._games[name]
             for start, part in game.values():
                 yield ShapleyValues(name, game.sources, game.players, part, start)
 
-    def _run(self, images: Tensor, wanted: Sequence[fx.Node]) -> dict[fx.Node, Any]:
+    def _run(self, images: Tensor, tell: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
         """One forward pass in which every game reads what it needs as it comes by."""
-        readers: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
+        readers = {node: [told] for node, told in tell.items()}
         for game in self._games.values():
             for node, read in game.readers():
                 readers.setdefault(node, []).append(read)
         changes = {node: functools.partial(_told, own) for node, own in readers.items()}
-        return run_graph(self.view, images, [output_node(self.view), *wanted], changes)
+        run_graph(self.view, images, [output_node(self.view)], changes)
 
 
 def _told(readers: Sequence[Callable[[Tensor], None]], value: Tensor) -> Tensor:

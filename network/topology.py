@@ -147,6 +147,16 @@ def find_topology(view: fx.GraphModule, example: Tensor) -> Topology:
     return _Finder(view, example[:1]).find()
 
 
+def own_modules(view: fx.GraphModule, site: Site) -> list[nn.Module]:
+    """The modules that act on a site's output alone, from behind its operation to where the next read it."""
+    found: list[nn.Module] = []
+    node = site.reading
+    while node is not site.node:
+        found.append(view.get_submodule(str(node.target)))
+        node = node.all_input_nodes[0]
+    return found[::-1]
+
+
 def class_nodes(view: fx.GraphModule) -> frozenset[fx.Node]:
     """The calls of layers behind which no other lies on the way to the output: their channels are the classes."""
     found, seen, pending = set(), set(), [output_node(view)]
