@@ -7,7 +7,7 @@ without a call for each of up to hundreds of edge types.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,29 +24,25 @@ EdgeType = tuple[str, str, str]
 class NodeOrder:
     """How a layout's nodes and links are numbered: node types in network order; edge types by what they lead to.
 
-    Each edge type has a slot for every node of its target, where the messages over it are summed; ``slots`` gives for a node
-    type the range of the slots that lead to it, and ``incoming`` the number of edge types that do.
+    Each edge type has a slot for every node of its target, where the messages over it are summed. ``names``, ``sizes`` (nodes),
+    ``incoming`` (edge types) and ``slots`` (all slots of these) are of each node type.
     """
 
     def __init__(self, layout: GraphLayout) -> None:
-        self.names = tuple(layout.nodes)
-        ends = list(accumulate(layout.nodes.values(), initial=0))
-        self.ranges = {name: slice(*pair) for name, pair in zip(self.names, pairwise(ends), strict=True)}
-        self.nodes = ends[-1]
-        arriving: dict[str, list[EdgeType]] = {name: [] for name in self.names}
-        for edge_type in layout.edge_types:
-            arriving[edge_type[2]].append(edge_type)
-        self.incoming = {name: len(edge_types) for name, edge_types in arriving.items()}
-        self.slots: dict[str, slice] = {}
+        self.names, self.sizes = tuple(layout.nodes), list(layout.nodes.values())
+        self.nodes = sum(self.sizes)
+        first = dict(zip(self.names, accumulate(self.sizes, initial=0), strict=False))
         self.offsets: dict[EdgeType, tuple[int, int]] = {}
         """Of each edge type: the number of its first slot and of its source's first node."""
+        self.incoming: list[int] = []
         self.slot_count = 0
-        for name in self.names:
-            start = self.slot_count
-            for edge_type in arriving[name]:
-                self.offsets[edge_type] = (self.slot_count, self.ranges[edge_type[0]].start)
-                self.slot_count += layout.nodes[name]
-            self.slots[name] = slice(start, self.slot_count)
+        for name, size in layout.nodes.items():
+            arriving = [edge_type for edge_type in layout.edge_types if edge_type[2] == name]
+            for edge_type in arriving:
+                self.offsets[edge_type] = (self.slot_count, first[edge_type[0]])
+                self.slot_count += size
+            self.incoming.append(len(arriving))
+        self.slots = [size * count for size, count in zip(self.sizes, self.incoming, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class _Round(nn.Module):
     def __init__(self, order: NodeOrder, width: int) -> None:
         super().__init__()
         self.order = order
-        self.maps = nn.ModuleList(nn.Linear((order.incoming[name] + 1) * width, width) for name in order.names)
+        self.maps = nn.ModuleList(nn.Linear((count + 1) * width, width) for count in order.incoming)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, hidden: Tensor, links: Links) -> Tensor:
@@ -151,13 +151,13 @@ class _Round(nn.Module):
     def messages(self, hidden: Tensor, links: Links) -> Tensor:
         """``W h_v + sum_e W_e sum_u w_uv h_u`` for all nodes, ``[graphs, nodes, width]``."""
         order = self.order
-        summed = links.gather(hidden, order.slot_count)
+        # Split, not sliced: the gradient of a slice is as large as the whole, for each node type.
+        brought = torch.split(links.gather(hidden, order.slot_count), order.slots, 1)
         messages = []
-        for linear, name in zip(self.maps, order.names, strict=True):
-            own = hidden[:, order.ranges[name]]
+        for linear, arrived, own in zip(self.maps, brought, torch.split(hidden, order.sizes, 1), strict=True):
             graphs, nodes, width = own.shape
-            brought = summed[:, order.slots[name]].view(graphs, order.incoming[name], nodes, width)
-            messages.append(linear(torch.cat([brought.transpose(1, 2).flatten(2), own], 2)))
+            by_edge_type = arrived.view(graphs, arrived.shape[1] // nodes, nodes, width).transpose(1, 2)
+            messages.append(linear(torch.cat([by_edge_type.flatten(2), own], 2)))
         return torch.cat(messages, 1)
 
 

@@ -101,8 +101,8 @@ def keep_masks(scores: Tensor, rates: Tensor, sizes: Sequence[int], temperature:
         thresholds = (low + high) / 2
     kept = masks(thresholds)
     slopes = layer_sums((kept * (1 - kept)).detach()).clamp(min=torch.finfo(scores.dtype).tiny)
-    step = temperature * layer_sums(kept) / slopes
-    return masks(thresholds + step - step.detach())
+    total = layer_sums(kept)
+    return masks(thresholds + temperature * (total - total.detach()) / slopes)
 
 
 class ScoringNetwork(nn.Module):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch_geometric.loader import DataLoader
@@ -36,7 +38,8 @@ def test_torch_geometric_agrees_on_the_messages(planted):
                 conv.lin_rel.bias.copy_(linear.bias / len(arriving))
                 conv.lin_root.weight.copy_(root / len(arriving))
     (batch,) = DataLoader(graphs, batch_size=4)
-    parts = {name: hidden[:, order.ranges[name]].reshape(-1, width) for name in layout.nodes}
+    parts = zip(layout.nodes, hidden.split(list(layout.nodes.values()), 1), strict=True)
+    parts = {name: part.reshape(-1, width) for name, part in parts}
     wanted = peer(parts, batch.edge_index_dict, edge_weight_dict=batch.edge_weight_dict)
     wanted = torch.cat([wanted[name].view(4, -1, width) for name in layout.nodes], 1)
     assert torch.allclose(found, wanted, atol=1e-5)
@@ -58,6 +61,17 @@ def test_features_and_labels_keep_their_graph(planted):
     assert all(torch.equal(batch.features["conv1"][i], graph["conv1"].x) for i, graph in enumerate(graphs))
     assert batch.labels.tolist() == [0, 1, 2, 0]
     assert batch.outputs.argmax(1).tolist() == [0, 1, 2, 0]
+
+
+def test_a_node_type_without_links_hears_only_itself(planted):
+    layout = replace(planted.layout, links=planted.layout.links[:3])
+    graphs = planted(2)
+    for graph in graphs:
+        del graph["layer1.0", "feeds", "head"], graph["head", "fed_by", "layer1.0"]
+    encoder = GraphEncoder(layout, dict.fromkeys(layout.nodes, 7), EncoderSettings(width=5, rounds=1))
+    hidden = torch.randn(2, 27, 5, generator=torch.Generator().manual_seed(0))
+    found = encoder.rounds[0].messages(hidden, collate(graphs, layout, encoder.order).links)
+    assert torch.allclose(found[:, 24:], encoder.rounds[0].maps[3](hidden[:, 24:]), atol=1e-6)
 
 
 def test_a_graph_of_another_network_is_refused(planted):

@@ -101,9 +101,11 @@ def test_a_readout_of_some_kinds_sees_no_others(embedded):
 
 
 def test_what_never_varies_is_read_as_zero(embedded):
-    training, _ = embedded("edges", "edges_only")  # every map is constant, and the sums round differently
-    readout = Readout(training, "mean", ("kernel",))
-    assert float(readout(readout.take(training, torch.arange(COUNT))).abs().max()) < 20
+    """These graphs differ only in how their nodes are numbered: a layer's mean differs by rounding, which is not blown up."""
+    training, _ = embedded("edges", "edges_only")
+    readout = Readout(training, "mean")
+    assert float((training.values - readout.typical).abs().max()) > 0
+    assert not readout(readout.take(training, torch.arange(COUNT))).any()
 
 
 def test_the_same_seed_gives_the_same_classifier(embedded):

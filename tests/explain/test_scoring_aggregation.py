@@ -46,10 +46,11 @@ def test_gradients_of_a_mask_are_those_of_finite_differences():
 
 
 def test_hard_masks_have_finite_gradients():
-    scores = torch.tensor([[-1e4, -9e3, 9e3, 1e4]], requires_grad=True)
-    masks = keep_masks(scores, torch.tensor([0.5]), (4,), 0.5)
-    (gradient,) = torch.autograd.grad(masks[0, 0], scores)
-    assert torch.allclose(masks, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), atol=1e-5)
+    scores = torch.tensor([[-1e4, -9e3, 9e3, 1e4]]).repeat(9, 1).requires_grad_()
+    masks = keep_masks(scores, torch.linspace(0.1, 0.9, 9), (4,), 0.5)
+    (gradient,) = torch.autograd.grad(masks[:, 1].sum(), scores)
+    assert torch.allclose(masks.mean(1), torch.linspace(0.1, 0.9, 9), atol=1e-3)
+    assert torch.allclose(masks[4], torch.tensor([0.0, 0.0, 1.0, 1.0]), atol=1e-5)
     assert bool(torch.isfinite(gradient).all())
 
 
