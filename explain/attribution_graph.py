@@ -236,6 +236,7 @@ class _Writer:
             tensors[f"players/{name}"] = players.to(small)
             tensors[f"weights/{name}"] = _halved(torch.cat([part.weights for part in edges]))
             tensors[f"kept/{name}"] = _halved(torch.cat([part.kept for part in edges]))
+            tensors[f"size/{name}"] = torch.cat([part.size for part in edges]).float()
         tensors[LABEL] = labels
         _write(self._folder / _shard_name(number), {name: value.cpu().contiguous() for name, value in tensors.items()})
 
