@@ -139,9 +139,10 @@ class ShapleyExplainer:
         """
         with torch.no_grad(), frozen(self.view):
             self._run(images.to(self.device), tell or {})
+        taken = {name: game.values() for name, game in self._games.items()}  # before another batch is read
         for name in reversed(self._games) if backwards else self._games:
             game = self._games[name]
-            for start, part in game.values():
+            for start, part in taken.pop(name):
                 yield ShapleyValues(name, game.sources, game.players, part, start)
 
     def _run(self, images: Tensor, tell: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
