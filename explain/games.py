@@ -21,11 +21,12 @@ class Game:
     """Into one target: reads what it needs from a forward pass, and gives the Shapley values of what was read last.
 
     ``sources`` are the sites whose channels are the players, one after the other; ``players``, int64 ``[channels,
-    candidates]``, says whose each value is.
+    candidates]``, says whose each value is; ``explainer`` names what made the values.
     """
 
     sources: tuple[str, ...]
     players: Tensor
+    explainer: str = "closed form"
 
     def readers(self) -> Readers:
         """The nodes to be read, and what is to be called with their values."""
