@@ -95,8 +95,9 @@ def shake():
                     if child.affine:
                         child.weight.uniform_(0.5, 1.5, generator=generator)
                         child.bias.normal_(0.1, 0.3, generator=generator)
-                    child.running_mean.normal_(0, 0.2, generator=generator)
-                    child.running_var.uniform_(0.5, 1.5, generator=generator)
+                    if child.track_running_stats:
+                        child.running_mean.normal_(0, 0.2, generator=generator)
+                        child.running_var.uniform_(0.5, 1.5, generator=generator)
                 elif isinstance(child, nn.Conv2d | nn.Linear):
                     fan = child.weight[0].numel()
                     child.weight.normal_(0, (2 / fan) ** 0.5, generator=generator)
