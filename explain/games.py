@@ -21,11 +21,12 @@ class Game:
     """Into one target: reads what it needs from a forward pass, and gives the Shapley values of what was read last.
 
     ``sources`` are the sites whose channels are the players, one after the other; ``players``, int64 ``[channels,
-    candidates]``, says whose each value is.
+    candidates]``, says whose each value is; ``explainer`` names what made the values.
     """
 
     sources: tuple[str, ...]
     players: Tensor
+    explainer: str = "closed form"
 
     def readers(self) -> Readers:
         """The nodes to be read, and what is to be called with their values."""
@@ -36,7 +37,7 @@ class Game:
         raise NotImplementedError
 
     def values(self) -> Iterator[tuple[int, Tensor]]:
-        """(first image, values ``[images, channels, candidates]``), part by part; what was read is let go."""
+        """Takes what was read last; gives (first image, values ``[images, channels, candidates]``), part by part."""
         raise NotImplementedError
 
 
@@ -103,9 +104,12 @@ class SumGame(Game):
         assert self._seen is not None
         assert self._average is not None
         moved, self._seen = self._seen - self._average, None
+        return self._parts(moved)
+
+    def _parts(self, moved: Tensor) -> Iterator[tuple[int, Tensor]]:
         if self._columns is not None:
             moved = _gathered(moved, self._columns)
-        step = max(1, VALUE_BYTES // (4 * self.players.numel()))
+        step = _images_at_a_time(self.players)
         for start in range(0, len(moved), step):
             part = moved[start : start + step].transpose(0, 1)  # [players or channels, images, taps]
             found = torch.bmm(part, self._weight)  # [players or channels, images, channels of a group]
@@ -155,7 +159,8 @@ class PairGame(Game):
         """Both branches' maps, broadcast to the same shape, channels second."""
         first, second = torch.broadcast_tensors(self._maps[0], self._maps[1])  # type: ignore[no-untyped-call]
         self._maps.clear()
-        return first.movedim(self._dim, 1).flatten(2), second.movedim(self._dim, 1).flatten(2)
+        first, second = first.movedim(self._dim, 1), second.movedim(self._dim, 1)
+        return first.reshape(*first.shape[:2], -1), second.reshape(*second.shape[:2], -1)
 
     def learn(self) -> None:
         first, second = (part.contiguous() for part in self._whole_maps())
@@ -169,7 +174,8 @@ class PairGame(Game):
     def values(self) -> Iterator[tuple[int, Tensor]]:
         assert self._values is not None
         values, self._values = self._values, None
-        yield 0, values
+        step = _images_at_a_time(self.players)
+        return ((start, values[start : start + step]) for start in range(0, len(values), step))
 
     def _played(self, first: Tensor, second: Tensor) -> list[Tensor]:
         """The values of both branches, each ``[n, C]``."""
@@ -194,10 +200,18 @@ class PairGame(Game):
 
     def _mean(self, first: Tensor, second: Tensor) -> Tensor:
         """The mean of ``g`` over places, ``[n, C]``."""
-        value = (first * second if self._product else first + second).unsqueeze(3)
+        value = first * second if self._product else first + second
         for module in self._after:
-            value = module(value)
-        return value.mean((2, 3))
+            if isinstance(module, _BatchNorm):  # whatever the number of dimensions that it asks for
+                statistics = module.running_mean, module.running_var
+                value = F.batch_norm(value, *statistics, module.weight, module.bias, eps=module.eps)
+            else:
+                value = module(value)
+        return value.mean(2)
+
+
+def _images_at_a_time(players: Tensor) -> int:
+    return max(1, VALUE_BYTES // (4 * max(1, players.numel())))
 
 
 def _scale(view: fx.GraphModule, site: Site) -> Tensor:

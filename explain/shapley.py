@@ -31,6 +31,7 @@ from ..network.probe import frozen
 from ..network.topology import GATE, JOIN, Target, Topology, find_topology
 from ..network.trace import trace
 from .games import Game, game_of
+from .shapley_sampling import EstimateSettings, SampledGame, depends_on_batch
 
 BACKGROUND = 32
 
@@ -94,6 +95,8 @@ class ShapleyExplainer:
         background: what stands in for players left out: calibration images, ``BACKGROUND`` of them is usual.
         targets: the sites whose incoming links are wanted; None: all that no channel of the image feeds directly.
         joins: whether sums and products of branches are among these.
+        estimates: how the values of links without a closed form are estimated; None: they are left out, and ``inexact`` lists
+            their targets. It always lists those behind a BatchNorm without statistics, whose images depend on each other.
 
     Raises:
         InputError: the network cannot be traced, a target does not exist.
@@ -106,16 +109,22 @@ class ShapleyExplainer:
         *,
         targets: Sequence[str] | None = None,
         joins: bool = True,
+        estimates: EstimateSettings | None = None,
         device: str = "cpu",
     ) -> None:
         view = trace(network.module, network.example())
         self.topology = find_topology(view, network.example())
         self.view, self.device = view.to(device), device
         chosen = _chosen(self.topology, targets, joins)
-        self.inexact = {name: target for name, target in chosen.items() if not target.exact}
-        self._games: dict[str, Game] = {
-            name: game_of(view, self.topology, target) for name, target in chosen.items() if target.exact
-        }
+        self.inexact: dict[str, Target] = {}
+        self._games: dict[str, Game] = {}
+        for name, target in chosen.items():
+            if target.exact:
+                self._games[name] = game_of(view, self.topology, target)
+            elif estimates is not None and not depends_on_batch(view, self.topology, target):
+                self._games[name] = SampledGame(view, self.topology, target, estimates)
+            else:
+                self.inexact[name] = target
         (images, _), *_ = background.batches(len(background))
         with torch.no_grad(), frozen(self.view):
             self._run(images.to(device), {})
@@ -124,7 +133,7 @@ class ShapleyExplainer:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The targets whose values have a closed form, in network order."""
+        """The targets whose values are computed, in network order."""
         return tuple(self._games)
 
     def __call__(
@@ -139,10 +148,11 @@ class ShapleyExplainer:
         """
         with torch.no_grad(), frozen(self.view):
             self._run(images.to(self.device), tell or {})
+        taken = {name: game.values() for name, game in self._games.items()}  # before another batch is read
         for name in reversed(self._games) if backwards else self._games:
             game = self._games[name]
-            for start, part in game.values():
-                yield ShapleyValues(name, game.sources, game.players, part, start)
+            for start, part in taken.pop(name):
+                yield ShapleyValues(name, game.sources, game.players, part, start, game.explainer)
 
     def _run(self, images: Tensor, tell: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
         """One forward pass in which every game reads what it needs as it comes by."""

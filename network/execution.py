@@ -61,6 +61,15 @@ def run_graph(
     return _run(view, nodes, {placeholder: images}, wanted, changes or {})
 
 
+def run_between(view: fx.GraphModule, given: Values, wanted: Iterable[fx.Node]) -> dict[fx.Node, Any]:
+    """The wanted nodes' values where those of the given nodes are known, which stand for all that lies before them.
+
+    The images are among them, as many as there are rows: a shape may be asked of what lies before.
+    """
+    needed = _needed_for(wanted, stop=given)
+    return _run(view, [node for node in view.graph.nodes if node in needed], given, set(wanted), {})
+
+
 def _run(
     view: fx.GraphModule, nodes: Sequence[fx.Node], start: Values, wanted: set[fx.Node], changes: Changes
 ) -> dict[fx.Node, Any]:

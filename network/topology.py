@@ -27,6 +27,8 @@ from .tracer import is_shape
 
 IMAGE, CONVOLUTION, LINEAR, JOIN, GATE = "image", "convolution", "linear", "join", "gate"
 PROBE_BYTES = 2**27
+FAR = 16
+"""By how much a channel is moved at least, in units of the map's size, to see what moves with it."""
 CHAIN = 8
 """Operations on one tensor, one after the other, that are looked through together."""
 NONE = -1
@@ -38,6 +40,8 @@ _ALONG_PLACES = (
     *(_MaxPoolNd, _AvgPoolNd, _LPPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, nn.Upsample, Subsample),
     *(_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd),
 )
+_SHAPED_AS = ("expand_as", "view_as", "reshape_as")
+"""Methods that take the shape of a second tensor."""
 _ELEMENTWISE = tuple(kind for kind in PER_CHANNEL if kind not in (_BatchNorm, nn.PReLU))
 
 
@@ -95,7 +99,7 @@ class Target:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """All sites that feed it, in network order."""
+        """All sites that feed it, those of the first operand first."""
         return tuple(dict.fromkeys(name for operand in self.operands for name in operand.origin.sources))
 
 
@@ -131,7 +135,8 @@ class Topology:
     def kernel_targets(self) -> dict[str, Target]:
         """Targets that no channel of the image feeds directly."""
         images = {name for name, site in self.sites.items() if site.kind == IMAGE}
-        return {name: target for name, target in self.targets.items() if not images & set(target.sources)}
+        fed = {name: target for name, target in self.targets.items() if target.sources}
+        return {name: target for name, target in fed.items() if not images & set(target.sources)}
 
 
 def find_topology(view: fx.GraphModule, example: Tensor) -> Topology:
@@ -213,12 +218,19 @@ class _Finder:
         if len(branches) < 2:
             return
         operands = tuple(self._operand(source, self._dim_of_join(node)) for source in branches)  # type: ignore[arg-type]
-        if _same(operands[0].origin, operands[1].origin):
+        if _same(operands[0].origin, operands[1].origin) or self._root(branches[0]) is self._root(branches[1]):
             return
         mixer = next((operand.origin.mixer for operand in operands if operand.origin.mixer), "")
         site = self._add_site(node, kind, operands[0].dim)
         operands = tuple(self._widened(operand, site.channels) for operand in operands)
         self.targets[site.name] = Target(site, operands, mixer)
+
+    def _root(self, node: Any) -> fx.Node:
+        """What a value is an elementwise function of."""
+        while node.op == "call_module" and isinstance(self.modules[str(node.target)], _ELEMENTWISE):
+            node = node.args[0]
+        assert isinstance(node, fx.Node)
+        return node
 
     def _dim_of_join(self, node: fx.Node) -> int:
         """Second, or last where only that keeps channels apart (as in networks that keep channels last)."""
@@ -230,21 +242,18 @@ class _Finder:
 
     def _widened(self, operand: Operand, channels: int) -> Operand:
         """One channel that is broadcast to all stands for all."""
-        players = operand.origin.players
-        if players is None or len(players) == channels:
-            return operand
-        return Operand(operand.node, operand.dim, Origin(operand.origin.sources, players.expand(channels)))
+        return Operand(operand.node, operand.dim, _broadcast(operand.origin, channels))
 
     def _add_site(self, node: fx.Node, kind: str, dim: int, classes: bool = False) -> Site:
-        reading = node
+        value, reading = self.values[node], node
+        dim %= value.dim()
         while kind != IMAGE and len(reading.users) == 1:
             reader = next(iter(reading.users))
-            if reader.op != "call_module" or not isinstance(self.modules[str(reader.target)], PER_CHANNEL):
+            if reader.op != "call_module" or not _keeps_apart(self.modules[str(reader.target)], dim):
                 break
             reading = reader
         name = self._free_name(_site_name(node, kind))
-        value = self.values[node]
-        site = Site(name, kind, node, reading, value.shape[dim], dim % value.dim(), classes)
+        site = Site(name, kind, node, reading, value.shape[dim], dim, classes)
         self.sites[name] = self.of_node[node] = site
         return site
 
@@ -275,9 +284,11 @@ class _Finder:
                 return Origin((site.name,), torch.arange(width))
             return Origin((site.name,), None, f"{node.name} along another dimension")
         module = self.modules[str(node.target)] if node.op == "call_module" else None
-        sources = [source for source in node.all_input_nodes if source in self.dependent and not is_shape(source)]
-        if isinstance(module, _ELEMENTWISE) or (dim == _CHANNEL_DIM and _keeps_apart(module)):
+        sources = self._sources(node)
+        if _keeps_apart(module, dim):
             return self._origin(sources[0], dim)
+        if isinstance(module, _BatchNorm):
+            return self._mixed(node, sources)
         if dim == _CHANNEL_DIM and isinstance(module, _ALONG_PLACES) and self._same_rank(node, sources[0]):
             return self._origin(sources[0], dim)
         if isinstance(module, ZeroPadChannels) and dim == _CHANNEL_DIM:
@@ -285,7 +296,8 @@ class _Finder:
         if isinstance(module, Concatenate):
             return self._concatenated(node, module.dim % self.values[node].dim(), dim)
         if isinstance(module, Add | Multiply):  # no site: all of its channels are functions of the same ones
-            return max((self._origin(source, dim) for source in sources), key=lambda origin: len(origin.sources))
+            first = next((source for source in sources if self._same_rank(node, source)), None)
+            return self._mixed(node, sources) if first is None else _broadcast(self._origin(first, dim), width)
         if len(sources) == 1:
             return self._through(node, sources[0], dim)
         return self._mixed(node, sources)
@@ -324,7 +336,7 @@ class _Finder:
         found: set[str] = set()
         for source in sources:
             while not isinstance(self.values[source], Tensor):  # a tuple: what it was made from
-                inner = [each for each in source.all_input_nodes if each in self.dependent and not is_shape(each)]
+                inner = self._sources(source)
                 if len(inner) != 1:
                     found.update(name for each in inner for name in self._mixed(each, [each]).sources)
                     break
@@ -358,9 +370,14 @@ class _Finder:
                     return _picked(self._origin(source, source_dim), shown)
         return self._mixed(node, [first])
 
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        """The values that a node depends on, other than through their shapes."""
+        given = node.all_input_nodes[:1] if node.target in _SHAPED_AS else node.all_input_nodes
+        return [source for source in given if source in self.dependent and not is_shape(source)]
+
     def _only_source(self, node: fx.Node) -> fx.Node | None:
         """The one value that a node depends on, other than through its shape; None if there are several."""
-        sources = [source for source in node.all_input_nodes if source in self.dependent and not is_shape(source)]
+        sources = self._sources(node)
         return sources[0] if len(sources) == 1 else None
 
     def _probe(self, node: fx.Node, source: fx.Node, source_dim: int, dim: int) -> Tensor | None:
@@ -368,22 +385,25 @@ class _Finder:
         value = self.values[source]
         width, generator = value.shape[source_dim], torch.Generator().manual_seed(0)
         segment = Segment(self.view, source, [node])
-        other = torch.randn(value.shape, generator=generator) * (1 + value.abs().mean().cpu())
-        changed, base = other.to(value), torch.randn(value.shape, generator=generator).to(value)
+        base = torch.randn(value.shape, generator=generator).to(value)
+        far = FAR * (1 + value.abs().mean()) * (1 + torch.rand(value.shape, generator=generator)).to(value)
         size = max(value.numel(), self.values[node].numel()) * value.element_size()
         reached = torch.zeros(self.values[node].shape[dim], width, dtype=torch.bool)
         with torch.no_grad():
             known = {read: self.values[read] for read in segment.reads if read in self.values}
-            for channels in _few_then_all(width, max(1, PROBE_BYTES // size)):
-                rows = torch.zeros(len(channels) + 1, dtype=torch.long)
+            for channels in _few_then_all(width, max(1, PROBE_BYTES // (2 * size))):
+                rows = torch.zeros(2 * len(channels) + 1, dtype=torch.long)
                 varied = base.repeat(len(rows), *[1] * (value.dim() - 1))
-                for row, channel in enumerate(channels.tolist()):
-                    varied[row].select(source_dim - 1, channel).copy_(changed[0].select(source_dim - 1, channel))
+                for row, channel in enumerate(channels.tolist()):  # up and down: the greatest of several shows only one
+                    own = far[0].select(source_dim - 1, channel)
+                    varied[row].select(source_dim - 1, channel).add_(own)
+                    varied[row + len(channels)].select(source_dim - 1, channel).sub_(own)
                 (result,) = segment.run(varied, self.example, known, rows)
                 if not isinstance(result, Tensor) or len(result) != len(rows) or result.dim() < 2:
                     return None
                 moved = (result[:-1] != result[-1:]) & ~(result[:-1].isnan() & result[-1:].isnan())
-                reached[:, channels] = moved.movedim(dim, 1).reshape(len(channels), len(reached), -1).any(2).T.cpu()
+                moved = moved.movedim(dim, 1).reshape(2, len(channels), len(reached), -1)
+                reached[:, channels] = moved.any(3).any(0).T.cpu()
                 if bool((reached.sum(1) > 1).any()):
                     return None
         return torch.where(reached.any(1), reached.int().argmax(1), NONE)
@@ -399,9 +419,18 @@ class _Finder:
         return [node for node in self.view.graph.nodes if node in needed and node in self.dependent]
 
 
-def _keeps_apart(module: nn.Module | None) -> bool:
-    """Whether a module treats each channel of the second dimension by itself: not if it normalises by the batch."""
+def _keeps_apart(module: nn.Module | None, dim: int) -> bool:
+    """Whether a module acts on each channel of ``dim`` by itself, and on each image: not if it normalises by the batch."""
+    if isinstance(module, _ELEMENTWISE) or dim != _CHANNEL_DIM:
+        return isinstance(module, _ELEMENTWISE)
     return isinstance(module, nn.PReLU) or (isinstance(module, _BatchNorm) and module.running_mean is not None)
+
+
+def _broadcast(origin: Origin, channels: int) -> Origin:
+    """One channel stands for all that it is broadcast to."""
+    if origin.players is None or len(origin.players) == channels:
+        return origin
+    return Origin(origin.sources, origin.players.expand(channels))
 
 
 def _picked(origin: Origin, shown: Tensor) -> Origin:
@@ -409,7 +438,8 @@ def _picked(origin: Origin, shown: Tensor) -> Origin:
     if origin.players is None:
         return origin
     picked = origin.players[shown.clamp(min=0).cpu()]
-    return Origin(origin.sources, torch.where(shown.cpu() == NONE, NONE, picked), origin.mixer)
+    players = torch.where(shown.cpu() == NONE, NONE, picked)
+    return Origin(origin.sources if bool((players != NONE).any()) else (), players)
 
 
 def _same(first: Origin, second: Origin) -> bool:

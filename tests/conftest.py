@@ -91,11 +91,13 @@ def shake():
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for child in module.modules():
-                if isinstance(child, nn.BatchNorm2d):
-                    child.weight.uniform_(0.5, 1.5, generator=generator)
-                    child.bias.normal_(0.1, 0.3, generator=generator)
-                    child.running_mean.normal_(0, 0.2, generator=generator)
-                    child.running_var.uniform_(0.5, 1.5, generator=generator)
+                if isinstance(child, nn.BatchNorm2d | nn.BatchNorm1d):
+                    if child.affine:
+                        child.weight.uniform_(0.5, 1.5, generator=generator)
+                        child.bias.normal_(0.1, 0.3, generator=generator)
+                    if child.track_running_stats:
+                        child.running_mean.normal_(0, 0.2, generator=generator)
+                        child.running_var.uniform_(0.5, 1.5, generator=generator)
                 elif isinstance(child, nn.Conv2d | nn.Linear):
                     fan = child.weight[0].numel()
                     child.weight.normal_(0, (2 / fan) ** 0.5, generator=generator)
