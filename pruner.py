@@ -152,6 +152,7 @@ class Pruner:
                 "preprocessing": asdict(network.preprocessing),
                 "calibration": recipe.data.calibration,
                 "ranking": asdict(recipe.ranking),
+                "agic": asdict(recipe.agic) if recipe.ranking.rank_by == "agic" else None,
                 "seed": recipe.seed,
                 "device": inputs.device,
                 "packages": installed_packages(),
@@ -248,7 +249,7 @@ class Pruner:
 def explain(inputs: Inputs, progress: Progress = silent) -> KernelScores:
     """Score every kernel by the recipe's ranker on the calibration images."""
     recipe = inputs.recipe
-    task = RankingTask(inputs.network, inputs.calibration, recipe.seed, inputs.device, progress)
+    task = RankingTask(inputs.network, inputs.calibration, recipe.seed, inputs.device, progress, recipe.agic)
     return rank_kernels(task, recipe.ranking.rank_by)
 
 

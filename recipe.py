@@ -93,6 +93,23 @@ class RankingSettings:
 
 
 @dataclass(frozen=True)
+class AgicSettings:
+    """The work that ``--rank-by agic`` may do: calibration images that become graphs, training steps of the graph encoder and
+    of the scores; and the incoming edges that a node keeps, and the images that stand in for kernels left out."""
+
+    images: int = 1000
+    encoder_steps: int = 300
+    scoring_steps: int = 480
+    edges: int = 16
+    background: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("images", "scoring_steps", "edges", "background"):
+            _whole(f"agic {name}", getattr(self, name), 1)
+        _whole("agic encoder_steps", self.encoder_steps, 0)
+
+
+@dataclass(frozen=True)
 class BudgetSettings:
     """What may be left, as a fraction of the baseline, or what may be lost; the alignment of widths; how the cut is shared out.
 
@@ -226,6 +243,7 @@ class Recipe:
     gates: GateSettings = field(default_factory=GateSettings)
     device: str = "auto"
     seed: int = 0
+    agic: AgicSettings = field(default_factory=AgicSettings)
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, DEVICES)
@@ -322,6 +340,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "model": ModelSettings,
     "data": DataSettings,
     "ranking": RankingSettings,
+    "agic": AgicSettings,
     "budget": BudgetSettings,
     "repair": RepairSettings,
     "recovery": RecoverySettings,

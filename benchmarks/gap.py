@@ -7,27 +7,19 @@ statistic foretells best what a cut costs. Validation images judge; no test imag
 and not run again.
 """
 
-import argparse
-import collections
-import json
-import os
 import statistics
-import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision import models
 
-from secateur import __version__
-from secateur.environment import describe_environment, seed_everything
+from benchmarks.sections import SHARED, Case, Work, run_sections
+from secateur.environment import seed_everything
 from secateur.explain.ablation import ablation_drops, ablation_truth
 from secateur.explain.contributions import STATISTICS, contributions
 from secateur.explain.decomposition import ClassDecision, Decomposer, DecompositionSettings
@@ -36,13 +28,12 @@ from secateur.explain.faithfulness import correlate, discriminative_degree, fait
 from secateur.explain.randomisation import cascading_randomisation, label_permutation
 from secateur.explain.ranking import UnitScores, rank_kernels, score_units
 from secateur.explain.scores import KernelScores, RankingTask
-from secateur.files import write_json
 from secateur.network.channels import find_groups
 from secateur.network.cutting import cut_of
 from secateur.network.evaluation import divergence
 from secateur.network.execution import Segment, output_node, run_graph
-from secateur.network.images import Images, Splits, load_images
-from secateur.network.model import Network, load_model, match_classes
+from secateur.network.images import Images
+from secateur.network.model import Network, load_model
 from secateur.network.probe import frozen, pick_logits
 from secateur.network.trace import reading_nodes, trace
 from secateur.network.training import TrainingSettings
@@ -54,7 +45,6 @@ from secateur.prune.sensitivity import measure_sensitivity
 from secateur.recipe import BudgetSettings, ModelSettings
 
 RESULTS = Path(__file__).parent / "results" / "gap.json"
-SHARED = Path(os.environ.get("SECATEUR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 NETWORKS = ("digits", "resnet20", "resnet56")
 RANKERS = (
     "gap", "gap-hierarchical", "conductance", "internal-influence", "integrated-gradients", "deep-lift", "lrp", "taylor",
@@ -62,30 +52,6 @@ RANKERS = (
 )  # fmt: skip
 EXPLAINED, DECISIONS = 64, 200
 RUNS = 5
-
-
-class Case:
-    """A network, its images and what several rows need of it."""
-
-    def __init__(self, name: str, data: Path, seed: int) -> None:
-        seed_everything(seed)
-        self.name, self.seed = name, seed
-        settings = ModelSettings()
-        if name != "digits":
-            settings = ModelSettings(
-                f"{SHARED}/models/resnet_cifar.py:{name}", f"{SHARED}/models/{name}-cifar10-jpeg.pth"
-            )
-        network = load_model(settings)
-        splits = load_images("digits" if name == "digits" else str(data), network.preprocessing, seed=seed)
-        found: tuple[Network, Splits] = match_classes(network, splits)
-        self.network, self.splits = found
-        self.calibration: Images = self.splits.train.sample(1000, seed)
-        self.judged: Images = self.splits.validation.sample(500, seed)
-
-    def averages(self) -> dict[str, Tensor]:
-        """Mean activation of every layer's kernels over the calibration images and their places."""
-        found = contributions(self.network, self.calibration)
-        return {layer: part.average for layer, part in found.layers.items()}
 
 
 def table_one(case: Case) -> list[dict[str, Any]]:
@@ -479,7 +445,7 @@ def _one_by_one_seconds(network: Network, images: Images) -> tuple[int, float]:
     return kernels, (time.perf_counter() - start) * kernels / len(chosen)
 
 
-def wanted() -> dict[tuple[str, str], Callable[[Callable[[str], Case], int], list[dict[str, Any]]]]:
+def wanted() -> Work:
     """Every section and what it is about, in the order in which they are run."""
     work: dict[tuple[str, str], Callable[[Callable[[str], Case], int], list[dict[str, Any]]]] = {}
     for name in NETWORKS:
@@ -501,73 +467,5 @@ def wanted() -> dict[tuple[str, str], Callable[[Callable[[str], Case], int], lis
     return work
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60, help="start nothing new after this long")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="sections, with commas; all by default")
-    arguments = parser.parse_args()
-    archive = SHARED / "data" / "cifar10-jpeg.tar.xz"
-    if not archive.is_file():
-        raise SystemExit(f"{archive} is not there; set SECATEUR_SHARED to the folder that holds data/ and models/.")
-    environment = describe_environment().to_json()
-    sections: dict[str, Any] = {}
-    if RESULTS.exists():
-        found = json.loads(RESULTS.read_text())
-        if found["environment"] == environment and found["seed"] == arguments.seed:
-            sections = found["sections"]
-    end = time.monotonic() + 60 * arguments.minutes
-    chosen = arguments.only.split(",") if arguments.only else None
-    cases: dict[str, Case] = {}
-    with tempfile.TemporaryDirectory() as folder:
-
-        def case(name: str) -> Case:
-            if name != "digits" and not any(Path(folder).iterdir()):
-                with tarfile.open(archive, "r:xz") as file:
-                    file.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-            if name not in cases:
-                cases[name] = Case(name, Path(folder), arguments.seed)
-            return cases[name]
-
-        for (section, about), run in wanted().items():
-            if about in sections.get(section, {}) or (chosen and section not in chosen) or time.monotonic() > end:
-                continue
-            start = time.perf_counter()
-            rows = run(case, arguments.seed)
-            sections.setdefault(section, {})[about] = rows
-            print(section, about, f"{time.perf_counter() - start:.0f} s", json.dumps(rows)[:600], flush=True)
-            write_json(
-                RESULTS,
-                {
-                    "secateur_version": __version__,
-                    "environment": environment,
-                    "seed": arguments.seed,
-                    "sections": sections,
-                },
-            )
-    show(sections)
-
-
-def show(sections: dict[str, Any]) -> None:
-    """A table for each section."""
-    for section, parts in sections.items():
-        columns: dict[str, None] = collections.OrderedDict()
-        for rows in parts.values():
-            for row in rows:
-                columns.update(dict.fromkeys(name for name, value in row.items() if not isinstance(value, list | dict)))
-        table = Table(title=section)
-        table.add_column("")
-        for name in columns:
-            table.add_column(name)
-        for about, rows in parts.items():
-            for row in rows:
-                table.add_row(about, *(_cell(row.get(name)) for name in columns))
-        Console(width=180).print(table)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
-
-
 if __name__ == "__main__":
-    main()
+    run_sections(__doc__, RESULTS, wanted)

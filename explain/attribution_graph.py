@@ -7,7 +7,7 @@ nodes are the channels of every site of the network (layers, joins, the classes,
 class away), edges the strongest incoming Shapley values of each node as shares of the sum of their absolute values.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate, pairwise
@@ -33,6 +33,7 @@ from .kernel_features import map_features, parameter_features
 from .shapley import ShapleyExplainer, StrongestEdges, strongest_edges
 
 ABOUT, PARAMETERS = "graphs.json", "parameters.safetensors"
+_PARTS = ("players", "weights", "kept", "size")
 _LARGEST_HALF = 65504.0
 
 
@@ -52,7 +53,20 @@ class GraphSettings:
                 raise ValueError(f"{name} must be at least 1 (got {getattr(self, name)})")
 
 
-class AttributionGraphs:
+@dataclass(frozen=True)
+class IncomingEdges:
+    """The edges into one type of node, ``[images, nodes, k]``: whose they are (channels of ``sources`` counted one after the
+    other), their weights (shares of the sum of all absolute values, with sign), and ``[images, nodes]`` the share that the k
+    edges hold and the sum itself."""
+
+    sources: tuple[str, ...]
+    players: Tensor
+    weights: Tensor
+    kept: Tensor
+    size: Tensor
+
+
+class AttributionGraphs(Sequence[HeteroData]):
     """The graphs of some images, read from their folder when asked for: torch-geometric's loader takes it as a data set.
 
     ``layout`` is what they have in common. ``unlinked`` maps node types whose incoming links have no closed form, and so are
@@ -78,7 +92,7 @@ class AttributionGraphs:
     def __len__(self) -> int:
         return int(self._count)
 
-    def __getitem__(self, index: int) -> HeteroData:
+    def __getitem__(self, index: int) -> HeteroData:  # type: ignore[override]
         """The graph of one image.
 
         Raises:
@@ -115,6 +129,23 @@ class AttributionGraphs:
     def kept(self, target: str) -> Tensor:
         """The share of the incoming absolute Shapley values that the edges of each node hold, ``[images, nodes]``."""
         return torch.cat([shard[f"kept/{target}"].float() for shard in self._all()])
+
+    def edges(self) -> dict[str, "IncomingEdges"]:
+        """The incoming edges of every node of all graphs, by node type; as they are stored, for all images at once."""
+        shards = list(self._all())
+
+        def whole(name: str) -> Tensor:
+            return torch.cat([shard[name] for shard in shards])
+
+        return {
+            target: IncomingEdges(tuple(sources), *(whole(f"{part}/{target}") for part in _PARTS))
+            for target, sources in self._sources.items()
+        }
+
+    def outputs(self) -> tuple[Tensor, Tensor]:
+        """Class scores ``[images, classes]`` of the network, and the images' classes ``[images]``."""
+        shards = list(self._all())
+        return torch.cat([shard[OUTPUT] for shard in shards]), torch.cat([shard[LABEL] for shard in shards])
 
     def _all(self) -> Iterator[dict[str, Tensor]]:
         for number in range(-(-len(self) // self._batch)):

@@ -34,13 +34,13 @@ class EncoderSettings:
 
     width: int = 24
     rounds: int = 2
-    epochs: int = 10
+    steps: int = 300
     batch_size: int = 16
     learning_rate: float = 1e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("width", 1), ("rounds", 0), ("epochs", 0), ("batch_size", 1)):
+        for name, least in (("width", 1), ("rounds", 0), ("steps", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} of the graph encoder must be at least {least} (got {getattr(self, name)}).")
         if not 0 < self.learning_rate < math.inf:
@@ -195,7 +195,7 @@ def pretrain(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[float, ...]:
-    """Train the encoder, in place, by Deep Graph Infomax on graphs without their labels; the mean loss of each epoch.
+    """Train the encoder, in place, by Deep Graph Infomax on graphs without their labels; the loss of each step.
 
     The corruption permutes the feature rows within each node type and graph; links stay. Seeded by the encoder's settings:
     the same on one machine's CPU.
@@ -206,9 +206,8 @@ def pretrain(
     weight = nn.Parameter(torch.empty(settings.width, settings.width).uniform_(-bound, bound, generator=generator))
     weight.data = weight.data.to(device)
     optimizer = torch.optim.Adam([*encoder.to(device).train().parameters(), weight], lr=settings.learning_rate)
-    losses = []
-    for epoch in range(settings.epochs):
-        total = 0.0
+    losses: list[float] = []
+    while len(losses) < settings.steps:
         for rows in torch.split(torch.randperm(len(graphs), generator=generator), settings.batch_size):
             batch = collate([graphs[index] for index in rows.tolist()], encoder.layout, encoder.order)
             features, links = standardiser(batch.features), batch.links.to(device)
@@ -218,9 +217,10 @@ def pretrain(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            total += float(loss.detach()) * len(rows)
-        losses.append(total / len(graphs))
-        progress(epoch + 1, settings.epochs)
+            losses.append(float(loss.detach()))
+            progress(len(losses), settings.steps)
+            if len(losses) == settings.steps:
+                break
     encoder.eval()
     return tuple(losses)
 

@@ -13,6 +13,7 @@ from ..errors import InputError, UsageError
 from ..files import replacing
 from ..network.images import Images
 from ..network.model import Network
+from ..recipe import AgicSettings
 from ..stages import Progress, silent
 
 
@@ -76,13 +77,15 @@ class KernelScores:
 
 @dataclass(frozen=True)
 class RankingTask:
-    """What a ranker is given. ``images`` are calibration images, never validation or test."""
+    """What a ranker is given. ``images`` are calibration images, never validation or test; ``agic`` is the work that ranker
+    may do."""
 
     network: Network
     images: Images
     seed: int = 0
     device: str = "cpu"
     progress: Progress = silent
+    agic: AgicSettings = field(default_factory=AgicSettings)
 
     @property
     def batch_size(self) -> int:

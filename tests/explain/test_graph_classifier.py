@@ -6,7 +6,7 @@ from secateur.explain.graph_classifier import ClassifierSettings, Readout, train
 from secateur.explain.graph_controls import ControlledGraphs
 from secateur.explain.graph_encoder import EncoderSettings, GraphEncoder, Standardiser, embed, pretrain
 
-ENCODER = EncoderSettings(epochs=3)
+ENCODER = EncoderSettings(steps=60)
 COUNT, CHANCE = 150, 1 / 3
 
 

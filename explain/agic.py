@@ -1,0 +1,113 @@
+"""AGIC as a ranking: attribution graphs, an encoder pretrained on them, and scores of kernels aggregated along their edges.
+
+Zheng et al., Neural Networks 179, 2024. The full text is not public: a reconstruction from the abstract; the choices are in
+docs/methods/agic.md.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..network.images import Images
+from ..recipe import AgicSettings
+from ..stages import Progress
+from .scores import KernelScores, RankingTask, register
+
+LEAST_A_CLASS = 10
+
+
+@register(
+    "agic",
+    summary="AGIC: what must be kept for the network's decisions, by attribution graphs with Shapley values as edges",
+    needs="labels",
+    unit="share of keep rates",
+    source="Zheng et al., Neural Networks 179, 2024 (reconstruction from the abstract)",
+)
+def score_agic(task: RankingTask) -> KernelScores:
+    """How readily each kernel is kept, within (0, 1); by class over each class's graphs.
+
+    Works within ``task.agic``: so many images, steps of the encoder and steps of scoring.
+
+    Raises:
+        InputError: fewer than ``LEAST_A_CLASS`` images of some class, or a network without links in closed form.
+    """
+    settings = task.agic
+    images = _enough(task.images.sample(settings.images, task.seed), task, settings)
+    with tempfile.TemporaryDirectory() as temporary:
+        layers, per_class, unlinked = _scores(task, images, settings, Path(temporary))
+    merged, merged_per_class = _by_layer(layers), _by_layer(per_class)
+    details = {"images": len(images), "seed": task.seed, **asdict(settings), "no closed form": unlinked}
+    return KernelScores("agic", "share of keep rates", merged, merged_per_class, details)
+
+
+def _scores(
+    task: RankingTask, images: Images, settings: AgicSettings, folder: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    from .attribution_graph import GraphSettings, build_graphs
+    from .edge_scoring import EdgeScoringSettings, train_edge_scoring
+    from .graph_encoder import EncoderSettings, GraphEncoder, Standardiser, embed, pretrain
+
+    part = _parts(task.progress, ("graphs", 2), ("encoder", 6), ("embeddings", 1), ("scores", 1))
+    graphs = build_graphs(
+        task.network,
+        images,
+        task.images,
+        folder / "graphs",
+        GraphSettings(settings.edges, settings.background, task.batch_size, task.seed),
+        device=task.device,
+        progress=part("graphs"),
+    )
+    standardiser = Standardiser.fit(graphs)
+    encoder = GraphEncoder(
+        graphs.layout, standardiser.features, EncoderSettings(steps=settings.encoder_steps, seed=task.seed)
+    )
+    pretrain(encoder, standardiser, graphs, device=task.device, progress=part("encoder"))
+    embeddings = embed(encoder, standardiser, graphs, device=task.device, progress=part("embeddings"))
+    scoring = EdgeScoringSettings(steps=settings.scoring_steps, seed=task.seed)
+    layers, per_class = train_edge_scoring(graphs, embeddings, scoring, device=task.device, progress=part("scores"))
+    return layers, per_class, graphs.unlinked
+
+
+def _enough(images: Images, task: RankingTask, settings: AgicSettings) -> Images:
+    counts = torch.bincount(images.labels, minlength=len(task.network.class_names))
+    least = int(counts.argmin())
+    if int(counts[least]) < LEAST_A_CLASS:
+        names = task.network.class_names
+        name = repr(names[least]) if least < len(names) else f"number {least}"
+        raise InputError(
+            f"AGIC learns from at least {LEAST_A_CLASS} images of each class; of its {len(images)} calibration images "
+            f"{int(counts[least])} are of class {name}. Give more of them (--calibration, and [agic] images = "
+            f"{settings.images} in the recipe), or rank by gap, which needs none."
+        )
+    return images
+
+
+def _by_layer(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The calls of one layer together: their mean."""
+    calls: dict[str, list[Tensor]] = {}
+    for name, value in values.items():
+        calls.setdefault(name.partition(", call ")[0], []).append(value)
+    return {name: torch.stack(parts).mean(0) for name, parts in calls.items()}
+
+
+def _parts(progress: Progress, *shares: tuple[str, int]) -> Callable[[str], Progress]:
+    """One progress out of those of several parts, by their shares of the time."""
+    total, before, starts = sum(share for _, share in shares), 0, dict[str, tuple[int, int]]()
+    for name, share in shares:
+        starts[name] = before, share
+        before += share
+
+    def part(name: str) -> Progress:
+        start, share = starts[name]
+
+        def told(done: int, of: int) -> None:
+            progress(round(1000 * (start + share * done / max(1, of)) / total), 1000)
+
+        return told
+
+    return part
