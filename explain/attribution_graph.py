@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
-from torch_geometric.data import HeteroData
 
 from ..errors import InputError
 from ..files import read_json, replacing, sha256_json, write_json
@@ -29,8 +29,12 @@ from ..network.probe import pick_logits
 from ..network.topology import GATE, IMAGE, JOIN, NONE, Site, Topology
 from ..stages import Progress, silent
 from .graph_layout import FED_BY, FEEDS, LABEL, OUTPUT, PREDICTION, GraphLayout
+from .hetero_data import empty_graph
 from .kernel_features import map_features, parameter_features
 from .shapley import ShapleyExplainer, StrongestEdges, strongest_edges
+
+if TYPE_CHECKING:
+    from torch_geometric.data import HeteroData
 
 ABOUT, PARAMETERS = "graphs.json", "parameters.safetensors"
 _LARGEST_HALF = 65504.0
@@ -78,7 +82,7 @@ class AttributionGraphs:
     def __len__(self) -> int:
         return int(self._count)
 
-    def __getitem__(self, index: int) -> HeteroData:
+    def __getitem__(self, index: int) -> "HeteroData":
         """The graph of one image.
 
         Raises:
@@ -92,7 +96,7 @@ class AttributionGraphs:
         if number not in self._shards:
             self._shards[number] = _read(self.folder / _shard_name(number))
         shard = self._shards[number]
-        graph = HeteroData()
+        graph = empty_graph()
         for name in self.layout.nodes:
             own = self.layout.parameters[name]
             maps = shard.get(f"map/{name}")
