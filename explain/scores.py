@@ -76,13 +76,18 @@ class KernelScores:
 
 @dataclass(frozen=True)
 class RankingTask:
-    """What a ranker is given. ``images`` are calibration images, never validation or test."""
+    """What a ranker is given. ``images`` are calibration images, never validation or test.
+
+    ``scratch`` is a folder, for this network, these images and this method alone, where long work keeps what it needs to go on
+    after a stop; None: nothing is kept.
+    """
 
     network: Network
     images: Images
     seed: int = 0
     device: str = "cpu"
     progress: Progress = silent
+    scratch: Path | None = None
 
     @property
     def batch_size(self) -> int:
