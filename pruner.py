@@ -7,6 +7,7 @@ hash of its inputs, so that rounds, searches and runs that were stopped share wh
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -144,21 +145,14 @@ class Pruner:
     ) -> Ranked:
         recipe, inputs = self.recipe, replace(self.inputs, network=network)
         explained = f"explain{suffix}"
+
+        def work(folder: Path, progress: Progress) -> None:
+            explain(inputs, progress, self.stages.scratch(explained)).save(folder / SCORES_FILE)
+
         scores = self.stages.run(
             explained,
-            {
-                "network": origin,
-                "images": inputs.content["calibration"],
-                "preprocessing": asdict(network.preprocessing),
-                "calibration": recipe.data.calibration,
-                "ranking": asdict(recipe.ranking),
-                "agic": asdict(recipe.agic) if recipe.ranking.rank_by == "agic" else None,
-                "seed": recipe.seed,
-                "device": inputs.device,
-                "packages": installed_packages(),
-                "code": code_sha256(),
-            },
-            lambda folder, progress: explain(inputs, progress).save(folder / SCORES_FILE),
+            ranking_inputs(inputs, origin),
+            work,
             lambda folder: KernelScores.load(folder / SCORES_FILE),
         )
         units, key = score_units(groups, scores), self.stages.keys[explained]
@@ -246,10 +240,31 @@ class Pruner:
         )
 
 
-def explain(inputs: Inputs, progress: Progress = silent) -> KernelScores:
-    """Score every kernel by the recipe's ranker on the calibration images."""
+def ranking_inputs(inputs: Inputs, origin: str) -> dict[str, Any]:
+    """All that decides the scores of a network's kernels; ``origin`` hashes the network itself."""
     recipe = inputs.recipe
-    task = RankingTask(inputs.network, inputs.calibration, recipe.seed, inputs.device, progress, recipe.agic)
+    return {
+        "network": origin,
+        "images": inputs.content["calibration"],
+        "preprocessing": asdict(inputs.network.preprocessing),
+        "calibration": recipe.data.calibration,
+        "ranking": asdict(recipe.ranking),
+        "agic": asdict(recipe.agic) if recipe.ranking.rank_by == "agic" else None,
+        "seed": recipe.seed,
+        "device": inputs.device,
+        "packages": installed_packages(),
+        "code": code_sha256(),
+    }
+
+
+def explain(inputs: Inputs, progress: Progress = silent, scratch: Path | None = None) -> KernelScores:
+    """Score every kernel by the recipe's ranker on the calibration images.
+
+    Args:
+        scratch: a folder where the ranker keeps what it needs to go on after a stop; it must be of these inputs alone.
+    """
+    recipe = inputs.recipe
+    task = RankingTask(inputs.network, inputs.calibration, recipe.seed, inputs.device, progress, scratch, recipe.agic)
     return rank_kernels(task, recipe.ranking.rank_by)
 
 

@@ -52,6 +52,12 @@ class Stages:
             yield progress
         self.timings[name] = time.perf_counter() - start
 
+    def scratch(self, name: str) -> Path:
+        """A folder, named by a stage's inputs, for what it keeps to go on after a stop; it goes when the stage is done."""
+        folder = self.root / f".{_kind(name)}-{self.keys[name][:16]}.scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def run(
         self,
         name: str,
@@ -60,12 +66,13 @@ class Stages:
         load: Callable[[Path], T],
     ) -> T:
         """Let ``work`` write its result into the stage's folder, unless the same inputs were worked on before; ``load`` it."""
-        kind = name.split(" ")[0]
+        kind = _kind(name)
         self.keys[name] = sha256_json([kind, inputs])
         folder = self.root / f"{kind}-{self.keys[name][:16]}"
         if self.resume and (folder / "done.json").is_file():
             self.timings[name] = read_json(folder / "done.json")["seconds"]
             self.observer.skipped(name)
+            self._tidy(name)  # a kill may have come between
             return load(folder)
         if not self.resume and len(self.keys) == 1:  # the inputs are sound, so the stages of earlier runs may go
             for earlier in self.root.glob("*/"):
@@ -79,7 +86,17 @@ class Stages:
         write_json(partial / "done.json", {"seconds": self.timings[name]})
         _discard(folder)
         partial.replace(folder)
+        self._tidy(name)
         return load(folder)
+
+    def _tidy(self, name: str) -> None:
+        """Remove the scratch folders of a kind of stage, those for other inputs among them: one stage is in work at a time."""
+        for scratch in self.root.glob(f".{_kind(name)}-*.scratch"):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _kind(name: str) -> str:
+    return name.split(" ")[0]
 
 
 def _discard(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The stages one by one, each on the files that the one before left in the run folder."""
 
 import contextlib
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from .export.accuracy import MEASURES, accuracy_of, measure_accuracy, measure_dr
 from .export.latency import compare_latency
 from .export.onnx_model import export_onnx, read_metadata
 from .export.runtime import choose_provider, open_session, why_not
-from .files import locked_folder, write_text
+from .files import locked_folder, sha256_json, write_text
 from .inputs import load_inputs
 from .network.channels import find_groups
 from .network.images import Preprocessing, load_images
@@ -21,7 +22,7 @@ from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_netw
 from .pipeline import BASELINE_ONNX, PRUNED_ONNX, RECIPE_FILE
 from .prune import surgery
 from .prune.plan import PruningPlan, explain_layer
-from .pruner import SCORES_FILE, SENSITIVITY_FILE, cut_and_repair, explain, fine_tune, plan, revised
+from .pruner import SCORES_FILE, SENSITIVITY_FILE, cut_and_repair, explain, fine_tune, plan, ranking_inputs, revised
 from .recipe import ModelSettings, Recipe
 from .stages import Observer
 
@@ -43,17 +44,26 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def explain_into(recipe: Recipe, out: Path, observer: Observer) -> list[Row]:
-    """Score the kernels and write ``scores.safetensors`` and ``recipe.toml``; a row per layer for the terminal."""
+    """Score the kernels and write ``scores.safetensors`` and ``recipe.toml``; a row per layer for the terminal.
+
+    What the ranker keeps for a stop stays if it is stopped; the next time it goes on from there if nothing has changed.
+    """
     get_ranker(recipe.ranking.rank_by)
     with locked_folder(out):
         with observer.stage("load") as progress:
             inputs = load_inputs(replace(recipe, recovery=replace(recipe.recovery, epochs=0)), progress)
         for note in inputs.notes:
             observer.say(note)
+        unfinished = out / ".secateur" / "explain"
+        scratch = unfinished / sha256_json(ranking_inputs(inputs, inputs.fingerprint))[:16]
+        for earlier in set(unfinished.glob("*")) - {scratch}:
+            shutil.rmtree(earlier)
+        scratch.mkdir(parents=True, exist_ok=True)
         with observer.stage("explain") as progress:
-            scores = explain(inputs, progress)
+            scores = explain(inputs, progress, scratch)
         scores.save(out / SCORES_FILE)
         write_text(out / RECIPE_FILE, recipe.to_toml())
+        shutil.rmtree(unfinished)
     return [
         (layer, str(len(values)), *(f"{float(values.quantile(share)):.3g}" for share in (0.0, 0.5, 1.0)))
         for layer, values in scores.layers.items()

@@ -39,7 +39,7 @@ def score_agic(task: RankingTask) -> KernelScores:
     settings = task.agic
     images = _enough(task.images.sample(settings.images, task.seed), task, settings)
     with tempfile.TemporaryDirectory() as temporary:
-        layers, per_class, unlinked = _scores(task, images, settings, Path(temporary))
+        layers, per_class, unlinked = _scores(task, images, settings, task.scratch or Path(temporary))
     merged, merged_per_class = _by_layer(layers), _by_layer(per_class)
     details = {"images": len(images), "seed": task.seed, **asdict(settings), "no closed form": unlinked}
     return KernelScores("agic", "share of keep rates", merged, merged_per_class, details)

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
-from torch_geometric.data import HeteroData
 
 from ..errors import InputError
 from ..files import read_json, replacing, sha256_json, write_json
@@ -29,8 +29,12 @@ from ..network.probe import pick_logits
 from ..network.topology import GATE, IMAGE, JOIN, NONE, Site, Topology
 from ..stages import Progress, silent
 from .graph_layout import FED_BY, FEEDS, LABEL, OUTPUT, PREDICTION, GraphLayout
+from .hetero_data import empty_graph
 from .kernel_features import map_features, parameter_features
 from .shapley import ShapleyExplainer, StrongestEdges, strongest_edges
+
+if TYPE_CHECKING:
+    from torch_geometric.data import HeteroData
 
 ABOUT, PARAMETERS = "graphs.json", "parameters.safetensors"
 _PARTS = ("players", "weights", "kept", "size")
@@ -66,7 +70,7 @@ class IncomingEdges:
     size: Tensor
 
 
-class AttributionGraphs(Sequence[HeteroData]):
+class AttributionGraphs(Sequence["HeteroData"]):
     """The graphs of some images, read from their folder when asked for: torch-geometric's loader takes it as a data set.
 
     ``layout`` is what they have in common. ``unlinked`` maps node types whose incoming links have no closed form, and so are
@@ -92,7 +96,7 @@ class AttributionGraphs(Sequence[HeteroData]):
     def __len__(self) -> int:
         return int(self._count)
 
-    def __getitem__(self, index: int) -> HeteroData:  # type: ignore[override]
+    def __getitem__(self, index: int) -> "HeteroData":  # type: ignore[override]
         """The graph of one image.
 
         Raises:
@@ -106,7 +110,7 @@ class AttributionGraphs(Sequence[HeteroData]):
         if number not in self._shards:
             self._shards[number] = _read(self.folder / _shard_name(number))
         shard = self._shards[number]
-        graph = HeteroData()
+        graph = empty_graph()
         for name in self.layout.nodes:
             own = self.layout.parameters[name]
             maps = shard.get(f"map/{name}")

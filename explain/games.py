@@ -14,6 +14,9 @@ from ..network.topology import GATE, JOIN, NONE, Site, Target, Topology, own_mod
 VALUE_BYTES = 2**25
 """Of the values ``[images, channels, candidates]`` that are held at a time."""
 
+ROUNDING = 2e-6
+"""Of a sum of distances, in float32: what is left below it where the terms cancel is no number."""
+
 Readers = list[tuple[fx.Node, Callable[[Tensor], None]]]
 
 
@@ -78,7 +81,7 @@ class SumGame(Game):
             weight = weight.view(groups, out // groups, inside, taps).permute(0, 2, 3, 1)
             self._weight = weight.reshape(groups * inside, taps, out // groups)
             self.players = origin.players.view(groups, 1, inside).expand(-1, out // groups, -1).reshape(out, inside)
-        self.players = self.players.to(weight.device)
+        self.players, self._into = _told_once(self.players.to(weight.device))
         self._groups, self._out = groups, out
         self._seen: Tensor | None = None
         self._average: Tensor | None = None
@@ -117,7 +120,7 @@ class SumGame(Game):
                 yield start, found.permute(1, 2, 0)
             else:
                 found = found.view(self._groups, -1, *found.shape[1:]).permute(2, 0, 3, 1)
-                yield start, found.reshape(found.shape[0], self._out, -1)
+                yield start, _summed(found.reshape(found.shape[0], self._out, -1), self._into)
 
 
 class PairGame(Game):
@@ -134,7 +137,7 @@ class PairGame(Game):
             shown = torch.cat([*place, torch.tensor([NONE])])
             columns.append(shown[operand.origin.players])  # NONE is the last
         device = next((parameter.device for parameter in view.parameters()), torch.device("cpu"))
-        self.players = torch.stack(columns, 1).to(device)
+        self.players, self._into = _told_once(torch.stack(columns, 1).to(device))
         self._dims = [operand.dim for operand in target.operands]
         self._product = target.site.kind == GATE
         self._after = own_modules(view, target.site)
@@ -153,7 +156,7 @@ class PairGame(Game):
         self._maps[index] = value
         if len(self._maps) == len(self._nodes) and self._background is not None:
             first, second = self._whole_maps()
-            self._values = torch.stack(self._played(first, second), 2)
+            self._values = _summed(torch.stack(self._played(first, second), 2), self._into)
 
     def _whole_maps(self) -> tuple[Tensor, Tensor]:
         """Both branches' maps, broadcast to the same shape, channels second."""
@@ -191,8 +194,11 @@ class PairGame(Game):
     def _expected(self, maps: Tensor, other: Tensor) -> Tensor:
         """Mean over the other branch's background and places of ``g``, ``[n, C]``; ``maps`` is ``[n, C, P]``."""
         if self._relu:  # relu(a + b) = (a + b + |a + b|) / 2, and sums of |a + b| are distances
-            between = torch.cdist(maps.transpose(0, 1), -other.transpose(0, 1), p=1.0).mean(2).T
-            return 0.5 * (maps.mean(2) + other.mean((0, 2)) + between / maps.shape[2])
+            between = torch.cdist(maps.transpose(0, 1), -other.transpose(0, 1), p=1.0).mean(2).T / maps.shape[2]
+            found = 0.5 * (maps.mean(2) + other.mean((0, 2)) + between)
+            return torch.where(
+                found > ROUNDING * between, found, 0
+            )  # a dead channel's is zero: shares of noise say nothing
         total = torch.zeros(maps.shape[:2], dtype=maps.dtype, device=maps.device)
         for each in other:
             total += self._mean(maps, each.unsqueeze(0))
@@ -234,6 +240,23 @@ def _columns(players: Tensor) -> tuple[Tensor, Tensor]:
     row = torch.arange(len(present)).repeat_interleave(counts)
     columns[row, torch.arange(len(order)) - (counts.cumsum(0) - counts)[row]] = order
     return present, columns
+
+
+def _told_once(players: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Players ``[channels, candidates]`` of whom no channel has two, and where each value is added; None: nobody came twice."""
+    ordered = players.sort(1).values
+    if not bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NONE)).any()):
+        return players, None
+    first = torch.stack([(row.unsqueeze(1) == row).int().argmax(1) for row in players])
+    again = first != torch.arange(players.shape[1], device=players.device)
+    return torch.where(again, NONE, players), first
+
+
+def _summed(values: Tensor, into: Tensor | None) -> Tensor:
+    """Values ``[images, channels, candidates]``, those of one player added up."""
+    if into is None:
+        return values
+    return torch.zeros_like(values).scatter_add_(2, into.expand_as(values), values)
 
 
 def _gathered(values: Tensor, columns: Tensor) -> Tensor:

@@ -8,15 +8,17 @@ without a call for each of up to hundreds of edge types.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch_geometric.data import HeteroData
 
 from ..errors import InputError
 from .graph_layout import LABEL, OUTPUT, PREDICTION, GraphLayout
+
+if TYPE_CHECKING:
+    from torch_geometric.data import HeteroData
 
 EdgeType = tuple[str, str, str]
 
@@ -103,7 +105,7 @@ class GraphBatch:
     outputs: Tensor
 
 
-def collate(graphs: Sequence[HeteroData], layout: GraphLayout, order: NodeOrder) -> GraphBatch:
+def collate(graphs: Sequence["HeteroData"], layout: GraphLayout, order: NodeOrder) -> GraphBatch:
     """Put graphs together; an edge type that a graph lacks has no links in it.
 
     Raises:
@@ -128,7 +130,7 @@ def collate(graphs: Sequence[HeteroData], layout: GraphLayout, order: NodeOrder)
     )
 
 
-def _check_nodes(graph: HeteroData, layout: GraphLayout) -> None:
+def _check_nodes(graph: "HeteroData", layout: GraphLayout) -> None:
     found = {name: len(store["x"]) for name, store in graph.node_items()}
     for name, count in layout.nodes.items():
         if found.get(name) != count:
@@ -143,7 +145,7 @@ def _check_nodes(graph: HeteroData, layout: GraphLayout) -> None:
         )
 
 
-def _numbered(graph: HeteroData, order: NodeOrder) -> tuple[Tensor, Tensor, Tensor]:
+def _numbered(graph: "HeteroData", order: NodeOrder) -> tuple[Tensor, Tensor, Tensor]:
     """For each link of a graph its slot, its source's number and its weight."""
     pairs, weights, starts = [], [], []
     for edge_type, store in graph.edge_items():

@@ -6,13 +6,16 @@ of graphs: hand permuted targets to the classifier.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch_geometric.data import HeteroData
 
 from ..errors import UsageError
 from .graph_layout import GraphLayout
+
+if TYPE_CHECKING:
+    from torch_geometric.data import HeteroData
 
 EdgeType = tuple[str, str, str]
 
@@ -27,29 +30,29 @@ class ControlTask:
     seed: int = 0
 
 
-def full(graph: HeteroData, task: ControlTask) -> HeteroData:
+def full(graph: "HeteroData", task: ControlTask) -> "HeteroData":
     """The graph as it is."""
     return graph
 
 
-def without_classes(graph: HeteroData, task: ControlTask) -> HeteroData:
+def without_classes(graph: "HeteroData", task: ControlTask) -> "HeteroData":
     """No links to or from classes; the features of classes and of the last stage, which all but say the class, constant."""
     classes = {name for name, kind in task.layout.kinds.items() if kind == "class"}
     kept = _linked(graph, lambda kind: classes.isdisjoint((kind[0], kind[2])))
     return _featureless(kept, classes.union(task.last_stage))
 
 
-def nodes_only(graph: HeteroData, task: ControlTask) -> HeteroData:
+def nodes_only(graph: "HeteroData", task: ControlTask) -> "HeteroData":
     """No links."""
     return _linked(graph, lambda _: False)
 
 
-def edges_only(graph: HeteroData, task: ControlTask) -> HeteroData:
+def edges_only(graph: "HeteroData", task: ControlTask) -> "HeteroData":
     """Constant features: all nodes of a type are alike but for their links."""
     return _featureless(graph, graph.node_types)
 
 
-def shuffled(graph: HeteroData, task: ControlTask) -> HeteroData:
+def shuffled(graph: "HeteroData", task: ControlTask) -> "HeteroData":
     """Nodes change places among the links, by one random permutation for each node type and graph.
 
     The links keep their structure and weights; which kernel stands where in it is lost.
@@ -63,13 +66,13 @@ def shuffled(graph: HeteroData, task: ControlTask) -> HeteroData:
     return changed
 
 
-Control = Callable[[HeteroData, ControlTask], HeteroData]
+Control = Callable[["HeteroData", ControlTask], "HeteroData"]
 CONTROLS: dict[str, Control] = {
     control.__name__: control for control in (full, without_classes, nodes_only, edges_only, shuffled)
 }
 
 
-class ControlledGraphs(Sequence[HeteroData]):
+class ControlledGraphs(Sequence["HeteroData"]):
     """Graphs under a control, made when they are read.
 
     Raises:
@@ -78,7 +81,7 @@ class ControlledGraphs(Sequence[HeteroData]):
 
     def __init__(
         self,
-        graphs: Sequence[HeteroData],
+        graphs: Sequence["HeteroData"],
         control: str,
         layout: GraphLayout,
         last_stage: Collection[str] = (),
@@ -95,19 +98,19 @@ class ControlledGraphs(Sequence[HeteroData]):
     def __len__(self) -> int:
         return len(self.graphs)
 
-    def __getitem__(self, index: int) -> HeteroData:  # type: ignore[override]
+    def __getitem__(self, index: int) -> "HeteroData":  # type: ignore[override]
         task = ControlTask(index, self.layout, self.last_stage, self.seed)
         return self.control(self.graphs[index], task)
 
 
-def _featureless(graph: HeteroData, names: Collection[str]) -> HeteroData:
+def _featureless(graph: "HeteroData", names: Collection[str]) -> "HeteroData":
     changed = graph.clone()
     for name in names:
         changed[name].x = torch.zeros_like(changed[name].x)
     return changed
 
 
-def _linked(graph: HeteroData, keep: Callable[[EdgeType], bool]) -> HeteroData:
+def _linked(graph: "HeteroData", keep: Callable[[EdgeType], bool]) -> "HeteroData":
     """Only links of the edge types to keep; the others have none."""
     changed = graph.clone()
     for edge_type, store in changed.edge_items():

@@ -8,16 +8,19 @@ choice. The objective is Deep Graph Infomax (Veličković et al., ICLR 2019), fo
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.data import HeteroData
 
 from ..errors import InputError, UsageError
 from ..stages import Progress, silent
 from .graph_batch import Links, NodeOrder, collate
 from .graph_layout import GraphLayout
+
+if TYPE_CHECKING:
+    from torch_geometric.data import HeteroData
 
 EPSILON = 1e-15  # torch-geometric's, so that the loss is the same
 NEARLY_CONSTANT = 1e-6  # of a feature's largest value: a spread below it is rounding
@@ -58,7 +61,7 @@ class Standardiser:
     factors: Mapping[str, Tensor]
 
     @classmethod
-    def fit(cls, graphs: Sequence[HeteroData]) -> "Standardiser":
+    def fit(cls, graphs: Sequence["HeteroData"]) -> "Standardiser":
         """Read the training graphs once, one by one (Chan et al., 1983, for the running variance).
 
         Raises:
@@ -190,7 +193,7 @@ def infomax_loss(positive: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
 def pretrain(
     encoder: GraphEncoder,
     standardiser: Standardiser,
-    graphs: Sequence[HeteroData],
+    graphs: Sequence["HeteroData"],
     *,
     device: str = "cpu",
     progress: Progress = silent,
@@ -271,7 +274,7 @@ class Embeddings:
 def embed(
     encoder: GraphEncoder,
     standardiser: Standardiser,
-    graphs: Sequence[HeteroData],
+    graphs: Sequence["HeteroData"],
     *,
     device: str = "cpu",
     progress: Progress = silent,

@@ -77,14 +77,18 @@ class KernelScores:
 
 @dataclass(frozen=True)
 class RankingTask:
-    """What a ranker is given. ``images`` are calibration images, never validation or test; ``agic`` is the work that ranker
-    may do."""
+    """What a ranker is given. ``images`` are calibration images, never validation or test.
+
+    ``scratch`` is a folder, for this network, these images and this method alone, where long work keeps what it needs to go on
+    after a stop; None: nothing is kept. ``agic`` is the work that ranker may do.
+    """
 
     network: Network
     images: Images
     seed: int = 0
     device: str = "cpu"
     progress: Progress = silent
+    scratch: Path | None = None
     agic: AgicSettings = field(default_factory=AgicSettings)
 
     @property

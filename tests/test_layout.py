@@ -107,7 +107,7 @@ def test_help_loads_nothing_heavy_and_is_quick():
         "import sys, secateur.cli as c\n"
         "try: c.app(['--help'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'torch', 'numpy', 'onnx', 'sklearn'} & set(sys.modules)))"
+        "print(sorted({'torch', 'torch_geometric', 'shap', 'numpy', 'onnx', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")
@@ -120,6 +120,22 @@ def test_help_loads_nothing_heavy_and_is_quick():
     script = Path(sys.executable).with_name("secateur")
     pairs = [(seconds([script, "--help"]), seconds([sys.executable, "-c", "pass"])) for _ in range(5)]
     assert statistics.median(ours - bare for ours, bare in pairs) < 0.5
+
+
+@pytest.mark.parametrize(
+    "module", ["explain.ranking", "explain.attribution_graph", "explain.graph_classifier", "pipeline"]
+)
+def test_graphs_and_samplers_load_when_they_are_needed(module):
+    code = f"import sys, secateur.{module}; print(sorted({{'torch_geometric', 'shap', 'captum'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip() == "[]"
+
+
+def test_the_first_graph_comes_without_warnings():
+    code = "from secateur.explain.hetero_data import empty_graph; print(type(empty_graph()).__name__)"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "HeteroData\n"
+    assert "torch.jit.script" not in done.stderr
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="needs the checkout, not an installed package")

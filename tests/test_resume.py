@@ -1,4 +1,4 @@
-"""kill -9 at any moment, then --resume: the same files, byte for byte."""
+"""kill -9 at any moment, then --resume: the same files, byte for byte; and what a ranker keeps for that."""
 
 import hashlib
 import os
@@ -7,9 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from secateur import prune_and_export
+from secateur.explain import scores as registry
+from secateur.explain.references import score_magnitude
+from secateur.recipe import Recipe
+from secateur.stages import Observer
+from secateur.steps import explain_into
 
 SCRIPT = Path(sys.executable).with_name("secateur")
 NAMES = (
@@ -64,3 +72,64 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
     finally:
         first.kill()
         first.wait()
+
+
+class Stopped(BaseException):
+    """The user stops a run."""
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """A ranker that is stopped at its first call; gives what each call found in its scratch folder, and the folders."""
+    monkeypatch.setattr(registry, "_RANKERS", dict(registry._RANKERS))
+    found, folders = [], []
+
+    @registry.register("long", summary="s", needs="weights", unit="u", source="me")
+    def score(task):
+        folders.append(task.scratch)
+        found.append(sorted(path.name for path in task.scratch.iterdir()))
+        (task.scratch / "half").write_text("half of it")
+        if len(found) == 1:
+            raise Stopped
+        return replace(score_magnitude(task), method="long")
+
+    return found, folders
+
+
+@pytest.fixture
+def recipe():
+    recipe = Recipe().override(epochs=0, calibration=20, rank_by="long", allocation="uniform", repair="none")
+    return replace(recipe, measurement=replace(recipe.measurement, batches=(1,)))
+
+
+@pytest.mark.parametrize(
+    ("resume", "seed", "wanted"), [(True, 0, ["half"]), (False, 0, []), (True, 1, [])],
+    ids=["resumed", "begun anew", "of other inputs"],
+)  # fmt: skip
+def test_a_ranker_that_was_stopped_finds_what_it_kept(kept, recipe, tmp_path, resume, seed, wanted):
+    found, folders = kept
+    with pytest.raises(Stopped):
+        prune_and_export(recipe, tmp_path / "run")
+    assert folders[0].is_dir()
+    prune_and_export(replace(recipe, seed=seed), tmp_path / "run", resume=resume)
+    assert found == [[], wanted]
+    assert not any(folder.exists() for folder in folders)
+
+
+@pytest.mark.parametrize(("seed", "wanted"), [(0, ["half"]), (1, [])], ids=["the same", "other inputs"])
+def test_an_explanation_that_was_stopped_goes_on(kept, recipe, tmp_path, seed, wanted):
+    found, folders = kept
+    with pytest.raises(Stopped):
+        explain_into(recipe, tmp_path / "run", Observer())
+    explain_into(replace(recipe, seed=seed), tmp_path / "run", Observer())
+    assert found == [[], wanted]
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_rounds_do_not_share_what_they_keep(kept, recipe, tmp_path):
+    found, folders = kept
+    with pytest.raises(Stopped):
+        prune_and_export(recipe.override(rounds=2), tmp_path / "run")
+    prune_and_export(recipe.override(rounds=2), tmp_path / "run", resume=True)
+    assert found == [[], ["half"], []]
+    assert folders[0] == folders[1] != folders[2]

@@ -78,7 +78,7 @@ def test_an_unknown_method_is_refused(tiny, network_of, noise_images):
         rank_kernels(RankingTask(network_of(tiny("chain")), noise_images(2)), "magnitud")
 
 
-@pytest.mark.parametrize("method", ["gap", "taylor", "magnitude", "fpgm", "lamp", "random", "bn-scale"])
+@pytest.mark.parametrize("method", ["gap", "taylor", "magnitude", "fpgm", "lamp", "random", "bn-scale", "shapley"])
 @pytest.mark.parametrize("name", ["padded", "inverted", "chain"])
 def test_every_ranker_scores_every_open_group(tiny, network_of, noise_images, name, method):
     network = network_of(tiny(name))
