@@ -41,7 +41,7 @@ def score_agic(task: RankingTask) -> KernelScores:
     with tempfile.TemporaryDirectory() as temporary:
         layers, per_class, unlinked = _scores(task, images, settings, task.scratch or Path(temporary))
     merged, merged_per_class = _by_layer(layers), _by_layer(per_class)
-    details = {"images": len(images), "seed": task.seed, **asdict(settings), "no closed form": unlinked}
+    details = {**asdict(settings), "images": len(images), "seed": task.seed, "no closed form": unlinked}
     return KernelScores("agic", "share of keep rates", merged, merged_per_class, details)
 
 
