@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx
 
-from ..errors import InputError
+from ..errors import InputError, UsageError
 from ..files import read_json, replacing, sha256_json, write_json
 from ..inputs import fingerprint
 from ..network.execution import output_node
 from ..network.images import Images, check_readable
 from ..network.model import Network
 from ..network.probe import pick_logits
-from ..network.topology import GATE, IMAGE, JOIN, NONE, Site, Topology
+from ..network.topology import GATE, IMAGE, JOIN, Site
 from ..stages import Progress, silent
 from .graph_layout import FED_BY, FEEDS, LABEL, OUTPUT, PREDICTION, GraphLayout
 from .hetero_data import empty_graph
@@ -44,7 +44,11 @@ _LARGEST_HALF = 65504.0
 @dataclass(frozen=True)
 class GraphSettings:
     """``edges``: how many incoming edges a node keeps; ``background``: how many calibration images stand in for kernels left
-    out; ``batch_size``: images a pass, and graphs a file."""
+    out; ``batch_size``: images a pass, and graphs a file.
+
+    Raises:
+        UsageError: a number that is no count.
+    """
 
     edges: int = 16
     background: int = 32
@@ -54,7 +58,7 @@ class GraphSettings:
     def __post_init__(self) -> None:
         for name in ("edges", "background", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 (got {getattr(self, name)})")
+                raise UsageError(f"{name} of attribution graphs must be at least 1 (got {getattr(self, name)}).")
 
 
 @dataclass(frozen=True)
@@ -75,22 +79,28 @@ class AttributionGraphs(Sequence["HeteroData"]):
 
     ``layout`` is what they have in common. ``unlinked`` maps node types whose incoming links have no closed form, and so are
     not in the graphs, to what mixes channels on the way.
+
+    Raises:
+        InputError: the folder holds no graphs, or damaged ones.
     """
 
     def __init__(self, folder: Path) -> None:
-        about = read_json(folder / ABOUT)
-        self.folder, self._batch, self._count = folder, about["settings"]["batch_size"], about["images"]
-        self.unlinked: dict[str, str] = about["unlinked"]
-        self._sources: dict[str, list[str]] = about["sources"]
-        self._partial: set[str] = set(about["partial"])
-        parameters = _read(folder / PARAMETERS)
-        self.layout = GraphLayout(
-            about["nodes"],
-            about["kinds"],
-            {name: parameters[name] for name in about["nodes"]},
-            tuple((source, target) for target, sources in self._sources.items() for source in sources),
-            about["classes"],
-        )
+        about, parameters = read_json(folder / ABOUT), _read(folder / PARAMETERS)
+        try:
+            self.folder, self._batch, self._count = folder, about["settings"]["batch_size"], about["images"]
+            self.unlinked: dict[str, str] = about["unlinked"]
+            self._sources: dict[str, list[str]] = about["sources"]
+            self.layout = GraphLayout(
+                about["nodes"],
+                about["kinds"],
+                {name: parameters[name] for name in about["nodes"]},
+                tuple((source, target) for target, sources in self._sources.items() for source in sources),
+                about["classes"],
+            )
+        except KeyError as error:
+            raise InputError(
+                f"{folder / ABOUT} lists no attribution graphs ({error} is missing). Remove the folder and build them again."
+            ) from error
         self._shards: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -118,9 +128,7 @@ class AttributionGraphs(Sequence["HeteroData"]):
         for target, sources in self._sources.items():
             players, weights = shard[f"players/{target}"][row].long(), shard[f"weights/{target}"][row].float()
             reader = torch.arange(len(players)).repeat_interleave(players.shape[1])
-            for source, edges, weight in self._by_source(
-                target, sources, torch.stack([players.flatten(), reader]), weights
-            ):
+            for source, edges, weight in self._by_source(sources, torch.stack([players.flatten(), reader]), weights):
                 graph[source, FEEDS, target].edge_index = edges
                 graph[source, FEEDS, target].edge_weight = weight
                 graph[target, FED_BY, source].edge_index = edges.flip(0)
@@ -155,14 +163,9 @@ class AttributionGraphs(Sequence["HeteroData"]):
         for number in range(-(-len(self) // self._batch)):
             yield _read(self.folder / _shard_name(number))
 
-    def _by_source(
-        self, target: str, sources: list[str], edges: Tensor, weights: Tensor
-    ) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Edges and weights from each source, its nodes numbered by themselves."""
+    def _by_source(self, sources: list[str], edges: Tensor, weights: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Edges and weights from each source, its nodes numbered by themselves; what has no player (``NONE``) is no edge."""
         weight = weights.flatten()
-        if len(sources) == 1 and target not in self._partial:
-            yield sources[0], edges, weight
-            return
         ends = accumulate((self.layout.nodes[source] for source in sources), initial=0)
         for source, (first, last) in zip(sources, pairwise(ends), strict=True):
             inside = (edges[0] >= first) & (edges[0] < last)
@@ -200,7 +203,7 @@ def build_graphs(
     writer = _Writer(explainer, folder, settings)
     identity = _identity(network, images, sample, settings)
     if (folder / ABOUT).is_file():
-        if read_json(folder / ABOUT)["identity"] != identity:
+        if read_json(folder / ABOUT).get("identity") != identity:
             raise InputError(
                 f"{folder} holds attribution graphs of another network, other images or other settings. Name another folder, "
                 "or remove it."
@@ -234,10 +237,12 @@ class _Writer:
         self._sites = {name: site for name, site in explainer.topology.sites.items() if site.kind != IMAGE}
 
     def begin(self, identity: str, images: int, classes: int) -> None:
-        """Write what all graphs have in common; ``ABOUT`` last, so that where it is the rest is too."""
+        """Write what all graphs have in common; ``ABOUT`` last, so that where it is the rest is too, and all files are its."""
         view, topology = self._explainer.view, self._explainer.topology
         parameters = {name: parameter_features(view, site).contiguous() for name, site in self._sites.items()}
         self._folder.mkdir(parents=True, exist_ok=True)
+        for earlier in self._folder.glob("graphs-*.safetensors"):
+            earlier.unlink()
         _write(self._folder / PARAMETERS, parameters)
         targets = {name: topology.targets[name] for name in self._explainer.targets}
         about = {
@@ -247,7 +252,6 @@ class _Writer:
             "nodes": {name: site.channels for name, site in self._sites.items()},
             "kinds": {name: _kind(site) for name, site in self._sites.items()},
             "sources": {name: list(target.sources) for name, target in targets.items()},
-            "partial": [name for name, target in targets.items() if _has_constants(topology, name)],
             "unlinked": {name: target.mixer for name, target in self._explainer.inexact.items()},
             "settings": asdict(self._settings),
         }
@@ -300,12 +304,6 @@ def _kind(site: Site) -> str:
     return "join" if site.kind in (JOIN, GATE) else "kernel"
 
 
-def _has_constants(topology: Topology, target: str) -> bool:
-    """Whether some channel that a target reads shows no player."""
-    origins = [operand.origin for operand in topology.targets[target].operands]
-    return any(origin.players is not None and bool((origin.players == NONE).any()) for origin in origins)
-
-
 def _shard_name(number: int) -> str:
     return f"graphs-{number:05d}.safetensors"
 
@@ -328,6 +326,8 @@ def _identity(network: Network, images: Images, background: Images, settings: Gr
         "network": fingerprint(network),
         "images": check_readable(images, "graphs'"),
         "background": check_readable(background, "background"),
+        "preprocessing": [asdict(images.preprocessing), asdict(background.preprocessing)],
+        "classes": len(network.class_names),
         "settings": asdict(settings),
     }
     return sha256_json(made_of)

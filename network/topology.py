@@ -164,17 +164,25 @@ def own_modules(view: fx.GraphModule, site: Site) -> list[nn.Module]:
 
 def class_nodes(view: fx.GraphModule) -> frozenset[fx.Node]:
     """The calls of layers behind which no other lies on the way to the output: their channels are the classes."""
-    found, seen, pending = set(), set(), [output_node(view)]
+    return frozenset(node for node in _down_to_classes(view) if _is_layer(view, node))
+
+
+def _down_to_classes(view: fx.GraphModule) -> set[fx.Node]:
+    """From the output back to the last layers: all of these tell the classes."""
+    seen: set[fx.Node] = set()
+    pending = [output_node(view)]
     while pending:
         node = pending.pop()
         if node in seen:
             continue
         seen.add(node)
-        if node.op == "call_module" and isinstance(view.get_submodule(str(node.target)), _ConvNd | nn.Linear):
-            found.add(node)
-        else:
+        if not _is_layer(view, node):
             pending += node.all_input_nodes
-    return frozenset(found)
+    return seen
+
+
+def _is_layer(view: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(view.get_submodule(str(node.target)), _ConvNd | nn.Linear)
 
 
 class _Finder:
@@ -191,7 +199,7 @@ class _Finder:
         self.origins: dict[tuple[fx.Node, int], Origin] = {}
 
     def find(self) -> Topology:
-        heads = class_nodes(self.view)
+        telling = _down_to_classes(self.view)
         for node in self._reaching_output():
             value = self.values.get(node)
             if node.op == "placeholder":
@@ -207,13 +215,13 @@ class _Finder:
                     mixer = operands[0].origin.mixer
                     if isinstance(module, _ConvTransposeNd) or (not linear and module.weight.dim() != 4):
                         mixer = mixer or f"{node.target} ({type(module).__name__})"
-                    site = self._add_site(node, LINEAR if linear else CONVOLUTION, dim, node in heads)
+                    site = self._add_site(node, LINEAR if linear else CONVOLUTION, dim, node in telling)
                     self.targets[site.name] = Target(site, operands, mixer)
                 elif isinstance(module, Add | Multiply):
-                    self._add_join(node, JOIN if isinstance(module, Add) else GATE)
+                    self._add_join(node, JOIN if isinstance(module, Add) else GATE, node in telling)
         return Topology(self.view, self.sites, self.targets)
 
-    def _add_join(self, node: fx.Node, kind: str) -> None:
+    def _add_join(self, node: fx.Node, kind: str, classes: bool) -> None:
         branches = [source for source in node.args if source in self.dependent]
         if len(branches) < 2:
             return
@@ -221,7 +229,7 @@ class _Finder:
         if _same(operands[0].origin, operands[1].origin) or self._root(branches[0]) is self._root(branches[1]):
             return
         mixer = next((operand.origin.mixer for operand in operands if operand.origin.mixer), "")
-        site = self._add_site(node, kind, operands[0].dim)
+        site = self._add_site(node, kind, operands[0].dim, classes)
         operands = tuple(self._widened(operand, site.channels) for operand in operands)
         self.targets[site.name] = Target(site, operands, mixer)
 

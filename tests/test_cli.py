@@ -300,7 +300,7 @@ def test_main_job_from_a_shell_without_a_terminal(tmp_path, model, data):
 def test_tables_of_rankers_and_doctor():
     code, stdout, _ = secateur("rankers")
     assert code == 0
-    for name in ("gap", "random", "magnitude", "bn-scale", "fpgm", "taylor", "lamp"):
+    for name in ("gap", "random", "magnitude", "bn-scale", "fpgm", "taylor", "lamp", "shapley"):
         assert name in stdout
     code, stdout, _ = secateur("doctor")
     assert code == 0

@@ -240,6 +240,13 @@ CASES = {
         lambda: joined(lambda m, y: m.c(torch.cat([y, torch.tanh(y)], 1)).mean((2, 3)), c=nn.Conv2d(8, 4, 3, groups=2)),
         {"c": ("a",), "head": ("c",)},
     ),
+    "read twice within a group": (
+        lambda: joined(
+            lambda m, y: m.c(torch.cat([y[:, :2], torch.tanh(y[:, :2]), y[:, 2:], torch.tanh(y[:, 2:])], 1)).mean((2, 3)),
+            c=nn.Conv2d(8, 4, 3, groups=2),
+        ),
+        {"c": ("a",), "head": ("c",)},
+    ),
     "depthwise on padded channels": (
         lambda: joined(
             lambda m, y: m.c(halved(y, 1, 2)).mean((2, 3))[:, :4], c=nn.Conv2d(7, 7, 3, padding=1, groups=7)
@@ -321,9 +328,11 @@ def inputs(images):
 
 
 def dense(found: ShapleyValues, players):
-    """``[images, channels, players]``; what belongs to nobody must be zero."""
+    """``[images, channels, players]``; what belongs to nobody must be zero, and no channel has two values of one player."""
     images, channels, _ = found.values.shape
     own = found.players.expand(channels, -1)
+    ordered = own.sort(1).values
+    assert not bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NONE)).any())
     assert own.shape == found.values.shape[1:]
     whole = torch.zeros(images, channels, players + 1)
     whole.scatter_add_(2, torch.where(own == NONE, players, own).expand(images, -1, -1), found.values)

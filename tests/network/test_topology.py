@@ -245,7 +245,7 @@ def test_several_heads_are_all_classes():
             return 0.5 * (self.first(y) + self.second(y))
 
     topology = topology_of(Two())
-    assert [name for name, site in topology.sites.items() if site.classes] == ["first", "second"]
+    assert [name for name, site in topology.sites.items() if site.classes] == ["first", "second", "join"]
     assert {node.name for node in class_nodes(topology.view)} == {"first", "second"}
 
 
