@@ -95,18 +95,22 @@ class RankingSettings:
 @dataclass(frozen=True)
 class AgicSettings:
     """The work that ``--rank-by agic`` may do: calibration images that become graphs, training steps of the graph encoder and
-    of the scores; and the incoming edges that a node keeps, and the images that stand in for kernels left out."""
+    of the scores; the incoming edges that a node keeps, and the images that stand in for kernels left out. ``permutations`` of
+    kernels by which Shapley values without a closed form (behind GroupNorm, LayerNorm, attention) are estimated, at a price: 0
+    leaves those links out."""
 
     images: int = 1000
     encoder_steps: int = 300
     scoring_steps: int = 480
     edges: int = 16
     background: int = 32
+    permutations: int = 0
 
     def __post_init__(self) -> None:
         for name in ("images", "scoring_steps", "edges", "background"):
             _whole(f"agic {name}", getattr(self, name), 1)
-        _whole("agic encoder_steps", self.encoder_steps, 0)
+        for name in ("encoder_steps", "permutations"):
+            _whole(f"agic {name}", getattr(self, name), 0)
 
 
 @dataclass(frozen=True)

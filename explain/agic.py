@@ -58,7 +58,7 @@ def _scores(
         images,
         task.images,
         folder / "graphs",
-        GraphSettings(settings.edges, settings.background, task.batch_size, task.seed),
+        GraphSettings(settings.edges, settings.background, task.batch_size, task.seed, settings.permutations),
         device=task.device,
         progress=part("graphs"),
     )

@@ -32,6 +32,7 @@ from .graph_layout import FED_BY, FEEDS, LABEL, OUTPUT, PREDICTION, GraphLayout
 from .hetero_data import empty_graph
 from .kernel_features import map_features, parameter_features
 from .shapley import ShapleyExplainer, StrongestEdges, strongest_edges
+from .shapley_sampling import EstimateSettings
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
@@ -44,7 +45,8 @@ _LARGEST_HALF = 65504.0
 @dataclass(frozen=True)
 class GraphSettings:
     """``edges``: how many incoming edges a node keeps; ``background``: how many calibration images stand in for kernels left
-    out; ``batch_size``: images a pass, and graphs a file.
+    out; ``batch_size``: images a pass, and graphs a file. ``permutations`` of players, by which shap's estimates take the place
+    of values that have no closed form; 0: no edges there.
 
     Raises:
         UsageError: a number that is no count.
@@ -54,8 +56,11 @@ class GraphSettings:
     background: int = 32
     batch_size: int = 64
     seed: int = 0
+    permutations: int = 0
 
     def __post_init__(self) -> None:
+        if self.permutations < 0:
+            raise UsageError(f"permutations of attribution graphs must not be negative (got {self.permutations}).")
         for name in ("edges", "background", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} of attribution graphs must be at least 1 (got {getattr(self, name)}).")
@@ -78,7 +83,8 @@ class AttributionGraphs(Sequence["HeteroData"]):
     """The graphs of some images, read from their folder when asked for: torch-geometric's loader takes it as a data set.
 
     ``layout`` is what they have in common. ``unlinked`` maps node types whose incoming links have no closed form, and so are
-    not in the graphs, to what mixes channels on the way.
+    not in the graphs, to what mixes channels on the way. ``explainers`` says of the node types with incoming edges what made
+    these: the closed form, or an estimate with its background.
 
     Raises:
         InputError: the folder holds no graphs, or damaged ones.
@@ -89,6 +95,7 @@ class AttributionGraphs(Sequence["HeteroData"]):
         try:
             self.folder, self._batch, self._count = folder, about["settings"]["batch_size"], about["images"]
             self.unlinked: dict[str, str] = about["unlinked"]
+            self.explainers: dict[str, str] = about["explainers"]
             self._sources: dict[str, list[str]] = about["sources"]
             self.layout = GraphLayout(
                 about["nodes"],
@@ -194,7 +201,10 @@ def build_graphs(
     """
     settings = settings or GraphSettings()
     sample = background.sample(settings.background, settings.seed)
-    explainer = ShapleyExplainer(network, sample, device=device)
+    estimates = (
+        EstimateSettings(permutations=settings.permutations, seed=settings.seed) if settings.permutations else None
+    )
+    explainer = ShapleyExplainer(network, sample, device=device, estimates=estimates)
     if not explainer.targets:
         raise InputError(
             "None of this network's links between kernels has a closed form for its Shapley values, so it has no attribution "
@@ -253,6 +263,7 @@ class _Writer:
             "kinds": {name: _kind(site) for name, site in self._sites.items()},
             "sources": {name: list(target.sources) for name, target in targets.items()},
             "unlinked": {name: target.mixer for name, target in self._explainer.inexact.items()},
+            "explainers": dict(self._explainer.explainers),
             "settings": asdict(self._settings),
         }
         write_json(self._folder / ABOUT, about)

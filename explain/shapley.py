@@ -136,21 +136,24 @@ class ShapleyExplainer:
         """The targets whose values are computed, in network order."""
         return tuple(self._games)
 
+    @property
+    def explainers(self) -> dict[str, str]:
+        """What gives each target's values: the closed form, or the name of an estimate with its background."""
+        return {name: game.explainer for name, game in self._games.items()}
+
     def __call__(
-        self, images: Tensor, tell: Mapping[fx.Node, Callable[[Tensor], None]] | None = None, *, backwards: bool = False
+        self, images: Tensor, tell: Mapping[fx.Node, Callable[[Tensor], None]] | None = None
     ) -> Iterator[ShapleyValues]:
         """The values for a batch, target by target and some images at a time, from one forward pass.
 
         Args:
             images: normalised, ``[n, C, H, W]``.
             tell: what is to be told the values of nodes of ``view`` as the same pass comes by.
-            backwards: from the last target to the first.
         """
         with torch.no_grad(), frozen(self.view):
             self._run(images.to(self.device), tell or {})
         taken = {name: game.values() for name, game in self._games.items()}  # before another batch is read
-        for name in reversed(self._games) if backwards else self._games:
-            game = self._games[name]
+        for name, game in self._games.items():
             for start, part in taken.pop(name):
                 yield ShapleyValues(name, game.sources, game.players, part, start, game.explainer)
 

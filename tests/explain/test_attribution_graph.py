@@ -426,5 +426,5 @@ def test_settings_are_counts(name):
 def test_what_is_written_says_what_it_is(case, tmp_path):
     build_graphs(*case("padded"), tmp_path, GraphSettings(edges=5))
     about = json.loads((tmp_path / "graphs.json").read_text())
-    assert about["settings"] == {"edges": 5, "background": 32, "batch_size": 64, "seed": 0}
+    assert about["settings"] == {"edges": 5, "background": 32, "batch_size": 64, "seed": 0, "permutations": 0}
     assert list(about["nodes"])[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]

@@ -157,6 +157,15 @@ def test_classes_that_no_exact_link_reaches_are_refused(network_of, shake, image
     assert set(graphs.unlinked) == {"6"}
     with pytest.raises(InputError, match="lead to this network's classes"):
         EdgeAggregation(graphs)
+    estimated = build_graphs(
+        network_of(module), images.subset(torch.arange(3)), images, tmp_path / "more", GraphSettings(permutations=1)
+    )
+    assert not estimated.unlinked
+    assert estimated.explainers["2"] == "closed form"
+    assert "1 permutations, background of 8 images" in estimated.explainers["6"]
+    rows = torch.arange(3)
+    aggregation = EdgeAggregation(estimated)
+    assert torch.allclose(aggregation(whole(aggregation, rows), rows), aggregation.outputs, atol=5e-3)
 
 
 @pytest.mark.parametrize("setting", [{"steps": 0}, {"hidden": 0}, {"temperature": 0.0}, {"by_class": 1.5}])
