@@ -81,3 +81,13 @@ def test_the_main_job_ranks_by_agic_within_the_recipes_budget(tmp_path):
     assert result.exit_code == ExitCode.OK
     assert result.report["ratios"]["macs"] >= 1 / 0.6
     assert "scoring_steps = 40" in (tmp_path / "run" / "recipe.toml").read_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_used_throughout(task):
+    found = score_agic(replace(task, device="cuda"))
+    on_cpu = score_agic(task)
+    for name, scores in found.layers.items():
+        assert scores.device.type == "cpu"
+        assert scores.shape == on_cpu.layers[name].shape

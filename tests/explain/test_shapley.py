@@ -574,3 +574,17 @@ def test_the_strongest_edges_by_hand():
                 assert found.weights[image, channel].tolist() == pytest.approx(shares, abs=1e-6)
                 assert float(found.kept[image, channel]) == pytest.approx(sum(map(abs, shares)), abs=1e-6)
                 assert float(found.size[image, channel]) == pytest.approx(size, abs=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same(case):
+    for make in (CASES["two residuals"][0], CASES["grouped"][0]):
+        network, images, background = case(make())
+        found = {}
+        for device in ("cpu", "cuda"):
+            explainer = ShapleyExplainer(network, background, device=device)
+            found[device] = {part.target: part.values for part in explainer(images)}
+        for name, values in found["cpu"].items():
+            assert found["cuda"][name].device.type == "cuda"
+            assert torch.allclose(values, found["cuda"][name].cpu(), atol=1e-4)
