@@ -25,8 +25,9 @@ from ..inputs import fingerprint
 from ..network.execution import output_node
 from ..network.images import Images, check_readable
 from ..network.model import Network
+from ..network.origins import Site
 from ..network.probe import pick_logits
-from ..network.topology import GATE, IMAGE, JOIN, Site
+from ..network.topology import GATE, IMAGE, JOIN
 from ..stages import Progress, silent
 from .graph_layout import FED_BY, FEEDS, LABEL, OUTPUT, PREDICTION, GraphLayout
 from .hetero_data import empty_graph

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError, UsageError
-from ..network.topology import NONE
+from ..network.origins import NONE
 from ..stages import Progress, silent
 from .attribution_graph import AttributionGraphs
 from .graph_encoder import NEARLY_CONSTANT, Embeddings

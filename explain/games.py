@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..network.topology import GATE, JOIN, NONE, Site, Target, Topology, own_modules
+from ..network.origins import NONE, Site
+from ..network.topology import GATE, JOIN, Target, Topology, own_modules
 
 VALUE_BYTES = 2**25
 """Of the values ``[images, channels, candidates]`` that are held at a time."""

@@ -5,7 +5,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..network.topology import Site, own_modules
+from ..network.origins import Site
+from ..network.topology import own_modules
 
 COMPONENTS = 16
 POOLED = 4

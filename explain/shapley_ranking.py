@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..network.topology import CONVOLUTION, LINEAR, NONE, Site, Topology, find_topology
+from ..network.origins import NONE, Site
+from ..network.topology import CONVOLUTION, LINEAR, Topology, find_topology
 from ..network.trace import trace
 from .scores import KernelScores, RankingTask, register
 from .shapley import BACKGROUND, ShapleyExplainer, ShapleyValues

@@ -16,7 +16,7 @@ from secateur.explain.attribution_graph import AttributionGraphs, GraphSettings,
 from secateur.explain.graph_layout import FED_BY, FEEDS
 from secateur.explain.shapley import ShapleyExplainer
 from secateur.network.images import load_images
-from secateur.network.topology import NONE
+from secateur.network.origins import NONE
 from secateur.recipe import ModelSettings
 
 PARAMETERS, MAPS = 22, 20

@@ -14,7 +14,8 @@ from secateur.explain.shapley import ShapleyExplainer, ShapleyValues, strongest_
 from secateur.network.execution import run_graph
 from secateur.network.images import images_from_tensor
 from secateur.network.model import load_model
-from secateur.network.topology import GATE, JOIN, NONE
+from secateur.network.origins import NONE
+from secateur.network.topology import GATE, JOIN
 from secateur.network.trace import trace
 from secateur.recipe import ModelSettings
 

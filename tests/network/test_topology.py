@@ -5,13 +5,13 @@ from torch.nn import functional as F
 from torchvision import models
 
 from secateur.network.model import load_model
+from secateur.network.origins import NONE
 from secateur.network.topology import (
     CONVOLUTION,
     GATE,
     IMAGE,
     JOIN,
     LINEAR,
-    NONE,
     Link,
     class_nodes,
     find_topology,
