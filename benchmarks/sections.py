@@ -69,8 +69,9 @@ def run_sections(description: str | None, results: Path, work: Callable[[], Work
     sections: dict[str, Any] = {}
     if results.exists():
         found = json.loads(results.read_text())
-        if found["environment"] == environment and found["seed"] == arguments.seed:
-            sections = found["sections"]
+        if found["environment"] != environment or found["seed"] != arguments.seed:
+            raise SystemExit(f"{results} holds rows of another environment or seed. Move it away to measure anew.")
+        sections = found["sections"]
     end = time.monotonic() + 60 * arguments.minutes
     chosen = arguments.only.split(",") if arguments.only else None
     cases: dict[str, Case] = {}

@@ -8,15 +8,23 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import replacing
 from ..network.images import Images
+from ..network.topology import find_topology
+from ..network.trace import trace
 from ..recipe import AgicSettings
 from ..stages import Progress
 from .scores import KernelScores, RankingTask, register
+
+if TYPE_CHECKING:
+    from .attribution_graph import AttributionGraphs
 
 LEAST_A_CLASS = 10
 
@@ -39,15 +47,16 @@ def score_agic(task: RankingTask) -> KernelScores:
     settings = task.agic
     images = _enough(task.images.sample(settings.images, task.seed), task, settings)
     with tempfile.TemporaryDirectory() as temporary:
-        layers, per_class, unlinked = _scores(task, images, settings, task.scratch or Path(temporary))
+        layers, per_class, graphs = _scores(task, images, settings, task.scratch or Path(temporary))
     merged, merged_per_class = _by_layer(layers), _by_layer(per_class)
-    details = {**asdict(settings), "images": len(images), "seed": task.seed, "no closed form": unlinked}
+    details = {**asdict(settings), "images": len(images), "seed": task.seed, **_about(graphs, layers)}
     return KernelScores("agic", "share of keep rates", merged, merged_per_class, details)
 
 
 def _scores(
     task: RankingTask, images: Images, settings: AgicSettings, folder: Path
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor], "AttributionGraphs"]:
+    _check_classes(task, settings)
     from .attribution_graph import GraphSettings, build_graphs
     from .edge_scoring import EdgeScoringSettings, train_edge_scoring
     from .graph_encoder import EncoderSettings, GraphEncoder, Standardiser, embed, pretrain
@@ -66,11 +75,39 @@ def _scores(
     encoder = GraphEncoder(
         graphs.layout, standardiser.features, EncoderSettings(steps=settings.encoder_steps, seed=task.seed)
     )
-    pretrain(encoder, standardiser, graphs, device=task.device, progress=part("encoder"))
+    kept = folder / "encoder.safetensors"
+    if kept.is_file():
+        encoder.load_state_dict(load_file(kept))
+    else:
+        pretrain(encoder, standardiser, graphs, device=task.device, progress=part("encoder"))
+        with replacing(kept) as whole:
+            save_file({name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}, whole)
     embeddings = embed(encoder, standardiser, graphs, device=task.device, progress=part("embeddings"))
     scoring = EdgeScoringSettings(steps=settings.scoring_steps, seed=task.seed)
     layers, per_class = train_edge_scoring(graphs, embeddings, scoring, device=task.device, progress=part("scores"))
-    return layers, per_class, graphs.unlinked
+    return layers, per_class, graphs
+
+
+def _about(graphs: "AttributionGraphs", layers: dict[str, Tensor]) -> dict[str, Any]:
+    """What had no edges, what had estimated ones, and which layers got no score as no edges lead on from them."""
+    kernels = [name for name, kind in graphs.layout.kinds.items() if kind == "kernel"]
+    return {
+        "links without a closed form": graphs.unlinked,
+        "estimated": {name: how for name, how in graphs.explainers.items() if how != "closed form"},
+        "not scored": [name for name in kernels if name not in layers],
+    }
+
+
+def _check_classes(task: RankingTask, settings: AgicSettings) -> None:
+    """Some links must lead to the classes; found out before the work begins."""
+    topology = find_topology(trace(task.network.module, task.network.example()), task.network.example())
+    heads = [target for target in topology.kernel_targets.values() if target.site.classes]
+    if not any(target.exact for target in heads) and not settings.permutations:
+        mixer = next((target.mixer for target in heads), "")
+        raise InputError(
+            f"AGIC follows Shapley values up to the classes, and those into this network's have no closed form{mixer and ': '}"
+            f"{mixer}. Have them estimated ([agic] permutations = 4 in the recipe), or rank by gap."
+        )
 
 
 def _enough(images: Images, task: RankingTask, settings: AgicSettings) -> Images:

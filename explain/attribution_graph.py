@@ -162,6 +162,10 @@ class AttributionGraphs(Sequence["HeteroData"]):
             for target, sources in self._sources.items()
         }
 
+    def class_values(self, name: str) -> Tensor:
+        """What a node type of kind ``class`` gave, averaged over places, ``[images, nodes]``."""
+        return torch.cat([shard[f"classes/{name}"] for shard in self._all()])
+
     def outputs(self) -> tuple[Tensor, Tensor]:
         """Class scores ``[images, classes]`` of the network, and the images' classes ``[images]``."""
         shards = list(self._all())
@@ -274,7 +278,10 @@ class _Writer:
         view, tensors = self._explainer.view, dict[str, Tensor]()
         readers: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
         for name, site in self._sites.items():
-            if not site.classes:
+            if site.classes:
+                paid = site.reading if site.kind in (JOIN, GATE) else site.node
+                readers.setdefault(paid, []).append(partial(_keep_means, tensors, name, site.dim))
+            else:
                 readers.setdefault(site.reading, []).append(partial(_keep_features, tensors, name, site.dim))
         readers.setdefault(output_node(view), []).append(partial(_keep_scores, tensors))
         tell = {node: partial(_tell_all, own) for node, own in readers.items()}
@@ -294,6 +301,11 @@ class _Writer:
 
 def _keep_features(tensors: dict[str, Tensor], name: str, dim: int, value: Tensor) -> None:
     tensors[f"map/{name}"] = _halved(map_features(value, dim))
+
+
+def _keep_means(tensors: dict[str, Tensor], name: str, dim: int, value: Tensor) -> None:
+    value = value.movedim(dim, 1)
+    tensors[f"classes/{name}"] = value.reshape(*value.shape[:2], -1).mean(2).float()
 
 
 def _keep_scores(tensors: dict[str, Tensor], value: object) -> None:

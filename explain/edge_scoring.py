@@ -2,10 +2,11 @@
 
 A perceptron scores every kernel by what its embeddings are like over the graphs; the scores decide which share ``r`` of a
 layer's kernels is kept; and what is kept is aggregated along the Shapley edges up to the classes. A kernel that is not kept
-is what it usually is, so that its Shapley values vanish: the games are additive, and of what moves a reader j away from its
-average the share ``rho_j = sum_i |w_ij| a_i rho_i`` is left (with the weights w as shares of the sum of absolute values).
-At the classes the logits are their average plus ``sum_i phi_ic a_i rho_i``. The scores are trained so that these are the
-network's own class probabilities.
+is what it usually is, so that its Shapley values vanish: into a layer, whose game is a sum, exactly these, and at a join to
+first order. Of what moves a reader j away from its average the share ``rho_j = sum_i |w_ij| a_i rho_i`` is taken to be left
+(with the weights w as shares of the sum of absolute values; edges too weak to be kept as their source's average). At the
+classes the scores are their average plus ``sum_i phi_ic a_i rho_i``, and what the edges kept do not explain goes with the
+average of the sources. The scores are trained so that these give the class probabilities of the network whole.
 
 Part of the reconstruction of AGIC (Zheng et al., Neural Networks 179, 2024) from its abstract, which says that a scoring
 aggregation network assesses nodes and not how. In ``scoring_aggregation`` a readout of each layer takes the place of the edges.
@@ -66,60 +67,69 @@ class EdgeAggregation:
     """
 
     def __init__(self, graphs: AttributionGraphs, device: str = "cpu") -> None:
-        layout = graphs.layout
-        self.nodes = layout.nodes
-        self.kernels = tuple(name for name, kind in layout.kinds.items() if kind == "kernel")
-        self._edges = graphs.edges()
+        self.nodes, self._edges = graphs.layout.nodes, graphs.edges()
         outputs, self.labels = graphs.outputs()
-        self.outputs, self._average = outputs.to(device), outputs.mean(0).to(device)
-        classes = outputs.shape[1]
-        heads = [name for name, kind in layout.kinds.items() if kind == "class" and layout.nodes[name] == classes]
-        self._heads = tuple(name for name in heads if name in self._edges)
-        if not self._heads:
-            raise InputError(
-                "No links with a closed form lead to this network's classes, so nothing can be aggregated along the edges of "
-                "its attribution graphs. Rank it by gap."
-            )
-        self._needed = _leading_to(self._heads, {name: edges.sources for name, edges in self._edges.items()})
+        self._head = _head(graphs, outputs)
+        self.outputs = graphs.class_values(self._head).to(device)
+        self._average = self.outputs.mean(0)
+        self._needed = _leading_to(self._head, {name: edges.sources for name, edges in self._edges.items()})
+        kinds = graphs.layout.kinds
+        self.kernels = tuple(name for name, kind in kinds.items() if kind == "kernel" and name in self._needed)
 
     def __call__(self, keep: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """Class scores ``[graphs, classes]``.
+        """What the head gives each class, before what is behind it (a softmax), averaged over places: ``[graphs, classes]``.
 
         Args:
             keep: for each layer of ``kernels`` how far each kernel is kept, ``[graphs, C]``, within [0, 1].
             rows: the graphs' numbers, int64 ``[graphs]``.
         """
         left: dict[str, Tensor] = {}
-        scores = self._average + torch.zeros(len(rows), 1, device=self._average.device)
+        device = self._average.device
         for name, count in self.nodes.items():
             if name not in self._needed:
                 continue
             share: Tensor
             if name not in self._edges:
-                share = torch.ones(len(rows), count, device=scores.device)
+                share = torch.ones(len(rows), count, device=device)
             else:
                 edges = self._edges[name]
                 sources = torch.cat([left[source] for source in edges.sources], 1)
                 players, weights = (
-                    edges.players[rows].long().to(scores.device),
-                    edges.weights[rows].float().to(scores.device),
+                    edges.players[rows].long().to(device),
+                    edges.weights[rows].float().to(device),
                 )
                 held = sources.gather(1, players.clamp(min=NONE + 1).flatten(1)).view_as(players)
                 typical = sources.mean(1, keepdim=True)  # for the edges that were too weak to be kept
-                if name in self._heads:
-                    values = weights * edges.size[rows].to(scores.device).unsqueeze(2)
-                    rest = (self.outputs[rows] - self._average) / len(self._heads) - values.sum(2)
-                    scores = scores + (values * held).sum(2) + rest * typical
-                    continue
-                kept = edges.kept[rows].float().to(scores.device)
+                if name == self._head:
+                    values = weights * edges.size[rows].to(device).unsqueeze(2)
+                    rest = self.outputs[rows] - self._average - values.sum(2)
+                    return self._average + (values * held).sum(2) + rest * typical
+                kept = edges.kept[rows].float().to(device)
                 share = (weights.abs() * held).sum(2) + (1 - kept).clamp(min=0) * typical
             left[name] = share * keep[name] if name in keep else share
-        return scores
+        raise AssertionError("the head comes after all that leads to it")
 
 
-def _leading_to(heads: Sequence[str], sources: Mapping[str, Sequence[str]]) -> set[str]:
+def _head(graphs: AttributionGraphs, outputs: Tensor) -> str:
+    """The last layer, or the sum of several, whose greatest value is the class that the network predicts most often."""
+    kinds = graphs.layout.kinds
+    classes = [name for name, kind in kinds.items() if kind == "class"]
+    inner = {source for source, target in graphs.layout.links if target in classes}
+    readers = {target for _, target in graphs.layout.links}
+    found = [name for name in classes if name in readers and name not in inner]
+    found = [name for name in found if graphs.layout.nodes[name] == outputs.shape[1]]
+    if not found:
+        raise InputError(
+            "No links with a closed form lead to this network's classes, so nothing can be aggregated along the edges of its "
+            "attribution graphs. Rank it by gap, or have the links estimated ([agic] permutations = 4 in the recipe)."
+        )
+    predictions = outputs.argmax(1)
+    return max(found, key=lambda name: int((graphs.class_values(name).argmax(1) == predictions).sum()))
+
+
+def _leading_to(head: str, sources: Mapping[str, Sequence[str]]) -> set[str]:
     found: set[str] = set()
-    pending = list(heads)
+    pending = [head]
     while pending:
         name = pending.pop()
         if name not in found:

@@ -26,9 +26,18 @@ def rank_kernels(task: RankingTask, method: str = "gap") -> KernelScores:
 
     Raises:
         UsageError: no such method.
+        InputError: there are no images, or some have no label (-1).
         InputError: the method cannot run on this network, or gave NaN.
     """
-    return get_ranker(method).score(task)
+    ranker = get_ranker(method)
+    if ranker.needs != "weights" and (not len(task.images) or int(task.images.labels.min()) < 0):
+        what = (
+            "some of them have no label; give them the network's with label_images"
+            if len(task.images)
+            else "there are none"
+        )
+        raise InputError(f"Ranking by {method} needs calibration images with labels, and {what}.")
+    return ranker.score(task)
 
 
 def score_units(groups: Sequence[ChannelGroup], scores: KernelScores) -> dict[str, UnitScores]:

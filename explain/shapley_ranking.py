@@ -28,7 +28,8 @@ def score_shapley(task: RankingTask) -> KernelScores:
 
     The first ``MOST_IMAGES`` images, against ``BACKGROUND`` of them, drawn by the seed. A layer that is called several times
     sums over its calls. Readers behind something that mixes channels (LayerNorm, attention) have no closed form and do not
-    count; layers without any other reader get no score and stand in the details. Per class: the mean over its images.
+    count; layers without any other reader get no score and stand in the details. A depthwise convolution takes all of what it
+    reads: its kernels pass on what is taken of theirs. Per class: the mean over its images.
 
     Raises:
         InputError: the network cannot be traced, or no layer has a reader with a closed form.
@@ -48,9 +49,15 @@ def score_shapley(task: RankingTask) -> KernelScores:
     explainer = ShapleyExplainer(task.network, background, targets=readers, device=task.device)
     classes = max(len(task.network.class_names), int(images.labels.max()) + 1)
     sums = {name: torch.zeros(classes, site.channels, dtype=torch.float64) for name, site in topology.sites.items()}
+    alone: dict[str, ShapleyValues] = {}
     done = 0
     for batch, labels in images.batches(task.batch_size):
         for values in explainer(batch):
+            if (
+                values.target in kernels and values.values.shape[2] == 1
+            ):  # a depthwise convolution: the share is all, always
+                alone[values.target] = values
+                continue
             part = labels[values.start : values.start + len(values.values)]
             widths = [topology.sites[name].channels for name in values.sources]
             shares = player_shares(values, sum(widths)).double().cpu()
@@ -58,11 +65,22 @@ def score_shapley(task: RankingTask) -> KernelScores:
                 sums[name].index_add_(0, part, share)
         done += len(labels)
         task.progress(done, len(images))
+    for values in reversed(alone.values()):  # what the layers behind take of its channels, they take of what it reads
+        widths = [topology.sites[name].channels for name in values.sources]
+        passed = torch.zeros(classes, sum(widths), dtype=torch.float64)
+        passed.index_add_(1, values.players[:, 0].clamp(min=0).cpu(), sums[values.target])
+        for name, part in zip(values.sources, torch.split(passed, widths, 1), strict=True):
+            sums[name] += part
     by_layer: dict[str, Tensor] = {}
     for name, site in kernels.items():
         layer = _layer(site)
         if layer not in mixers:
             by_layer[layer] = by_layer[layer] + sums[name] if layer in by_layer else sums[name]
+    if not any(bool(total.any()) for total in by_layer.values()):
+        raise InputError(
+            "No kernel's Shapley value differs from zero on any image: the images are too few or all alike. Give more of them "
+            "(--calibration)."
+        )
     counts = torch.bincount(images.labels, minlength=classes).clamp(min=1).unsqueeze(1)
     return KernelScores(
         "shapley",

@@ -89,7 +89,8 @@ class SampledGame(Game):
             explainer = PermutationExplainer(partial(self._worth, own), _Masks(self._count), seed=self._settings.seed)
             evaluations = self._settings.permutations * (2 * self._count + 1)
             found = explainer(np.zeros((1, self._count)), max_evals=evaluations, batch_size=evaluations, silent=True)
-        return torch.as_tensor(found.values[0].T, dtype=torch.float32, device=self.players.device)
+        values = np.reshape(found.values[0], (self._count, -1)).T  # shap has no axis for a single channel
+        return torch.as_tensor(values, dtype=torch.float32, device=self.players.device)
 
     def _worth(self, own: dict[fx.Node, Tensor], coalitions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The values of coalitions, bool ``[m, players]``, for all channels of the target: ``[m, channels]``."""

@@ -91,3 +91,22 @@ def test_a_gpu_is_used_throughout(task):
     for name, scores in found.layers.items():
         assert scores.device.type == "cpu"
         assert scores.shape == on_cpu.layers[name].shape
+
+
+def test_classes_that_nothing_exact_leads_to_are_found_out_before_the_work(task, network_of):
+    module = torch.nn.Sequential(
+        *(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3), torch.nn.GroupNorm(1, 5)),
+        *(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(5, 4)),
+    )
+    told = []
+    with pytest.raises(InputError, match=r"GroupNorm.*permutations = 4"):
+        score_agic(replace(task, network=network_of(module), progress=lambda *step: told.append(step)))
+    assert not told
+
+
+def test_an_encoder_that_was_trained_before_a_stop_is_taken_up(task, tmp_path):
+    first = score_agic(replace(task, scratch=tmp_path)).layers
+    time = (tmp_path / "encoder.safetensors").stat().st_mtime_ns
+    again = score_agic(replace(task, scratch=tmp_path)).layers
+    assert (tmp_path / "encoder.safetensors").stat().st_mtime_ns == time
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -172,3 +172,43 @@ def test_classes_that_no_exact_link_reaches_are_refused(network_of, shake, image
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(UsageError, match=next(iter(setting))):
         EdgeScoringSettings(**setting)
+
+
+class Behind(nn.Module):
+    """A head with something behind it, or with another beside it; a first layer that nothing exact leads on from."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.first, self.second = how, nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3)
+        self.norm, self.head, self.other = nn.GroupNorm(2, 6), nn.Linear(8, 4), nn.Linear(6, 4)
+
+    def forward(self, x):
+        before = self.first(x)
+        if self.how == "unread":
+            before = self.norm(before)
+        x = self.head(F.relu(self.second(F.relu(before))).mean((2, 3)))
+        if self.how == "two heads":
+            return x + self.other(F.relu(before).mean((2, 3)))
+        return {"softmax": lambda: x.softmax(1), "scaled": lambda: 0.1 * x}.get(self.how, lambda: x)()
+
+
+@pytest.mark.parametrize("how", ["softmax", "scaled", "two heads"])
+def test_the_heads_own_scores_are_aggregated(network_of, shake, images, tmp_path, how):
+    """Not what is behind it; and of two heads their sum."""
+    network = network_of(shake(Behind(how)))
+    aggregation, rows = EdgeAggregation(build_graphs(network, images, images, tmp_path)), torch.arange(5)
+    inputs = images.preprocessing.normalise(images.pixels(rows))
+    with torch.no_grad():
+        found, output = aggregation(whole(aggregation, rows), rows), network.logits(inputs)
+    if how == "softmax":
+        assert torch.allclose(found.softmax(1), output, atol=5e-3)
+    else:
+        assert torch.allclose(found, output * (10 if how == "scaled" else 1), atol=2e-2)
+    keep = {name: torch.zeros(5, aggregation.nodes[name]) for name in aggregation.kernels}
+    assert torch.allclose(aggregation(keep, rows), aggregation.outputs.mean(0).expand(5, -1), atol=5e-3)
+
+
+def test_layers_from_which_no_edges_lead_to_the_classes_are_not_scored(network_of, shake, images, tmp_path):
+    graphs = build_graphs(network_of(shake(Behind("unread"))), images, images, tmp_path)
+    assert "first" in graphs.layout.nodes
+    assert EdgeAggregation(graphs).kernels == ("second",)

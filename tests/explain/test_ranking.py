@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -103,3 +105,11 @@ def test_gap_finds_the_kernels_that_do_nothing(tiny, network_of, noise_images):
         assert found[dead].max() == 0
         alive = [unit for unit in range(16) if unit not in dead]
         assert found[alive].median() > 0
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_images_without_labels_are_named_before_a_ranker_meets_them(tiny, network_of, noise_images, count):
+    images = noise_images(6).subset(torch.arange(count))
+    task = RankingTask(network_of(tiny("chain")), replace(images, labels=torch.full((count,), -1)))
+    with pytest.raises(InputError, match="label_images" if count else "there are none"):
+        rank_kernels(task, "gap")

@@ -124,10 +124,14 @@ def by_hand(network, images):
     view = trace(network.module.double(), network.example().double())
     topology = find_topology(view, network.example().double())
     pixels = images.pixels().double()
-    totals = {}
+    totals, depthwise = {}, []
     with torch.no_grad():
         for target in topology.targets.values():
             if not target.exact:
+                continue
+            module = view.get_submodule(str(target.site.node.target))
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                depthwise.append((str(target.site.node.target), target.sources, module))
                 continue
             size = intervened(view, topology, target, pixels, pixels).abs()
             shares = (size / size.sum(2, keepdim=True).clamp(min=1e-30)).mean(1)
@@ -135,6 +139,11 @@ def by_hand(network, images):
             for name, share in zip(target.sources, shares.split(widths, 1), strict=True):
                 layer = str(topology.sites[name].node.target)
                 totals[layer] = totals.get(layer, 0) + share
+    for layer, (source,), module in reversed(depthwise):  # one kernel's share is all of it: what is taken of it counts
+        passed = totals[layer].view(len(pixels), module.in_channels, -1).sum(2)
+        totals[str(topology.sites[source].node.target)] = (
+            totals.get(str(topology.sites[source].node.target), 0) + passed
+        )
     network.module.float()
     return totals
 
@@ -195,7 +204,7 @@ def test_the_first_images_count_and_the_seed_draws_the_background(network, noise
     subject, images = network("padded"), noise_images(60)
     monkeypatch.setattr(shapley_ranking, "MOST_IMAGES", 20)
     one, same, other = (score_shapley(RankingTask(subject, images, seed)) for seed in (0, 0, 1))
-    assert one.details["images"], one.details["background"] == (20, 32)
+    assert (one.details["images"], one.details["background"]) == (20, 32)
     assert all(torch.equal(one.layers[layer], same.layers[layer]) for layer in one.layers)
     assert any(not torch.equal(one.layers[layer], other.layers[layer]) for layer in one.layers)
     background = images.sample(32, 0)

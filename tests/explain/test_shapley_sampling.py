@@ -214,3 +214,16 @@ def test_only_what_lies_between_is_run(case, monkeypatch):
     given = {nodes[name]: known[nodes[name]] for name in ("a", "b")}
     monkeypatch.setattr(nn.Conv2d, "forward", None)
     assert torch.equal(run_between(view, given, [wanted])[wanted], known[wanted])
+
+
+def test_a_target_with_one_channel_has_that_channel(network_of, shake, noise_images):
+    module = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 1, 3), nn.ReLU()),
+        *(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)),
+    )
+    images = noise_images(3)
+    explainer = ShapleyExplainer(
+        network_of(shake(module)), images, estimates=EstimateSettings(background=2, permutations=1), targets=["2"]
+    )
+    shapes = {found.values.shape for found in explainer(images.preprocessing.normalise(images.pixels()))}
+    assert shapes == {(1, 1, 4)}
