@@ -85,6 +85,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             plan=pruned.plan,
             costs=pruner.costs,
             shipped=shipped_cost(pruned),
+            scores=pruner.first.scores,
             repairs=pruned.repairs,
             history=pruned.history,
             search=search,

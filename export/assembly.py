@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import describe_environment, installed_packages
+from ..explain.scores import KernelScores, get_ranker
 from ..inputs import Inputs
 from ..network.channels import HEAD_LOCK, ChannelGroup
 from ..network.training import History
@@ -28,6 +29,7 @@ class Measured:
     plan: PruningPlan
     costs: CostModel
     shipped: Cost
+    scores: KernelScores
     repairs: Sequence[RepairReport]
     history: History | None
     search: Search | None
@@ -113,8 +115,20 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
             },
             "unlabelled": list(inputs.splits.unlabelled),
         },
-        "notes": notes,
+        "notes": [*notes, *ranking_notes(measured.scores)],
     }
+
+
+def ranking_notes(scores: KernelScores) -> list[str]:
+    """Where the ranking comes from, and what it could not see or only estimated."""
+    notes = [f"Ranked by {scores.method}: {get_ranker(scores.method).source}."]
+    details = scores.details
+    for layer, mixer in {**details.get("no closed form", {}), **details.get("links without a closed form", {})}.items():
+        notes.append(f"{layer}: no Shapley values in closed form, by {mixer}.")
+    notes += [f"{layer}: Shapley values estimated by {how}." for layer, how in details.get("estimated", {}).items()]
+    if unscored := details.get("not scored"):
+        notes.append(f"Without a score by {scores.method}: {', '.join(unscored)}.")
+    return notes
 
 
 def _budget(measured: Measured) -> BudgetCheck:

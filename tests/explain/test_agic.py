@@ -80,6 +80,7 @@ def test_the_main_job_ranks_by_agic_within_the_recipes_budget(tmp_path):
     result = prune_and_export(recipe, tmp_path / "run")
     assert result.exit_code == ExitCode.OK
     assert result.report["ratios"]["macs"] >= 1 / 0.6
+    assert any("reconstruction from the abstract" in note for note in result.report["notes"])
     assert "scoring_steps = 40" in (tmp_path / "run" / "recipe.toml").read_text()
 
 
