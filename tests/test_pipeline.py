@@ -202,9 +202,15 @@ def test_test_images_decide_nothing(run, quick, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "epochs"), [("resnet18", 1), ("vgg16_bn", 0), ("mobilenet_v2", 1), ("densenet121", 0)]
+    ("architecture", "allocation", "epochs"),
+    [
+        ("resnet18", "sensitivity", 1),
+        ("mobilenet_v2", "sensitivity", 1),
+        ("vgg16_bn", "uniform", 0),  # the large ones without what takes them longest
+        ("densenet121", "uniform", 0),
+    ],
 )
-def test_torchvision_networks_go_through_the_whole_line(architecture, epochs, tmp_path):
+def test_torchvision_networks_go_through_the_whole_line(architecture, allocation, epochs, tmp_path):
     factory = tmp_path / "factory.py"
     factory.write_text(
         "from torchvision.models import get_model\n"
@@ -218,7 +224,13 @@ def test_torchvision_networks_go_through_the_whole_line(architecture, epochs, tm
         "    return {'train': pairs[:18], 'val': pairs[18:24], 'test': pairs[24:]}\n"
     )
     recipe = Recipe().override(
-        model=f"{factory}:build", data=f"{factory}:data", macs=0.6, calibration=12, epochs=epochs, seed=1
+        model=f"{factory}:build",
+        data=f"{factory}:data",
+        macs=0.6,
+        calibration=12,
+        epochs=epochs,
+        seed=1,
+        allocation=allocation,
     )
     recipe = replace(
         recipe,
