@@ -272,7 +272,7 @@ def _tap_matrix(module: nn.Conv2d, height: int, width: int) -> Tensor:
     mode = module.padding_mode
     rows = _tap_counts(height, (top, bottom), mode, module.kernel_size[0], module.stride[0], module.dilation[0])
     columns = _tap_counts(width, (left, right), mode, module.kernel_size[1], module.stride[1], module.dilation[1])
-    return torch.einsum("hu,wv->hwuv", rows, columns).reshape(height * width, -1).float()
+    return torch.einsum("hu,wv->hwuv", rows, columns).reshape(height * width, -1)
 
 
 def _tap_counts(size: int, padding: tuple[int, int], mode: str, kernel: int, stride: int, dilation: int) -> Tensor:
