@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Test processes, each with one thread of its own: two that share their threads would slow each other down.
+WORKERS ?= 2
 READY := $(VENV)/.secateur-ready
 
 .PHONY: setup demo test lint format lock clean
@@ -21,7 +23,7 @@ demo: setup
 	$(BIN)/secateur prune-and-export --out demo
 
 test: setup
-	OMP_WAIT_POLICY=passive $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 # mypy sees the checkout under the package's name, whatever the folder is called.
 lint: setup

@@ -250,6 +250,7 @@ def ranking_inputs(inputs: Inputs, origin: str) -> dict[str, Any]:
         "calibration": recipe.data.calibration,
         "ranking": asdict(recipe.ranking),
         "agic": asdict(recipe.agic) if recipe.ranking.rank_by == "agic" else None,
+        "picnn": asdict(recipe.picnn) if recipe.ranking.rank_by == "picnn" else None,
         "seed": recipe.seed,
         "device": inputs.device,
         "packages": installed_packages(),
@@ -264,7 +265,9 @@ def explain(inputs: Inputs, progress: Progress = silent, scratch: Path | None = 
         scratch: a folder where the ranker keeps what it needs to go on after a stop; it must be of these inputs alone.
     """
     recipe = inputs.recipe
-    task = RankingTask(inputs.network, inputs.calibration, recipe.seed, inputs.device, progress, scratch, recipe.agic)
+    task = RankingTask(
+        inputs.network, inputs.calibration, recipe.seed, inputs.device, progress, scratch, recipe.agic, recipe.picnn
+    )
     return rank_kernels(task, recipe.ranking.rank_by)
 
 

@@ -18,6 +18,24 @@ def silent(done: int, total: int) -> None:
     """A progress that is not shown."""
 
 
+def in_parts(progress: Progress, *shares: tuple[str, int]) -> Callable[[str], Progress]:
+    """One progress out of those of several parts, by their shares of the time."""
+    total, before, starts = sum(share for _, share in shares), 0, dict[str, tuple[int, int]]()
+    for name, share in shares:
+        starts[name] = before, share
+        before += share
+
+    def part(name: str) -> Progress:
+        start, share = starts[name]
+
+        def told(done: int, of: int) -> None:
+            progress(round(1000 * (start + share * done / max(1, of)) / total), 1000)
+
+        return told
+
+    return part
+
+
 class Observer:
     """What a run tells while it works; this one stays silent. The command line has one that prints."""
 

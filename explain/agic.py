@@ -5,7 +5,6 @@ docs/methods/agic.md.
 """
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from ..network.images import Images
 from ..network.topology import find_topology
 from ..network.trace import trace
 from ..recipe import AgicSettings
-from ..stages import Progress
+from ..stages import in_parts
 from .scores import KernelScores, RankingTask, register
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def _scores(
     from .edge_scoring import EdgeScoringSettings, train_edge_scoring
     from .graph_encoder import EncoderSettings, GraphEncoder, Standardiser, embed, pretrain
 
-    part = _parts(task.progress, ("graphs", 2), ("encoder", 6), ("embeddings", 1), ("scores", 1))
+    part = in_parts(task.progress, ("graphs", 2), ("encoder", 6), ("embeddings", 1), ("scores", 1))
     graphs = build_graphs(
         task.network,
         images,
@@ -130,21 +129,3 @@ def _by_layer(values: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in values.items():
         calls.setdefault(name.partition(", call ")[0], []).append(value)
     return {name: torch.stack(parts).mean(0) for name, parts in calls.items()}
-
-
-def _parts(progress: Progress, *shares: tuple[str, int]) -> Callable[[str], Progress]:
-    """One progress out of those of several parts, by their shares of the time."""
-    total, before, starts = sum(share for _, share in shares), 0, dict[str, tuple[int, int]]()
-    for name, share in shares:
-        starts[name] = before, share
-        before += share
-
-    def part(name: str) -> Progress:
-        start, share = starts[name]
-
-        def told(done: int, of: int) -> None:
-            progress(round(1000 * (start + share * done / max(1, of)) / total), 1000)
-
-        return told
-
-    return part

@@ -89,6 +89,7 @@ def contributions(
     images: Images,
     *,
     objective: Objective = class_logit,
+    at: fx.Node | None = None,
     batch_size: int = 64,
     device: str = "cpu",
     progress: Progress = silent,
@@ -97,11 +98,17 @@ def contributions(
 
     Source: Cheng et al. 2023, eqs. 3 and 4; the mean baseline is the first-order effect of what their section 4.1 ablates.
 
+    Args:
+        objective: the decision to explain, of the class scores; or of the value of ``at``.
+        at: a node of a traced copy of the network, in which the work is done then; what lies behind it contributes nothing.
+
     Raises:
         InputError: the network's forward cannot be traced.
     """
-    view = trace(network.module, network.example()).to(device)
-    output, reading = output_node(view), reading_nodes(view)
+    view = trace(network.module, network.example()) if at is None else at.graph.owning_module
+    assert view is not None
+    view.to(device)
+    output, reading = output_node(view) if at is None else at, reading_nodes(view)
     last = {node: isinstance(view.get_submodule(layer), nn.Linear) for layer, own in reading.items() for node in own}
     collected: dict[str, list[Tensor]] = {layer: [] for layer in reading}
     places: dict[str, int] = {}
@@ -112,8 +119,8 @@ def contributions(
             starts: list[Tensor] = []
             changes = {node: functools.partial(_reduced, node, last[node], calls, starts) for node in last}
             with torch.enable_grad():
-                logits = pick_logits(run_graph(view, batch.to(device), [output, *last], changes)[output])
-                decisions = objective(logits, labels.to(device))
+                value = run_graph(view, batch.to(device), [output, *last], changes)[output]
+                decisions = objective(pick_logits(value) if at is None else value, labels.to(device))
                 torch.autograd.grad(decisions.sum(), starts, allow_unused=True)
             for layer, nodes in reading.items():
                 places[layer] = sum(calls[node].places for node in nodes)

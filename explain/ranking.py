@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..network.channels import ChannelGroup
-from . import ablation, agic, attributions, gap, references, shapley_ranking  # noqa: F401 (they register rankers)
+from . import ablation, agic, attributions, gap, picnn, references, shapley_ranking  # noqa: F401 (they register rankers)
 from .scores import KernelScores, RankingTask, get_ranker
 
 

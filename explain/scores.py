@@ -13,7 +13,7 @@ from ..errors import InputError, UsageError
 from ..files import replacing
 from ..network.images import Images
 from ..network.model import Network
-from ..recipe import AgicSettings
+from ..recipe import AgicSettings, PicnnSettings
 from ..stages import Progress, silent
 
 
@@ -80,7 +80,7 @@ class RankingTask:
     """What a ranker is given. ``images`` are calibration images, never validation or test.
 
     ``scratch`` is a folder, for this network, these images and this method alone, where long work keeps what it needs to go on
-    after a stop; None: nothing is kept. ``agic`` is the work that ranker may do.
+    after a stop; None: nothing is kept. ``agic`` and ``picnn`` are those rankers' settings.
     """
 
     network: Network
@@ -90,6 +90,7 @@ class RankingTask:
     progress: Progress = silent
     scratch: Path | None = None
     agic: AgicSettings = field(default_factory=AgicSettings)
+    picnn: PicnnSettings = field(default_factory=PicnnSettings)
 
     @property
     def batch_size(self) -> int:

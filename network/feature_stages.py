@@ -1,6 +1,6 @@
 """Where a network's stages end: the last feature map of each resolution that everything passes through."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,23 +24,30 @@ class FeaturePoint:
     width: int
 
 
-def find_stages(view: fx.GraphModule, example: torch.Tensor) -> tuple[FeaturePoint, ...]:
+def find_stages(
+    view: fx.GraphModule, example: torch.Tensor, before: Collection[fx.Node] = ()
+) -> tuple[FeaturePoint, ...]:
     """The ends of the stages in network order: of each resolution the last map that every path to the output goes through.
 
     Maps with at least ``SAME_STAGE`` of the places of a stage's first one belong to it. A resolution without a convolution of
     its own (a pool before the head) is no stage. In torchvision's VGG these are the layers
     before the pools, in its ResNets the stem and layer1 to layer4 (Cheng et al. 2023, section 3.2).
 
+    Args:
+        before: nodes at the first of which to stop: what lies behind is no stage.
+
     Raises:
         InputError: no map of the network is passed by everything.
     """
     maps = _maps(view, example)
     modules = dict(view.named_modules())
-    passed = set(_passed_by_everything(view))
+    passed = set(passed_by_everything(view))
     stages: list[FeaturePoint] = []
     first = last = None  # of the stage that goes on
     convolved = since_last = False  # whether a convolution made the stage's maps; and those after ``last``
     for node in view.graph.nodes:
+        if node in before:
+            break
         since_last = since_last or _is_convolution(modules, node)
         if node not in passed or node not in maps or node.op == "placeholder":
             continue
@@ -102,7 +109,7 @@ def _maps(view: fx.GraphModule, example: torch.Tensor) -> dict[fx.Node, tuple[in
     return {node: tuple(value.shape[1:]) for node, value in values.items() if is_image_map(value)}
 
 
-def _passed_by_everything(view: fx.GraphModule) -> list[fx.Node]:
+def passed_by_everything(view: fx.GraphModule) -> list[fx.Node]:
     """Nodes that every path from the input to the output goes through, in order (its dominators from the output back)."""
     order = {node: index for index, node in enumerate(view.graph.nodes)}
     flows = image_dependent(view)  # a shape alone carries nothing of the image

@@ -8,7 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .cutting import Cut, apply_cut, cut_from_json, cut_to_json
 from .images import Preprocessing, Splits
 from .loading import describe, first_line, import_file, read_checkpoint, split_function
 from .probe import pick_logits
+from .target_layer import NewLayer, insert_layer
 
 MODEL_FILE = "model.safetensors"
 PLAN_FILE = "plan.json"
@@ -44,7 +45,8 @@ class Network:
     """A trained classifier.
 
     ``module`` is in evaluation mode, float32, on the CPU. ``class_names`` is empty until the data name them.
-    ``cuts`` are the cuts that made it from ``source``, in order; empty for a network as it was brought.
+    ``cuts`` are the cuts that made it from ``source``, in order; empty for a network as it was brought. ``new_layer`` was put
+    into it before any cut.
     """
 
     module: nn.Module = field(repr=False)
@@ -53,6 +55,7 @@ class Network:
     source: Source
     cuts: tuple[Cut, ...] = ()
     notes: tuple[str, ...] = ()
+    new_layer: NewLayer | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -208,10 +211,11 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names))
 
 
-def save_network(network: Network, folder: Path, plan_sha256: str) -> Path:
+def save_network(network: Network, folder: Path, plan_sha256: str | None) -> Path:
     """Write ``model.safetensors``: weights, and how to build the network around them. Equal input, equal bytes.
 
-    The last cut is not in it: it lies in ``plan.json`` beside it, whose hash the file holds.
+    The last cut is not in it: it lies in ``plan.json`` beside it, whose hash the file holds. Without a plan's hash all cuts
+    are in the file, and it needs no other.
     """
     from safetensors.torch import save
 
@@ -227,8 +231,9 @@ def save_network(network: Network, folder: Path, plan_sha256: str) -> Path:
         "std": list(network.preprocessing.std),
         "resize": network.preprocessing.resize,
         "class_names": list(network.class_names),
-        "earlier_cuts": [cut_to_json(cut) for cut in network.cuts[:-1]],
+        "earlier_cuts": [cut_to_json(cut) for cut in (network.cuts[:-1] if plan_sha256 else network.cuts)],
         "plan_sha256": plan_sha256,
+        **({"new_layer": asdict(network.new_layer)} if network.new_layer else {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.module.state_dict().items()}
     path = folder / MODEL_FILE
@@ -239,7 +244,7 @@ def save_network(network: Network, folder: Path, plan_sha256: str) -> Path:
 
 
 def load_network(folder: Path, settings: ModelSettings | None = None) -> Network:
-    """Bring a pruned network back from ``model.safetensors`` and ``plan.json``, without pickle.
+    """Bring a network back from ``model.safetensors`` and, if it was pruned, ``plan.json``, without pickle.
 
     ``settings.weights`` has no place here and is refused.
 
@@ -266,23 +271,31 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
     description = json.loads(metadata["secateur"])
     if description["format"] != _FORMAT:
         raise InputError(f"{path} has format {description['format']}; this secateur reads {_FORMAT}.")
-    plan = read_json(plan_path)
-    if sha256_file(plan_path) != description["plan_sha256"]:
-        raise InputError(
-            f"{plan_path} is not the plan that {path.name} was cut by. Prune again with the plan you want."
-        )
-    cuts = (*map(cut_from_json, description["earlier_cuts"]), cut_from_json(plan["cut"]))
+    cuts = tuple(map(cut_from_json, description["earlier_cuts"]))
+    if description["plan_sha256"] is not None:
+        plan = read_json(plan_path)
+        if sha256_file(plan_path) != description["plan_sha256"]:
+            raise InputError(
+                f"{plan_path} is not the plan that {path.name} was cut by. Prune again with the plan you want."
+            )
+        cuts = (*cuts, cut_from_json(plan["cut"]))
     model = _absolute_from(description["model"], folder)
     module = _build(ModelSettings(model=model, weights=None), None, description["classes"], pretrained=False).module
     module = module.float().eval()
+    example = torch.zeros(1, *description["input_shape"])
+    new_layer = NewLayer(**description["new_layer"]) if "new_layer" in description else None
+    if new_layer is not None:
+        module = insert_layer(module, example, new_layer)
     for cut in cuts:
-        module = apply_cut(module, cut, torch.zeros(1, *description["input_shape"]))
+        module = apply_cut(module, cut, example)
     _load_tensors(module, tensors, str(path))
     preprocessing = Preprocessing(
         tuple(description["input_shape"]), tuple(description["mean"]), tuple(description["std"]), description["resize"]
     )
     source = Source(model, description["weights"], description["weights_sha256"], description["classes"])
-    return check_network(Network(module, preprocessing, tuple(description["class_names"]), source, cuts))
+    return check_network(
+        Network(module, preprocessing, tuple(description["class_names"]), source, cuts, new_layer=new_layer)
+    )
 
 
 def _build(

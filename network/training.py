@@ -3,22 +3,45 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..files import replacing
 from .images import Images
 from .probe import pick_logits
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor, Tensor], Tensor]
 """(class scores ``[n, classes]``, images ``[n, C, H, W]``, labels ``[n]``) to a scalar."""
+Forward = Callable[[nn.Module, Tensor, Tensor], Any]
+"""(module, images, labels) to what the loss is given first."""
+
+
+def class_scores(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The usual forward: class scores, without a look at the labels."""
+    return pick_logits(module(images))
+
+
+class Judged(NamedTuple):
+    """A network on validation images: mean ``loss``, ``accuracy`` in [0, 1]; ``merit`` chooses the epoch (the accuracy, if
+    None); ``measures`` are told beside them."""
+
+    loss: float
+    accuracy: float
+    merit: float | None = None
+    measures: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Stochastic gradient descent with Nesterov momentum 0.9 (or Adam), a warm-up, then cosine decay to zero, by steps."""
+    """Stochastic gradient descent with Nesterov momentum 0.9 (or Adam), a warm-up, then cosine decay, by steps.
+
+    ``warm_up`` is the share of the steps in which the rate rises; it ends at ``final_share`` of its peak. ``rates`` are factors
+    of the learning rate by the beginning of parameters' names; those parameters do not decay.
+    """
 
     epochs: int
     batch_size: int
@@ -28,6 +51,9 @@ class TrainingSettings:
     seed: int
     device: str = "cpu"
     optimizer: str = "sgd"
+    warm_up: float = 0.05
+    final_share: float = 0.0
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,11 +64,18 @@ class Epoch:
     train_loss: float | None
     validation_loss: float
     validation_accuracy: float
+    merit: float | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What the kept epoch has most of: merit, else accuracy; then the lower loss."""
+        return self.validation_accuracy if self.merit is None else self.merit, -self.validation_loss
 
 
 @dataclass(frozen=True)
 class History:
-    """All epochs; ``best`` is the one whose weights were kept: highest validation accuracy, then lowest loss."""
+    """All epochs; ``best`` is the one whose weights were kept: highest validation accuracy (or merit), then lowest loss."""
 
     epochs: tuple[Epoch, ...]
     best: int
@@ -88,47 +121,47 @@ def train(
     module: nn.Module,
     images: Images,
     loss: Loss,
-    validate: Callable[[nn.Module], tuple[float, float]] | None,
+    validate: Callable[[nn.Module], tuple[float, float] | Judged] | None,
     settings: TrainingSettings,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    forward: Forward = class_scores,
+    after_step: Callable[[], None] = lambda: None,
+    checkpoint: Path | None = None,
 ) -> History:
     """Train ``module`` in place and leave it with the weights of the best epoch, in evaluation mode.
 
     The state before training is epoch 0 and takes part, so training never ends below where it began.
 
     Args:
-        validate: gives (loss, accuracy) of the module on validation images; None keeps the last weights unjudged.
+        validate: judges the module on validation images, (loss, accuracy) at least; None keeps the last weights unjudged.
         progress: called with (steps done, steps in all).
+        forward: what is computed in the forward pass and handed to the loss.
+        after_step: called after every step of the optimizer.
+        checkpoint: a file of this training alone that is written after every epoch; where it is there already, training goes
+            on from it, to the same weights as without a stop.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=settings.device == "cpu")
     generator = torch.Generator().manual_seed(settings.seed)
-    decayed = [parameter for parameter in module.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in module.parameters() if parameter.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    optimizer: torch.optim.Optimizer
-    if settings.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
-    else:
-        optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)
+    optimizer = _optimizer(module, settings)
     steps_per_epoch = max(1, len(images) // settings.batch_size)
     total = settings.epochs * steps_per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, settings))
     prepared, optimizer = accelerator.prepare(module, optimizer)
 
     def row(epoch: int, train_loss: float | None) -> Epoch:
         assert validate is not None
-        validation_loss, accuracy = validate(accelerator.unwrap_model(prepared).eval())
-        return Epoch(epoch, train_loss, validation_loss, accuracy)
+        judged = Judged(*validate(accelerator.unwrap_model(prepared).eval()))
+        return Epoch(epoch, train_loss, judged.loss, judged.accuracy, judged.merit, dict(judged.measures))
 
-    epochs = [] if validate is None else [row(0, None)]
-    best, best_state = epochs[0] if epochs else None, copy.deepcopy(module.state_dict())
-    done = 0
-    for epoch in range(1, settings.epochs + 1):
+    state = _Checkpoint(checkpoint, module, optimizer, schedule, generator)
+    if not state.read():
+        state.epochs = [] if validate is None else [row(0, None)]
+        state.best = copy.deepcopy(module.state_dict())
+    done = state.finished * steps_per_epoch
+    for epoch in range(state.finished + 1, settings.epochs + 1):
         prepared.train()
         order = torch.randperm(len(images), generator=generator)
         order = order[: max(steps_per_epoch * settings.batch_size, min(len(images), settings.batch_size))]
@@ -136,29 +169,100 @@ def train(
         for batch, labels in images.batches(settings.batch_size, order):
             varied = augment(batch, settings.flip, generator).to(accelerator.device)
             labels = labels.to(accelerator.device)
-            value = loss(pick_logits(prepared(varied)), varied, labels)
+            value = loss(forward(prepared, varied, labels), varied, labels)
             optimizer.zero_grad()
             accelerator.backward(value)
             accelerator.clip_grad_norm_(module.parameters(), 5.0)
             optimizer.step()
+            after_step()
             schedule.step()
             sum_of_losses += float(value.detach())
             done += 1
             progress(done, total)
-        if best is None:
-            continue
-        current = row(epoch, sum_of_losses / steps_per_epoch)
-        epochs.append(current)
-        if (current.validation_accuracy, -current.validation_loss) > (best.validation_accuracy, -best.validation_loss):
-            best, best_state = current, copy.deepcopy(module.state_dict())
-    if best is not None:
-        module.load_state_dict(best_state)
+        if validate is not None:
+            current = row(epoch, sum_of_losses / steps_per_epoch)
+            if current.rank > max(earlier.rank for earlier in state.epochs):
+                state.best = copy.deepcopy(module.state_dict())
+            state.epochs.append(current)
+        state.finished = epoch
+        state.write()
+    if state.epochs:
+        module.load_state_dict(state.best)
     module.to("cpu").eval()
-    return History(tuple(epochs), best.epoch if best else settings.epochs)
+    best = max(state.epochs, key=lambda epoch: (epoch.rank, -epoch.epoch)) if state.epochs else None
+    return History(tuple(state.epochs), best.epoch if best else settings.epochs)
 
 
-def _rate(step: int, total: int) -> float:
-    warm = max(1, total // 20)
-    if step < warm:
+class _Checkpoint:
+    """All that training needs to go on after an epoch; kept in a file, if one is given."""
+
+    def __init__(
+        self, path: Path | None, module: nn.Module, optimizer: Any, schedule: Any, draws: torch.Generator
+    ) -> None:
+        self._path, self._parts, self._draws = (
+            path,
+            {"module": module, "optimizer": optimizer, "schedule": schedule},
+            draws,
+        )
+        self.epochs: list[Epoch] = []
+        self.best: dict[str, Any] = {}
+        self.finished = 0
+
+    def write(self) -> None:
+        if self._path is None:
+            return
+        held = {
+            **{name: part.state_dict() for name, part in self._parts.items()},
+            "best": self.best,
+            "finished": self.finished,
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "draws": self._draws.get_state(),
+            "global": torch.get_rng_state(),
+            "devices": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        with replacing(self._path) as whole:
+            torch.save(held, whole)
+
+    def read(self) -> bool:
+        """Take up what the file holds, if it is there."""
+        if self._path is None or not self._path.is_file():
+            return False
+        held = torch.load(self._path, map_location="cpu", weights_only=True)
+        for name, part in self._parts.items():
+            part.load_state_dict(held[name])
+        self.best, self.finished = held["best"], held["finished"]
+        self.epochs = [Epoch(**row) for row in held["epochs"]]
+        self._draws.set_state(held["draws"])
+        torch.set_rng_state(held["global"])
+        if held["devices"]:
+            torch.cuda.set_rng_state_all(held["devices"])
+        return True
+
+
+def _optimizer(module: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Weights decay; biases, norms and parameters with a learning rate of their own do not."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        own = next((factor for start, factor in settings.rates.items() if name.startswith(start)), None)
+        decays = own is None and parameter.dim() > 1
+        groups.setdefault((1.0 if own is None else own, decays), []).append(parameter)
+    rows = [
+        {
+            "params": parameters,
+            "lr": settings.learning_rate * rate,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for (rate, decays), parameters in sorted(groups.items(), key=lambda group: (group[0][0], not group[0][1]))
+    ]
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(rows, lr=settings.learning_rate)
+    return torch.optim.SGD(rows, lr=settings.learning_rate, momentum=0.9, nesterov=True)
+
+
+def _rate(step: int, total: int, settings: TrainingSettings) -> float:
+    warm = max(1, int(total * settings.warm_up))
+    if step < warm and settings.warm_up:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    warm = warm if settings.warm_up else 0
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    return settings.final_share + (1 - settings.final_share) * cosine

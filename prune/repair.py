@@ -20,7 +20,7 @@ from ..network.model import Network
 from ..network.probe import frozen, pick_logits, reading_inputs
 from ..network.trace import ZeroPadChannels, following_norms
 from ..network.training import TrainingSettings, train
-from ..recipe import REPAIRS
+from ..sections import REPAIRS
 from .reconstruction import LayerFit, reconstruct
 
 Progress = Callable[[int, int], None]
