@@ -1,77 +1,48 @@
 """The ``secateur`` command: parse, call one function, print. Nothing heavy is imported before a command runs."""
 
-import functools
-import os
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
-from .errors import ExitCode, SecateurError, UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from .recipe import Recipe
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-app = typer.Typer(
-    help="Cut the kernels a convolutional network does not need, and show why.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+from . import cli_training  # noqa: F401 (it registers commands)
+from .cli_options import (
+    Allocation,
+    Calibration,
+    Data,
+    Device,
+    Epochs,
+    Flip,
+    InputShape,
+    LatencyBatch,
+    LearningRate,
+    Macs,
+    MaxDrop,
+    Mean,
+    Model,
+    Out,
+    Params,
+    PathwayName,
+    Provider,
+    Quiet,
+    RankBy,
+    RecipeFile,
+    Repair,
+    Rounds,
+    RoundTo,
+    Seed,
+    Size,
+    Std,
+    Weights,
+    app,
+    command,
+    console_of,
+    numbers,
+    observed,
+    recipe_of,
+    rounding,
 )
-
-Model = Annotated[
-    str | None,
-    typer.Option(help="digits, a torchvision name, timm:NAME, file.py:function, or a folder that secateur wrote."),
-]
-Weights = Annotated[str | None, typer.Option(help="safetensors or torch checkpoint; or a torchvision weights name.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="digits, a folder with train/ and test/ (or of pictures only), cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, "
-        "file.py:function."
-    ),
-]
-Out = Annotated[Path, typer.Option(help="The run folder.")]
-InputShape = Annotated[str | None, typer.Option(help="channels,height,width, if the model does not declare it.")]
-Mean = Annotated[str | None, typer.Option(help="Channel means of values in [0, 1], with commas.")]
-Std = Annotated[str | None, typer.Option(help="Channel standard deviations, with commas.")]
-RankBy = Annotated[str | None, typer.Option(help="The ranker; `secateur rankers` lists them.")]
-Calibration = Annotated[int | None, typer.Option(help="Training images that rank and repair.")]
-Macs = Annotated[float | None, typer.Option(help="MACs that may be left, as a fraction.")]
-Params = Annotated[float | None, typer.Option(help="Parameters that may be left, as a fraction.")]
-Size = Annotated[float | None, typer.Option(help="Bytes of weights that may be left, as a fraction.")]
-MaxDrop = Annotated[
-    float | None,
-    typer.Option(
-        help="Instead of a budget: points of accuracy that may be lost on validation images; as few MACs as can be."
-    ),
-]
-Rounds = Annotated[int | None, typer.Option(help="How often to explain, cut and repair on the way to the budget.")]
-RoundTo = Annotated[str | None, typer.Option(help="Widths are multiples of this; auto: 8, 4, 2 or 1 by width.")]
-Allocation = Annotated[
-    str | None, typer.Option(help="How the cut is shared out: sensitivity (measured) or uniform shares.")
-]
-Repair = Annotated[str | None, typer.Option(help="none, mean, bn, reconstruct (least squares) or distill.")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning with distillation; 0 for none.")]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate of the fine-tuning.")]
-Flip = Annotated[
-    bool | None, typer.Option("--flip/--no-flip", help="Mirror images in fine-tuning (colour images by default).")
-]
-Provider = Annotated[str | None, typer.Option(help="ONNX Runtime on auto, cpu, cuda or tensorrt.")]
-LatencyBatch = Annotated[int | None, typer.Option(help="The batch size whose speed-up is judged.")]
-Device = Annotated[str | None, typer.Option(help="torch on auto, cpu or cuda.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn at random.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe.toml; options given beside it win.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result and what is wrong.")]
+from .errors import ExitCode, UsageError
 
 
 def main() -> None:
@@ -79,45 +50,7 @@ def main() -> None:
     app()
 
 
-def _command(name: str) -> Callable[[F], F]:
-    """Register a command whose errors become one readable message and an exit code."""
-
-    def wrap(function: F) -> F:
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            try:
-                code = function(*args, **kwargs)
-            except SecateurError as error:
-                typer.echo(f"secateur: {error}", err=True)
-                if os.environ.get("SECATEUR_DEBUG"):
-                    traceback.print_exc()
-                raise typer.Exit(int(error.exit_code)) from error
-            except KeyboardInterrupt:
-                typer.echo("secateur: stopped. What was finished is kept; --resume goes on from there.", err=True)
-                raise
-            except MemoryError as error:
-                typer.echo(
-                    "secateur: the memory of this machine does not suffice. Try a smaller --calibration.", err=True
-                )
-                raise typer.Exit(int(ExitCode.MACHINE)) from error
-            except Exception as error:
-                typer.echo(
-                    f"secateur: a defect in secateur: {type(error).__name__}: {error}. Please report it with the output of "
-                    "the same command under SECATEUR_DEBUG=1.",
-                    err=True,
-                )
-                if os.environ.get("SECATEUR_DEBUG"):
-                    traceback.print_exc()
-                raise typer.Exit(int(ExitCode.DEFECT)) from error
-            raise typer.Exit(int(code or 0))
-
-        app.command(name)(guarded)
-        return function
-
-    return wrap
-
-
-@_command("prune-and-export")
+@command("prune-and-export")
 def prune_and_export_command(
     model: Model = None,
     weights: Weights = None,
@@ -135,6 +68,7 @@ def prune_and_export_command(
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
     flip: Flip = None,
+    pathway: PathwayName = None,
     calibration: Calibration = None,
     input_shape: InputShape = None,
     mean: Mean = None,
@@ -164,17 +98,17 @@ def prune_and_export_command(
     Exit codes: 0 all is well; 1 a gate failed or the budget was missed; 2 usage; 3 bad input; 4 the machine lacks what was
     required; 5 a defect in secateur.
     """
-    settings = _recipe(
+    settings = recipe_of(
         recipe, None, model=model, weights=weights, data=data, rank_by=rank_by, macs=macs, params=params,
         size=size, max_drop=max_drop, rounds=rounds,
-        round_to=_round_to(round_to), allocation=allocation, repair=repair, epochs=epochs,
-        learning_rate=learning_rate, flip=flip,
-        calibration=calibration, input_shape=_numbers("input-shape", input_shape, int), mean=_numbers("mean", mean, float),
-        std=_numbers("std", std, float), require_drop_below=require_drop_below, require_speedup=require_speedup,
+        round_to=rounding(round_to), allocation=allocation, repair=repair, epochs=epochs,
+        learning_rate=learning_rate, flip=flip, pathway=pathway,
+        calibration=calibration, input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
+        std=numbers("std", std, float), require_drop_below=require_drop_below, require_speedup=require_speedup,
         require_size_below=require_size_below, require_provider=require_provider, latency_batch=latency_batch,
         provider=provider, device=device, seed=seed,
     )  # fmt: skip
-    console = _console()
+    console = console_of()
     from .export.report import closing_rows
     from .pipeline import prune_and_export
     from .terminal import TerminalObserver, show_table
@@ -190,7 +124,7 @@ def prune_and_export_command(
     return int(result.exit_code)
 
 
-@_command("explain")
+@command("explain")
 def explain_command(
     pictures: Annotated[
         list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Pictures whose decisions are explained.")
@@ -237,17 +171,17 @@ def explain_command(
     With pictures: the evidence for the network's decision on each, as a tree of kernels and places; writes
     evidence/NAME.json and evidence/NAME.png.
     """
-    settings = _recipe(
+    settings = recipe_of(
         recipe, None, model=model, weights=weights, data=data, rank_by=rank_by, calibration=calibration,
-        input_shape=_numbers("input-shape", input_shape, int), mean=_numbers("mean", mean, float),
-        std=_numbers("std", std, float), device=device, seed=seed,
+        input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
+        std=numbers("std", std, float), device=device, seed=seed,
     )  # fmt: skip
     from .evidence_steps import EvidenceSettings, evidence_settings, explain_pictures
     from .steps import explain_into
     from .terminal import show_table, show_tree
 
     asked = evidence_settings(class_name, kernel, layers, top, baseline, occlude)
-    console, observer = _observed(quiet)
+    console, observer = observed(quiet)
     if not pictures:
         if asked != EvidenceSettings():
             raise UsageError(
@@ -264,7 +198,7 @@ def explain_command(
         console.print(f"evidence: {path}", soft_wrap=True, highlight=False)
 
 
-@_command("plan")
+@command("plan")
 def plan_command(
     out: Out = Path("secateur-run"),
     macs: Macs = None,
@@ -282,8 +216,8 @@ def plan_command(
 
     What a group removes may be edited in plan.json by hand; `prune` goes by it.
     """
-    settings = _recipe(
-        None, out, macs=macs, params=params, size=size, round_to=_round_to(round_to), allocation=allocation
+    settings = recipe_of(
+        None, out, macs=macs, params=params, size=size, round_to=rounding(round_to), allocation=allocation
     )
     from .steps import explain_plan, plan_into
     from .terminal import show_table
@@ -291,10 +225,10 @@ def plan_command(
     if explain is not None:
         if any(option is not None for option in (macs, params, size, round_to, allocation)):
             raise UsageError("--explain reads the plan that is there; plan first, then explain.")
-        show_table(_console(), ("kernel", "score", "verdict", "why"), explain_plan(settings, out, explain))
+        show_table(console_of(), ("kernel", "score", "verdict", "why"), explain_plan(settings, out, explain))
         return 0
 
-    console, observer = _observed(quiet)
+    console, observer = observed(quiet)
     plan, rows = plan_into(settings, out, observer)
     show_table(console, ("group", "units", "kept", "step", "saves MACs", "decided by"), rows)
     console.print(f"plan: {out / 'plan.json'}", soft_wrap=True, highlight=False)
@@ -304,26 +238,29 @@ def plan_command(
     return 0
 
 
-@_command("prune")
+@command("prune")
 def prune_command(
     out: Out = Path("secateur-run"),
     repair: Repair = None,
     epochs: Epochs = None,
     learning_rate: LearningRate = None,
     flip: Flip = None,
+    pathway: PathwayName = None,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Cut by the plan in the run folder, repair and fine-tune: writes model.safetensors."""
-    settings = _recipe(None, out, repair=repair, epochs=epochs, learning_rate=learning_rate, flip=flip, device=device)
+    settings = recipe_of(
+        None, out, repair=repair, epochs=epochs, learning_rate=learning_rate, flip=flip, pathway=pathway, device=device
+    )
     from .steps import prune_into
 
-    console, observer = _observed(quiet)
+    console, observer = observed(quiet)
     for line in prune_into(settings, out, observer):
         console.print(line, soft_wrap=True, highlight=False)
 
 
-@_command("export")
+@command("export")
 def export_command(
     model: Annotated[
         str | None, typer.Option(help="A network to export as it is, instead of the run folder's.")
@@ -342,19 +279,19 @@ def export_command(
     chosen = None
     if model is not None:
         shape, means, deviations = (
-            _numbers("input-shape", input_shape, int),
-            _numbers("mean", mean, float),
-            _numbers("std", std, float),
+            numbers("input-shape", input_shape, int),
+            numbers("mean", mean, float),
+            numbers("std", std, float),
         )
         chosen = ModelSettings(model, weights, shape, means, deviations)
     elif weights is not None or input_shape is not None or mean is not None or std is not None:
         raise UsageError("--weights, --input-shape, --mean and --std belong to --model; the run folder has its own.")
-    console, observer = _observed(quiet)
+    console, observer = observed(quiet)
     for line in export_into(chosen, out, observer):
         console.print(line, soft_wrap=True, highlight=False)
 
 
-@_command("bench")
+@command("bench")
 def bench_command(
     baseline: Annotated[Path, typer.Argument(help="An ONNX classifier.")],
     pruned: Annotated[Path, typer.Argument(help="Another, timed in turns with the first.")],
@@ -371,31 +308,31 @@ def bench_command(
     from .steps import BenchSettings, bench
     from .terminal import show_table
 
-    sizes = _numbers("batches", batches, int)
+    sizes = numbers("batches", batches, int)
     assert sizes is not None
     settings = BenchSettings(
         sizes,
         data,
-        _numbers("input-shape", input_shape, int),
-        _numbers("mean", mean, float),
-        _numbers("std", std, float),
+        numbers("input-shape", input_shape, int),
+        numbers("mean", mean, float),
+        numbers("std", std, float),
         provider or "auto",
         seed or 0,
     )
-    console, observer = _observed(quiet)
+    console, observer = observed(quiet)
     show_table(console, ("", "first", "second", "change (95% interval)"), bench(baseline, pruned, settings, observer))
 
 
-@_command("report")
+@command("report")
 def report_command(out: Out = Path("secateur-run")) -> None:
     """Write report.md, report.html and junit.xml again from report.json."""
     from .export.report import read_report, write_report
 
     paths = write_report(read_report(out), out)
-    _console().print(f"report: {paths['report.html']}", soft_wrap=True, highlight=False)
+    console_of().print(f"report: {paths['report.html']}", soft_wrap=True, highlight=False)
 
 
-@_command("rankers")
+@command("rankers")
 def rankers_command() -> None:
     """The rankings there are."""
     from .explain import ranking  # noqa: F401 (registers them)
@@ -403,71 +340,16 @@ def rankers_command() -> None:
     from .terminal import show_table
 
     rows = [(ranker.name, ranker.summary, ranker.needs, ranker.unit) for ranker in rankers()]
-    show_table(_console(), ("name", "higher means", "needs", "unit"), rows)
+    show_table(console_of(), ("name", "higher means", "needs", "unit"), rows)
 
 
-@_command("doctor")
+@command("doctor")
 def doctor_command() -> None:
     """What this machine can and cannot do."""
     from .steps import diagnose
     from .terminal import show_table
 
-    show_table(_console(), ("what", "found", "so"), diagnose())
-
-
-def _recipe(file: Path | None, folder: Path | None, **options: Any) -> "Recipe":
-    """The recipe of ``--recipe`` or of a run folder, with the options given on top."""
-    from .recipe import Recipe
-
-    if file is not None:
-        from .steps import read_recipe
-
-        base = read_recipe(file)
-    elif folder is not None:
-        base = Recipe.read(folder / "recipe.toml")
-    else:
-        base = Recipe()
-    if options.get("model") is not None and options["model"] != base.model.model:
-        from dataclasses import replace
-
-        from .recipe import ModelSettings
-
-        base = replace(base, model=ModelSettings(options["model"]))
-    return base.override(**options)
-
-
-def _numbers(option: str, text: str | None, kind: type[Any]) -> Any:
-    """Comma-separated numbers of an option, or None."""
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.replace("x", ",").split(","))
-    except ValueError as error:
-        raise UsageError(
-            f"--{option} must be {'whole ' if kind is int else ''}numbers with commas (got {text!r})."
-        ) from error
-
-
-def _round_to(text: str | None) -> str | int | None:
-    if text is None or text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UsageError(f"--round-to must be auto or a whole number (got {text!r}).") from error
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
-
-
-def _observed(quiet: bool) -> tuple["Console", Any]:
-    from .terminal import TerminalObserver
-
-    console = _console()
-    return console, TerminalObserver(console, quiet)
+    show_table(console_of(), ("what", "found", "so"), diagnose())
 
 
 if __name__ == "__main__":

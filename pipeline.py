@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,21 @@ from .errors import ExitCode, InputError
 from .explain.scores import get_ranker
 from .export.accuracy import Accuracy, measure_accuracy, measure_drop
 from .export.assembly import Measured, assemble_report, locked
+from .export.clusters import draw_membership
 from .export.latency import Comparison, compare_latency
 from .export.onnx_model import OnnxModel, export_onnx
 from .export.report import REPORT_FILES, to_html, to_markdown, write_report
 from .export.runtime import choose_provider
 from .files import locked_folder, read_json, replacing, sha256_file, sha256_json, write_json, write_text
 from .inputs import Inputs, load_inputs
+from .pathways import check_pathway, measure_pathways
 from .prune import surgery
-from .pruner import SCORES_FILE, SENSITIVITY_FILE, Candidate, Pruner, shipped_cost
+from .pruner import MEMBERSHIP_FILE, SCORES_FILE, SENSITIVITY_FILE, Candidate, Pruner, shipped_cost
 from .recipe import Recipe
 from .stages import Observer, Progress, Stages
 
 RECIPE_FILE, BASELINE_ONNX, PRUNED_ONNX = "recipe.toml", "baseline.onnx", "model.onnx"
+MEMBERSHIP_PICTURE = "membership.png"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
     observer = observer or Observer()
     provider = choose_provider(recipe.gates.require_provider or recipe.measurement.provider)
     get_ranker(recipe.ranking.rank_by)
+    check_pathway(recipe)
     with locked_folder(out):
         stages = Stages(out / ".secateur" / "stages", resume, observer)
         with stages.timed("load") as progress:
@@ -81,6 +85,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             lambda folder, progress: _measure_latencies(inputs, files, provider.provider, folder, progress),
             lambda folder: tuple(map(Comparison.from_json, read_json(folder / "latency.json"))),
         )
+        pathways = _pathways(inputs, pruned, stages)
         measured = Measured(
             plan=pruned.plan,
             costs=pruner.costs,
@@ -95,10 +100,29 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             comparisons=comparisons,
             provider=provider,
             timings=stages.timings,
+            pathways=pathways,
         )
         report = assemble_report(inputs, measured)
         _deliver(out, inputs, pruner, pruned, files, report)
         return RunResult(out, report, ExitCode(report["exit_code"]))
+
+
+def _pathways(inputs: Inputs, pruned: Candidate, stages: Stages) -> list[dict[str, Any]] | None:
+    """How PICNN's recovery changed what filters tell of classes; None where there was none."""
+    membership = pruned.membership
+    if membership is None:
+        return None
+
+    def work(folder: Path, progress: Progress) -> None:
+        rows = measure_pathways(inputs, pruned.repaired, (pruned.network, membership), progress)
+        write_json(folder / "pathways.json", rows)
+
+    return stages.run(
+        "pathways",
+        {"network": pruned.key, "picnn": asdict(inputs.recipe.picnn), "images": inputs.content},
+        work,
+        lambda folder: list(read_json(folder / "pathways.json")),
+    )
 
 
 def _export(inputs: Inputs, pruned: Candidate, folder: Path) -> None:
@@ -178,6 +202,11 @@ def _deliver(
     else:
         pruner.first.sensitivity.save(out / SENSITIVITY_FILE)
     surgery.save(pruned.network, pruned.plan, out)
+    if pruned.membership is None:
+        (out / MEMBERSHIP_FILE).unlink(missing_ok=True)
+    else:
+        pruned.membership.save(out / MEMBERSHIP_FILE)
+        draw_membership(pruned.membership, out / MEMBERSHIP_PICTURE)
     for model in files:
         with replacing(out / model.path.name) as temporary:
             shutil.copyfile(model.path, temporary)

@@ -13,6 +13,7 @@ import torch
 
 from .environment import code_sha256, installed_packages
 from .errors import UsageError
+from .explain.membership import Membership
 from .explain.ranking import UnitScores, rank_kernels, score_units
 from .explain.scores import KernelScores, RankingTask
 from .files import read_json, write_json
@@ -25,7 +26,7 @@ from .network.training import History
 from .prune import surgery
 from .prune.cost import Cost, CostModel, measure_cost
 from .prune.plan import PruningPlan, keep_all, obstacle, plan_pruning
-from .prune.recover import recover
+from .prune.recover import recover, recover_with_pathway
 from .prune.repair import RepairReport, repair
 from .prune.rounds import combine
 from .prune.search import Search, Trial, search
@@ -33,7 +34,7 @@ from .prune.sensitivity import Sensitivity, measure_sensitivity
 from .recipe import BudgetSettings, Recipe
 from .stages import Progress, Stages, silent
 
-SCORES_FILE, SENSITIVITY_FILE = "scores.safetensors", "sensitivity.json"
+SCORES_FILE, SENSITIVITY_FILE, MEMBERSHIP_FILE = "scores.safetensors", "sensitivity.json", "membership.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,18 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pruned network with the plan from the original to it. ``repairs`` holds one report per round."""
+    """A pruned network with the plan from the original to it. ``repairs`` holds one report per round.
+
+    ``repaired`` is the network before it was recovered; ``membership`` that of a recovery with PICNN's pathway.
+    """
 
     plan: PruningPlan
     network: Network
     repairs: tuple[RepairReport, ...]
     history: History | None
     key: str
+    repaired: Network
+    membership: Membership | None = None
 
 
 class Pruner:
@@ -113,16 +119,29 @@ class Pruner:
             repairs.append(report)
             key = self.stages.keys[f"repair{suffix}"]
         assert plan is not None
-        history = None
-        if self.recipe.recovery.epochs:
-            network, history = self.stages.run(
-                f"recover{label}",
-                {"repair": key, "recovery": asdict(self.recipe.recovery), "images": self.inputs.content["training"]},
-                lambda folder, progress: _recovered(self.inputs, network, plan, folder, progress),
-                lambda folder: (_reload(folder, self.recipe), History.from_json(read_json(folder / "history.json"))),
+        repaired, recovery = network, self.recipe.recovery
+        history = membership = None
+        if recovery.epochs:
+            stage = f"recover{label}"
+            network, history, membership = self.stages.run(
+                stage,
+                {
+                    "repair": key,
+                    "recovery": asdict(recovery),
+                    "picnn": asdict(self.recipe.picnn) if recovery.pathway == "picnn" else None,
+                    "images": self.inputs.content["training"],
+                },
+                lambda folder, progress: _recovered(
+                    self.inputs, repaired, plan, folder, progress, self.stages.scratch(stage)
+                ),
+                lambda folder: (
+                    _reload(folder, self.recipe),
+                    History.from_json(read_json(folder / "history.json")),
+                    Membership.load(folder / MEMBERSHIP_FILE) if recovery.pathway == "picnn" else None,
+                ),
             )
-            key = self.stages.keys[f"recover{label}"]
-        return Candidate(plan, network, tuple(repairs), history, key)
+            key = self.stages.keys[stage]
+        return Candidate(plan, network, tuple(repairs), history, key, repaired, membership)
 
     def _whole(self) -> Candidate:
         """The original as it is, with the plan that removes nothing."""
@@ -138,7 +157,8 @@ class Pruner:
             lambda folder: PruningPlan.load(folder / PLAN_FILE),
         )
         report = RepairReport("none", len(self.inputs.calibration))
-        return Candidate(plan, surgery.cut(self.inputs.network, plan), (report,), None, self.stages.keys["plan whole"])
+        network = surgery.cut(self.inputs.network, plan)
+        return Candidate(plan, network, (report,), None, self.stages.keys["plan whole"], network)
 
     def _rank(
         self, network: Network, groups: tuple[ChannelGroup, ...], costs: CostModel, origin: str, suffix: str
@@ -319,17 +339,39 @@ def cut_and_repair(
     )
 
 
-def fine_tune(inputs: Inputs, small: Network, progress: Progress = silent) -> tuple[Network, History]:
-    """Recover a pruned network by the recipe; the best epoch on validation is kept."""
-    return recover(
+def fine_tune(
+    inputs: Inputs, small: Network, progress: Progress = silent, scratch: Path | None = None
+) -> tuple[Network, History, Membership | None]:
+    """Recover a pruned network by the recipe; the best epoch on validation is kept. With PICNN's pathway, its membership.
+
+    Args:
+        scratch: a folder of these inputs alone, where training is kept after every epoch, to go on from.
+    """
+    recipe = inputs.recipe
+    kept = None if scratch is None else scratch / "training.pt"
+    if recipe.recovery.pathway == "picnn":
+        return recover_with_pathway(
+            inputs.network,
+            small,
+            inputs.splits,
+            recipe.recovery,
+            recipe.picnn,
+            seed=recipe.seed,
+            device=inputs.device,
+            progress=progress,
+            checkpoint=kept,
+        )
+    network, history = recover(
         inputs.network,
         small,
         inputs.splits,
-        inputs.recipe.recovery,
-        seed=inputs.recipe.seed,
+        recipe.recovery,
+        seed=recipe.seed,
         device=inputs.device,
         progress=progress,
+        checkpoint=kept,
     )
+    return network, history, None
 
 
 def shipped_cost(candidate: Candidate) -> Cost:
@@ -337,9 +379,13 @@ def shipped_cost(candidate: Candidate) -> Cost:
     return measure_cost(candidate.network).of({})
 
 
-def _recovered(inputs: Inputs, small: Network, plan: PruningPlan, folder: Path, progress: Progress) -> None:
-    tuned, history = fine_tune(inputs, small, progress)
+def _recovered(
+    inputs: Inputs, small: Network, plan: PruningPlan, folder: Path, progress: Progress, scratch: Path
+) -> None:
+    tuned, history, membership = fine_tune(inputs, small, progress, scratch)
     surgery.save(tuned, plan, folder)
+    if membership is not None:
+        membership.save(folder / MEMBERSHIP_FILE)
     write_json(folder / "history.json", history.to_json())
 
 

@@ -224,7 +224,10 @@ class RepairSettings:
 
 @dataclass(frozen=True)
 class RecoverySettings:
-    """Fine-tuning with distillation. ``flip`` None: mirror colour images, leave grey ones (digits, letters) as they are."""
+    """Fine-tuning with distillation. ``flip`` None: mirror colour images, leave grey ones (digits, letters) as they are.
+
+    ``pathway``: none, or picnn to train with PICNN's interpretation loss too, by the settings under ``picnn``.
+    """
 
     epochs: int = 3
     batch_size: int = 64
@@ -233,6 +236,7 @@ class RecoverySettings:
     temperature: float = 2.0
     distillation: float = 0.7
     flip: bool | None = None
+    pathway: str = "none"
 
     def __post_init__(self) -> None:
         check_whole("epochs", self.epochs, 0)
@@ -241,6 +245,7 @@ class RecoverySettings:
         check_positive("temperature", self.temperature)
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay must not be negative (got {self.weight_decay}).")
+        check_one_of("pathway", self.pathway, ("none", "picnn"))
         if not 0 <= self.distillation <= 1:
             raise UsageError(f"distillation must be between 0 and 1 (got {self.distillation}).")
 

@@ -19,10 +19,21 @@ from .inputs import load_inputs
 from .network.channels import find_groups
 from .network.images import Preprocessing, load_images
 from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
+from .pathways import check_pathway
 from .pipeline import BASELINE_ONNX, PRUNED_ONNX, RECIPE_FILE
 from .prune import surgery
 from .prune.plan import PruningPlan, explain_layer
-from .pruner import SCORES_FILE, SENSITIVITY_FILE, cut_and_repair, explain, fine_tune, plan, ranking_inputs, revised
+from .pruner import (
+    MEMBERSHIP_FILE,
+    SCORES_FILE,
+    SENSITIVITY_FILE,
+    cut_and_repair,
+    explain,
+    fine_tune,
+    plan,
+    ranking_inputs,
+    revised,
+)
 from .recipe import ModelSettings, Recipe
 from .stages import Observer
 
@@ -116,6 +127,7 @@ def explain_plan(recipe: Recipe, out: Path, layer: str) -> list[Row]:
 
 def prune_into(recipe: Recipe, out: Path, observer: Observer) -> list[str]:
     """Cut, repair and fine-tune by the run folder's plan and write ``model.safetensors``; lines for the terminal."""
+    check_pathway(recipe)
     chosen = PruningPlan.load(out / PLAN_FILE)
     with locked_folder(out):
         with observer.stage("load") as progress:
@@ -126,7 +138,9 @@ def prune_into(recipe: Recipe, out: Path, observer: Observer) -> list[str]:
         lines = []
         if recipe.recovery.epochs:
             with observer.stage("recover") as progress:
-                small, history = fine_tune(inputs, small, progress)
+                small, history, membership = fine_tune(inputs, small, progress)
+            if membership is not None:
+                membership.save(out / MEMBERSHIP_FILE)
             best = history.epochs[history.best]
             measure = "accuracy" if inputs.splits.validation.labelled else "agreement with the original"
             lines.append(f"validation {measure} {100 * best.validation_accuracy:.2f}% (epoch {history.best})")

@@ -11,13 +11,20 @@ ENLARGEMENTS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resamplin
 
 
 def overlay(
-    values: Tensor, picture: Image.Image, *, signed: bool = False, alpha: float = 0.5, enlarge: str = "bilinear"
+    values: Tensor,
+    picture: Image.Image,
+    *,
+    signed: bool = False,
+    alpha: float = 0.5,
+    enlarge: str = "bilinear",
+    scale: float | None = None,
 ) -> Image.Image:
     """Lay a map ``[h, w]`` over a picture, in colour: RGB of the picture's size.
 
     Unsigned maps run from their smallest to their largest value in matplotlib's ``inferno``; signed ones from minus to plus
     their largest absolute value in ``RdBu_r``: blue against, white for zero, red for. ``alpha`` is the share of the
     colour, the rest shows the picture in grey. A map that is even everywhere has one colour (signed: that of its value).
+    With a ``scale`` an unsigned map runs from zero to that, so that several maps can be compared.
 
     Raises:
         InputError: the map holds NaN or infinity, or is no matrix.
@@ -34,6 +41,8 @@ def overlay(
     field = values.detach().cpu().float()
     if signed:
         position, colours = 0.5 + 0.5 * field / _largest(field), colormaps["RdBu_r"]
+    elif scale is not None:
+        position, colours = (field / scale).clamp(0, 1), colormaps["inferno"]
     else:
         position, colours = (field - field.min()) / _largest(field - field.min()), colormaps["inferno"]
     # Enlarged before it is coloured: a mixture of two colours of the scale need not be on it.

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..stages import Progress, silent
 from .pathway import Pathway
 
 FEATURE_BYTES = 2**31
+LEAST_PROBABILITY = 1e-8
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,20 @@ class _FeatureBatches:
             return features, beside, self._parts.head(features, beside), labels
 
 
-def without_training(settings: PicnnSettings) -> PicnnSettings:
-    """The same with a P that stays as it is drawn (STD)."""
-    return replace(settings, masks="std")
+def with_membership(network: Network, settings: PicnnSettings, membership: Membership, seed: int = 0) -> Pathway:
+    """A pathway around a copy of the network, with the assignment that a membership says.
+
+    Raises:
+        InputError: the network cannot be traced, or its target layer has other filters or classes.
+    """
+    pathway = Pathway(network, settings, seed)
+    own, given = pathway.assignment, membership.probabilities
+    if given.shape != own.probabilities.shape:
+        raise InputError(
+            f"The membership has {given.shape[0]} classes and {given.shape[1]} filters, {pathway.point.name} has "
+            f"{own.probabilities.shape[0]} and {own.probabilities.shape[1]}. Is it another network's?"
+        )
+    with torch.no_grad():
+        for parameter in own.parameters():  # a softmax of logarithms gives the probabilities again
+            parameter.copy_(given if settings.masks == "csg" else given.clamp(min=LEAST_PROBABILITY).log())
+    return pathway.eval()

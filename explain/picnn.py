@@ -24,7 +24,7 @@ from ..recipe import PicnnSettings
 from ..stages import Progress, in_parts, silent
 from .contributions import Contributions, class_means, contributions
 from .entanglement import predict_pathways
-from .membership import Membership, fit_membership, membership_of
+from .membership import Membership, fit_membership, membership_of, with_membership
 from .pathway import Pathway
 from .scores import KernelScores, RankingTask, register
 
@@ -87,9 +87,7 @@ def train_picnn(
     Raises:
         InputError: the network cannot be traced or has no target layer.
     """
-    pathway = Pathway(network, settings, seed)
-    if start is not None:
-        _start_from(pathway, start)
+    pathway = Pathway(network, settings, seed) if start is None else with_membership(network, settings, start, seed)
     flip = settings.flip if settings.flip is not None else network.input_shape[0] == 3
     training = training or TrainingSettings(
         settings.epochs, settings.batch_size, settings.learning_rate, settings.weight_decay, flip, seed, device, "adam",
@@ -125,16 +123,6 @@ def train_picnn(
     details = {"post hoc": False, "epochs": settings.epochs, "seed": seed}
     trained = replace(network, module=_module_of(network, pathway))
     return TrainedPicnn(trained, pathway, membership_of(pathway, network, details), history)
-
-
-def _start_from(pathway: Pathway, start: Membership) -> None:
-    own = pathway.assignment
-    if start.probabilities.shape != own.probabilities.shape:
-        raise ValueError(f"a membership of {tuple(start.probabilities.shape)} for {tuple(own.probabilities.shape)}")
-    with torch.no_grad():
-        for parameter in own.parameters():
-            kept = start.probabilities
-            parameter.copy_(kept if start.masks == "csg" else kept.clamp(min=1e-8).log())
 
 
 def _module_of(network: Network, pathway: Pathway) -> nn.Module:

@@ -39,6 +39,7 @@ class Measured:
     comparisons: Sequence[Comparison]
     provider: ProviderChoice
     timings: Mapping[str, float]
+    pathways: Sequence[Mapping[str, Any]] | None = None
 
 
 def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
@@ -101,6 +102,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
         "repair": measured.repairs[-1].to_json(),
         "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in measured.repairs],
         "history": measured.history.to_json() if measured.history else None,
+        "pathways": [dict(row) for row in measured.pathways] if measured.pathways is not None else None,
         "timings_s": dict(measured.timings),
         "environment": describe_environment().to_json(),
         "recipe": recipe.to_dict(),
@@ -126,6 +128,10 @@ def ranking_notes(scores: KernelScores) -> list[str]:
     for layer, mixer in {**details.get("no closed form", {}), **details.get("links without a closed form", {})}.items():
         notes.append(f"{layer}: no Shapley values in closed form, by {mixer}.")
     notes += [f"{layer}: Shapley values estimated by {how}." for layer, how in details.get("estimated", {}).items()]
+    if target := details.get("target"):
+        notes.append(
+            f"Filters of {target} by the loss of the classes they belong to; layers before it by {details['links']}."
+        )
     if unscored := details.get("not scored"):
         notes.append(f"Without a score by {scores.method}: {', '.join(unscored)}.")
     return notes

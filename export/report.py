@@ -120,6 +120,22 @@ def closing_rows(report: Report) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def pathway_rows(pathways: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The table of PICNN's measures: (network, ACC1, ACC2, ACC3, MIS), each with its interval."""
+    return [
+        (
+            f"{row['state']}, P {row['membership']}",
+            *(
+                f"{_share(row[name]['value'])} ({100 * row[name]['low']:.1f} to {100 * row[name]['high']:.1f})"
+                for name in ("acc1", "acc2", "acc3")
+            ),
+            f"{row['mis']:.3f} ({row['mis_interval']['low']:.3f} to {row['mis_interval']['high']:.3f})",
+            f"{row['mis_floor']:.3f}",
+        )
+        for row in pathways
+    ]
+
+
 def headline(report: Report) -> str:
     """How far the network was cut, in what its budget was given in, and in how many rounds."""
     search, rounds, budget = report["search"], len(report["rounds"]), report["recipe"]["budget"]
@@ -165,6 +181,7 @@ def _view(report: Report) -> dict[str, Any]:
         "agreement": report["accuracy_against"] == "original",
         "curve": Markup(search_curve(report["search"])) if report["search"] else "",
         "steps": _steps(report["rounds"]),
+        "pathways": pathway_rows(report.get("pathways") or ()),
         "classes": sorted(classes, key=lambda row: row["points"]),
         "passed": all(gate["verdict"] == "pass" for gate in report["gates"]),
         "total_s": sum(report["timings_s"].values()),

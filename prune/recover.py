@@ -1,19 +1,25 @@
-"""Fine-tuning a pruned network with distillation from the original."""
+"""Fine-tuning a pruned network with distillation from the original, on request with PICNN's pathway."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..explain.membership import Membership, fit_membership
+from ..explain.picnn import train_picnn
 from ..network.cutting import followable
 from ..network.evaluation import evaluate
 from ..network.images import Splits
 from ..network.model import Network
 from ..network.probe import frozen, pick_logits
 from ..network.training import History, TrainingSettings, train
-from ..recipe import RecoverySettings
+from ..recipe import PicnnSettings, RecoverySettings
+from ..stages import Progress, in_parts, silent
+
+MEMBERSHIP_IMAGES = 1000
 
 
 def recover(
@@ -25,15 +31,85 @@ def recover(
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    checkpoint: Path | None = None,
 ) -> tuple[Network, History]:
     """Fine-tune on the training split; the epoch that is best on validation is kept. Both networks given stay as they are.
 
     The loss is ``(1 - d) * cross-entropy + d * T^2 * KL(original || pruned)`` on softened class scores (Hinton et al.,
     Distilling the Knowledge in a Neural Network, 2015).
+
+    Args:
+        checkpoint: a file where training is kept after every epoch, and taken up from.
     """
     student = followable(pruned.module, pruned.example(1)).to(device)
     teacher = original.copy().module.to(device)
+
+    def validate(current: nn.Module) -> tuple[float, float]:
+        result = evaluate(lambda batch: pick_logits(current(batch)), splits.validation, device=device)
+        return result.loss, result.accuracy
+
+    training = _training(original, settings, seed, device)
+    with frozen(teacher):
+        loss = distillation_loss(teacher, settings)
+        history = train(student, splits.train, loss, validate, training, progress, checkpoint=checkpoint)
+    return replace(pruned, module=student), history
+
+
+def recover_with_pathway(
+    original: Network,
+    pruned: Network,
+    splits: Splits,
+    settings: RecoverySettings,
+    picnn: PicnnSettings,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress = silent,
+    checkpoint: Path | None = None,
+) -> tuple[Network, History, Membership]:
+    """The same with PICNN's interpretation loss on top: ``lambda H(y, y2)``, so that filters and classes are told apart again.
+
+    P starts from a membership learned post hoc on ``MEMBERSHIP_IMAGES`` training images of the pruned network. The epoch is
+    chosen by both accuracies, as in :func:`~secateur.explain.picnn.train_picnn`.
+
+    Raises:
+        InputError: the network cannot be traced or has no target layer.
+    """
+    part = in_parts(progress, ("membership", 1), ("training", 9))
+    _, start = fit_membership(
+        pruned,
+        splits.train.sample(MEMBERSHIP_IMAGES, seed),
+        picnn,
+        seed=seed,
+        device=device,
+        progress=part("membership"),
+    )
+    teacher = original.copy().module.to(device)
+    with frozen(teacher):
+        trained = train_picnn(
+            pruned,
+            splits,
+            picnn,
+            seed=seed,
+            device=device,
+            progress=part("training"),
+            discriminate=distillation_loss(teacher, settings),
+            start=start,
+            training=_training(original, settings, seed, device),
+            checkpoint=checkpoint,
+        )
+    return trained.network, trained.history, trained.membership
+
+
+def _training(original: Network, settings: RecoverySettings, seed: int, device: str) -> TrainingSettings:
     flip = settings.flip if settings.flip is not None else original.input_shape[0] == 3
+    return TrainingSettings(
+        settings.epochs, settings.batch_size, settings.learning_rate, settings.weight_decay, flip, seed, device
+    )
+
+
+def distillation_loss(teacher: nn.Module, settings: RecoverySettings) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Cross-entropy and divergence from a frozen teacher, by the settings' share, of (class scores, images, labels)."""
     temperature, share = settings.temperature, settings.distillation
 
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -46,13 +122,4 @@ def recover(
             value = value + share * temperature**2 * divergence
         return value
 
-    def validate(current: nn.Module) -> tuple[float, float]:
-        result = evaluate(lambda batch: pick_logits(current(batch)), splits.validation, device=device)
-        return result.loss, result.accuracy
-
-    training = TrainingSettings(
-        settings.epochs, settings.batch_size, settings.learning_rate, settings.weight_decay, flip, seed, device
-    )
-    with frozen(teacher):
-        history = train(student, splits.train, loss, validate, training, progress)
-    return replace(pruned, module=student), history
+    return loss

@@ -16,14 +16,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    {"errors", "files", "environment", "recipe", "stages"},
+    {"errors", "files", "environment", "sections", "recipe", "stages"},
     {"network"},
     {"inputs"},
     {"explain"},
     {"prune"},
-    {"export", "pruner"},
+    {"export", "pruner", "pathways"},
     {"pipeline"},
-    {"steps", "evidence_steps", "terminal"},
+    {"steps", "evidence_steps", "training_steps", "terminal"},
+    {"cli_options"},
+    {"cli_training"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

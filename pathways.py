@@ -1,0 +1,47 @@
+"""PICNN's pathway in a run: asked for rightly, and measured before and after the recovery."""
+
+from typing import Any
+
+from .errors import UsageError
+from .explain.entanglement import measure_entanglement
+from .explain.membership import Membership, fit_membership, with_membership
+from .inputs import Inputs
+from .network.model import Network
+from .recipe import Recipe
+from .stages import Progress, in_parts, silent
+
+
+def check_pathway(recipe: Recipe) -> None:
+    """A pathway is trained, or not asked for.
+
+    Raises:
+        UsageError: it is asked for without an epoch of fine-tuning.
+    """
+    if recipe.recovery.pathway != "none" and not recipe.recovery.epochs:
+        raise UsageError(f"--pathway {recipe.recovery.pathway} trains the network: give --epochs of at least 1.")
+
+
+def measure_pathways(
+    inputs: Inputs,
+    earlier: Network,
+    recovered: tuple[Network, Membership],
+    progress: Progress = silent,
+    state: str = "repaired",
+) -> list[dict[str, Any]]:
+    """How entangled filters and classes are in the original, before the recovery and after it: a row for each.
+
+    Membership of the first two is learned post hoc on calibration images; the third has the one it was trained with. All are
+    measured on test images.
+    """
+    recipe, test = inputs.recipe, inputs.splits.test
+    part = in_parts(progress, ("original", 1), (state, 1), ("recovered", 1))
+    rows = []
+    for name, network in (("original", inputs.network), (state, earlier)):
+        pathway, _ = fit_membership(
+            network, inputs.calibration, recipe.picnn, seed=recipe.seed, device=inputs.device, progress=part(name)
+        )
+        found = measure_entanglement(pathway, test, seed=recipe.seed, device=inputs.device)
+        rows.append({"state": name, "membership": "post hoc", **found.to_json()})
+    pathway = with_membership(recovered[0], recipe.picnn, recovered[1], recipe.seed).to(inputs.device)
+    found = measure_entanglement(pathway, test, seed=recipe.seed, device=inputs.device, progress=part("recovered"))
+    return [*rows, {"state": "recovered", "membership": "trained", **found.to_json()}]

@@ -1,0 +1,247 @@
+"""``secateur train-picnn`` and ``secateur recover``: networks trained on, alone, beside a run's other files."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from .environment import code_sha256, describe_environment, installed_packages
+from .errors import InputError, UsageError
+from .explain.cluster_maps import cluster_maps
+from .explain.entanglement import Entanglement, measure_entanglement
+from .explain.membership import Membership, fit_membership
+from .explain.pathway import Pathway
+from .explain.picnn import train_picnn, with_new_layer
+from .export.clusters import draw_cluster_maps, draw_membership
+from .export.report import pathway_rows
+from .files import locked_folder, read_json, sha256_json, write_json, write_text
+from .inputs import Inputs, load_inputs
+from .network.model import MODEL_FILE, PLAN_FILE, load_network, save_network
+from .pathways import check_pathway, measure_pathways
+from .pipeline import MEMBERSHIP_PICTURE, PRUNED_ONNX, RECIPE_FILE
+from .prune import surgery
+from .prune.plan import PruningPlan
+from .pruner import MEMBERSHIP_FILE, fine_tune
+from .recipe import PicnnSettings, Recipe
+from .stages import Observer
+
+PICNN_FILE, CLUSTER_PICTURE, RECOVERY_FILE = "picnn.json", "cluster-maps.png", "recovery.json"
+PICTURED = 6
+CODES_CHOICES = {"loss_over": "right", "complement": "drawn", "initial": "softmax"}
+
+
+@dataclass(frozen=True)
+class PicnnResult:
+    """Rows for the terminal, (network, ACC1, ACC2, ACC3, MIS, its floor), and the files that were written."""
+
+    rows: list[tuple[str, ...]]
+    files: list[Path]
+
+
+def chosen_settings(base: PicnnSettings, choices: str | None, **options: object) -> PicnnSettings:
+    """Settings of PICNN with the options that were given on top; ``choices`` paper or code, where these differ.
+
+    Raises:
+        UsageError: other choices, or a value out of range.
+    """
+    if choices not in (None, "paper", "code"):
+        raise UsageError(f"--choices must be paper or code (got {choices!r}).")
+    plain = {name: getattr(PicnnSettings(), name) for name in CODES_CHOICES}
+    preset = CODES_CHOICES if choices == "code" else plain if choices == "paper" else {}
+    given = {name: value for name, value in options.items() if value is not None}
+    if "filters" in given or "filters_per_class" in given:
+        given = {"filters": None, "filters_per_class": None, **given}
+    return replace(base, **{**preset, **given})
+
+
+def train_picnn_into(recipe: Recipe, out: Path, observer: Observer, *, post_hoc: bool = False) -> PicnnResult:
+    """Train a network with its pathway, or (``post_hoc``) P alone, and write what came out of it.
+
+    ``model.safetensors`` (not post hoc: the network is as it was), ``membership.safetensors``, ``picnn.json`` with measures on
+    test images and the history, two pictures, and ``recipe.toml``. What is kept for a stop stays if it is stopped; the next
+    time training goes on from there if nothing has changed.
+
+    Raises:
+        UsageError: post hoc with a new layer, or the folder holds a pruned network, which would be overwritten.
+        InputError: the model, its weights or the data are off, or there is no target layer.
+    """
+    settings = recipe.picnn
+    if post_hoc and (settings.filters or settings.filters_per_class):
+        raise UsageError("--post-hoc leaves the network as it is; a new layer needs training. Drop one of them.")
+    if not post_hoc and (out / PLAN_FILE).exists():
+        raise UsageError(f"{out} holds a pruned network, which training would overwrite. Choose another --out.")
+    with locked_folder(out):
+        with observer.stage("load") as progress:
+            inputs = load_inputs(
+                replace(recipe, recovery=replace(recipe.recovery, epochs=0 if post_hoc else 1)), progress
+            )
+        for note in inputs.notes:
+            observer.say(note)
+        before, _ = _measured_post_hoc(inputs, replace(settings, masks="std"), "before", observer)
+        history = None
+        if post_hoc:
+            after, (pathway, membership) = _measured_post_hoc(inputs, settings, "membership", observer)
+        else:
+            start = with_new_layer(inputs.network, settings, recipe.seed)
+            with _scratch(out, "picnn", inputs, asdict(settings)) as scratch, observer.stage("train") as progress:
+                trained = train_picnn(
+                    start,
+                    inputs.splits,
+                    replace(settings, target=_target(settings, start.new_layer is not None)),
+                    seed=recipe.seed,
+                    device=inputs.device,
+                    progress=progress,
+                    checkpoint=scratch / "training.pt",
+                )
+            pathway, membership, history = trained.pathway, trained.membership, trained.history
+            with observer.stage("measure") as progress:
+                after = measure_entanglement(
+                    pathway.to(inputs.device),
+                    inputs.splits.test,
+                    seed=recipe.seed,
+                    device=inputs.device,
+                    progress=progress,
+                )
+            save_network(trained.network, out, None)
+        membership.save(out / MEMBERSHIP_FILE)
+        report = {
+            "before": before.to_json(),
+            "after": after.to_json(),
+            "post_hoc": post_hoc,
+            "history": history.to_json() if history else None,
+            "filters_per_class": torch.bincount(
+                membership.classes_of_filters, minlength=len(membership.class_names)
+            ).tolist(),
+            "recipe": recipe.to_dict(),
+            "environment": describe_environment().to_json(),
+        }
+        write_json(out / PICNN_FILE, report)
+        files = [out / PICNN_FILE, out / MEMBERSHIP_FILE, *_draw(pathway, membership, inputs, out)]
+        write_text(out / RECIPE_FILE, recipe.to_toml())
+    states = ("original, P random (STD)", "original, P post hoc" if post_hoc else "trained")
+    return PicnnResult(_rows(states, (before, after)), files if post_hoc else [out / MODEL_FILE, *files])
+
+
+def recover_into(recipe: Recipe, out: Path, observer: Observer) -> PicnnResult:
+    """Fine-tune the run folder's pruned network by its recipe and write it back; with PICNN's pathway ``recovery.json`` too.
+
+    Raises:
+        UsageError: no epoch is asked for.
+        InputError: the folder holds no pruned network, or the model or the data are off.
+    """
+    check_pathway(recipe)
+    if not recipe.recovery.epochs:
+        raise UsageError("--epochs must be at least 1: there is nothing to recover by otherwise.")
+    plan = PruningPlan.load(out / PLAN_FILE)
+    with locked_folder(out):
+        with observer.stage("load") as progress:
+            inputs = load_inputs(recipe, progress)
+            small = load_network(out)
+        extra = {
+            "recovery": asdict(recipe.recovery),
+            "picnn": asdict(recipe.picnn),
+            "plan": sha256_json(plan.to_json()),
+        }
+        with _scratch(out, "recover", inputs, extra) as scratch, observer.stage("recover") as progress:
+            tuned, history, membership = fine_tune(inputs, small, progress, scratch)
+        best = history.epochs[history.best]
+        files = [out / MODEL_FILE, out / RECOVERY_FILE]
+        measured = None
+        if membership is not None:
+            with observer.stage("measure") as progress:
+                measured = measure_pathways(inputs, small, (tuned, membership), progress, "before")
+            membership.save(out / MEMBERSHIP_FILE)
+            draw_membership(membership, out / MEMBERSHIP_PICTURE)
+            files += [out / MEMBERSHIP_FILE, out / MEMBERSHIP_PICTURE]
+        surgery.save(tuned, plan, out)
+        write_json(
+            out / RECOVERY_FILE,
+            {
+                "history": history.to_json(),
+                "pathways": measured,
+                "recipe": recipe.to_dict(),
+                "environment": describe_environment().to_json(),
+            },
+        )
+        write_text(out / RECIPE_FILE, recipe.to_toml())
+    measure = "accuracy" if inputs.splits.validation.labelled else "agreement with the original"
+    observer.say(
+        f"Validation {measure} {100 * history.epochs[0].validation_accuracy:.2f}% before, "
+        f"{100 * best.validation_accuracy:.2f}% after (epoch {history.best})."
+    )
+    if (out / PRUNED_ONNX).exists():
+        observer.say(f"{out / PRUNED_ONNX} is of the network before; `secateur export` writes it again.")
+    return PicnnResult(pathway_rows(measured or ()), files)
+
+
+def read_picnn(folder: Path) -> tuple[Membership, Entanglement]:
+    """The membership and the measures that ``train-picnn`` left in a folder.
+
+    Raises:
+        InputError: they are not there.
+    """
+    return Membership.load(folder / MEMBERSHIP_FILE), Entanglement.from_json(read_json(folder / PICNN_FILE)["after"])
+
+
+def _target(settings: PicnnSettings, new_layer: bool) -> str | None:
+    """A new layer is the last map in front of the head, so it is found by itself."""
+    return None if new_layer else settings.target
+
+
+def _measured_post_hoc(
+    inputs: Inputs, settings: PicnnSettings, stage: str, observer: Observer
+) -> tuple[Entanglement, tuple[Pathway, Membership]]:
+    settings = replace(settings, filters=None, filters_per_class=None)
+    with observer.stage(stage) as progress:
+        found = fit_membership(
+            inputs.network,
+            inputs.calibration,
+            settings,
+            seed=inputs.recipe.seed,
+            device=inputs.device,
+            progress=progress,
+        )
+        measured = measure_entanglement(found[0], inputs.splits.test, seed=inputs.recipe.seed, device=inputs.device)
+    return measured, found
+
+
+def _rows(states: Sequence[str], measures: Sequence[Entanglement]) -> list[tuple[str, ...]]:
+    shown = [{"state": state, "membership": "", **one.to_json()} for state, one in zip(states, measures, strict=True)]
+    return [(state, *row[1:]) for state, row in zip(states, pathway_rows(shown), strict=True)]
+
+
+def _draw(pathway: Pathway, membership: Membership, inputs: Inputs, out: Path) -> Iterator[Path]:
+    """P as a heat map, and Grad-CAM by clusters for one validation image of each of the first classes."""
+    draw_membership(membership, out / MEMBERSHIP_PICTURE)
+    yield out / MEMBERSHIP_PICTURE
+    images = inputs.splits.validation
+    firsts = [(images.labels == label).nonzero().flatten() for label in range(len(membership.class_names))]
+    chosen = torch.cat([found[:1] for found in firsts if len(found)])[:PICTURED]
+    pixels, labels = images.pixels(chosen), images.labels[chosen]
+    try:
+        normalised = images.preprocessing.normalise(pixels).to(inputs.device)
+        maps = cluster_maps(pathway.to(inputs.device), membership, normalised, labels)
+    except InputError:  # the target's features have no places
+        (out / CLUSTER_PICTURE).unlink(missing_ok=True)
+        return
+    draw_cluster_maps(maps, pixels, membership.class_names, membership, out / CLUSTER_PICTURE)
+    yield out / CLUSTER_PICTURE
+
+
+@contextmanager
+def _scratch(out: Path, kind: str, inputs: Inputs, settings: object) -> Iterator[Path]:
+    """A folder named by all that decides the training, for what is kept to go on after a stop; it goes when that is done."""
+    key = sha256_json([
+        inputs.fingerprint, dict(inputs.content), asdict(inputs.network.preprocessing), settings, inputs.recipe.seed,
+        inputs.device, installed_packages(), code_sha256(),
+    ])  # fmt: skip
+    root = out / ".secateur" / kind
+    folder = root / key[:16]
+    for earlier in set(root.glob("*")) - {folder}:
+        shutil.rmtree(earlier)
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    shutil.rmtree(root)
