@@ -117,7 +117,7 @@ def fit_membership(
     details = {"post hoc": True, "images": len(images), "steps": settings.post_hoc_steps, "seed": seed}
     if not pathway.assignment.learned:
         return pathway, membership_of(pathway, network, details)
-    with frozen(pathway.parts), torch.random.fork_rng(devices=[]):
+    with frozen(pathway.parts), torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         batches = _FeatureBatches(pathway, images, settings.batch_size, device)
         optimizer = torch.optim.Adam(pathway.assignment.parameters(), lr=settings.post_hoc_rate)

@@ -47,14 +47,17 @@ class TwoParts(nn.Module):
 def keeping_statistics(module: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm in training mode normalises by its batch as ever, but its running averages do not move."""
     norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
     try:
         for norm in norms:
             norm.momentum = 0.0
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            if count is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(count)
 
 
 def _trunk(view: fx.GraphModule, target: fx.Node, beside: tuple[fx.Node, ...]) -> fx.GraphModule:

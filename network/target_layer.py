@@ -50,7 +50,7 @@ def find_target(view: fx.GraphModule, example: Tensor, name: str | None = None) 
     except InputError:
         last = None
     if last is not None and _is_late(view, last.node, heads):
-        return last
+        return _by_layer(view, last)
     read = {node.all_input_nodes[0] for node in heads}
     if len(read) == 1:
         (node,) = read
@@ -130,6 +130,14 @@ def _widen_readers(view: fx.GraphModule, point: FeaturePoint, filters: int) -> N
                 shape = [filters if size == point.channels else size for size in child.normalized_shape]
                 view.set_submodule(str(node.target), type(child)(shape, child.eps, child.elementwise_affine))
             carrying.add(node)
+
+
+def _by_layer(view: fx.GraphModule, point: FeaturePoint) -> FeaturePoint:
+    """Named by the layer whose map it is, unless it ends a block."""
+    if point.name not in (str(point.node.target), point.node.name) and ", call " not in point.name:
+        return point
+    own = [layer for layer, nodes in reading_nodes(view).items() if nodes == (point.node,)]
+    return replace(point, name=own[0]) if own else point
 
 
 def _named(view: fx.GraphModule, example: Tensor, name: str, heads: frozenset[fx.Node]) -> FeaturePoint:

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.network.training import TrainingSettings, augment, train
+from secateur.network.training import History, Judged, TrainingSettings, augment, train
 
 
 def generator(seed=0):
@@ -191,3 +192,98 @@ def test_one_step_is_that_of_torchs_optimizer(noise_images):
     weight = weight + 0.01 * twin[2].weight
     assert torch.allclose(module[2].weight, twin[2].weight - 0.1 * 1.9 * weight, atol=1e-6)
     assert torch.allclose(module[2].bias, twin[2].bias - 0.1 * 1.9 * bias, atol=1e-6)
+
+
+class Halt(BaseException):
+    """The user stops a training."""
+
+
+def trained_with_dropout(noise_images, path=None, stop_after=None, epochs=4):
+    """A network that draws at random itself; with ``stop_after``, stopped in the validation of that epoch."""
+    torch.manual_seed(5)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4))
+    judged = []
+
+    def validate(current):
+        judged.append(None)
+        if stop_after is not None and len(judged) > stop_after:
+            raise Halt
+        return 1.0, float(current[1].weight.detach().abs().mean())
+
+    settings = TrainingSettings(epochs=epochs, batch_size=8, learning_rate=0.05, weight_decay=1e-3, flip=True, seed=3)
+    torch.manual_seed(9)
+    history = train(
+        module, noise_images(40, (3, 8, 8)), lambda logits, _, labels: F.cross_entropy(logits, labels), validate, settings,
+        checkpoint=path,
+    )  # fmt: skip
+    return module, history, len(judged)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(noise_images, tmp_path, stop_after):
+    whole, history, _ = trained_with_dropout(noise_images)
+    path = tmp_path / "training.pt"
+    with pytest.raises(Halt):
+        trained_with_dropout(noise_images, path, stop_after)
+    resumed, again, judged = trained_with_dropout(noise_images, path)
+    assert equal(whole.state_dict(), resumed.state_dict())
+    assert again == history
+    assert judged == (4 - stop_after + 1 if stop_after > 1 else 5)
+
+
+def test_a_finished_training_is_not_done_again(noise_images, tmp_path):
+    first, history, _ = trained_with_dropout(noise_images, tmp_path / "training.pt")
+    again, same, judged = trained_with_dropout(noise_images, tmp_path / "training.pt")
+    assert judged == 0
+    assert same == history
+    assert equal(first.state_dict(), again.state_dict())
+
+
+def test_merit_chooses_before_accuracy(run):
+    script = [(1, 0.9), Judged(1, 0.5, merit=0.95), Judged(0.1, 0.6, merit=0.7)]
+    _, history, _, _ = run([(1, 0.9, 0.1), *script[1:]])
+    assert history.best == 1
+    assert History.from_json(history.to_json()) == history
+
+
+def test_parameters_may_have_rates_of_their_own_and_then_do_not_decay(noise_images):
+    images = noise_images(8, (3, 8, 8))
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5), nn.Linear(5, 4))
+    twin, seen = copy.deepcopy(module), []
+
+    def loss(logits, batch, labels):
+        seen.append((batch.clone(), labels.clone()))
+        return F.cross_entropy(logits, labels)
+
+    settings = TrainingSettings(
+        epochs=1, batch_size=8, learning_rate=0.1, weight_decay=0.01, flip=False, seed=0, rates={"3.": 5.0}
+    )
+    train(module, images, loss, None, settings)
+    value = F.cross_entropy(twin(seen[0][0]), seen[0][1])
+    first, second = torch.autograd.grad(value, [twin[2].weight, twin[3].weight])
+    assert torch.allclose(module[2].weight, twin[2].weight - 0.19 * (first + 0.01 * twin[2].weight), atol=1e-6)
+    assert torch.allclose(module[3].weight, twin[3].weight - 5 * 0.19 * second, atol=1e-6)
+
+
+def test_without_a_warm_up_the_rate_falls_along_a_cosine_to_its_end(noise_images):
+    """Adam moves a parameter whose gradient is constant by the learning rate."""
+    module = nn.Linear(1, 1)
+    positions = []
+
+    def loss(logits, batch, labels):
+        positions.append(float(module.bias.detach()))
+        return module.bias.sum() + 0 * logits.sum()
+
+    settings = TrainingSettings(
+        epochs=3, batch_size=8, learning_rate=0.1, weight_decay=0.0, flip=False, seed=0, optimizer="adam",
+        warm_up=0.0, final_share=0.01,
+    )  # fmt: skip
+    train(
+        module, noise_images(32, (3, 8, 8)), loss, None, settings,
+        forward=lambda network, images, labels: network(images.mean((1, 2, 3)).unsqueeze(1)),
+    )  # fmt: skip
+    positions.append(float(module.bias.detach()))
+    steps = [first - second for first, second in itertools.pairwise(positions)]
+    expected = [0.1 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / 12))) for step in range(12)]
+    assert steps == pytest.approx(expected, rel=1e-3)

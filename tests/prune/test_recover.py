@@ -1,14 +1,17 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from secateur.network.images import make_splits
+from secateur.network.training import train
 from secateur.prune import recover as recover_module
-from secateur.prune.recover import recover
+from secateur.prune.recover import recover, recover_with_pathway
 from secateur.prune.surgery import cut
-from secateur.recipe import RecoverySettings
+from secateur.recipe import PicnnSettings, RecoverySettings
 
 
 @pytest.fixture
@@ -88,7 +91,7 @@ def given_to_training(case, monkeypatch):
     def catch(settings, name="padded"):
         caught = {}
 
-        def fake(module, images, loss, validate, training, progress):
+        def fake(module, images, loss, validate, training, progress, **_):
             x, labels = images.pixels()[:6], images.labels[:6]
             with torch.no_grad():
                 scores = module(x)
@@ -140,7 +143,9 @@ def test_grey_pictures_are_not_mirrored(plan_for, monkeypatch):
     pruned = cut(network, plan_for(network))
     seen = []
     monkeypatch.setattr(
-        recover_module, "train", lambda module, images, loss, validate, training, progress: seen.append(training.flip)
+        recover_module,
+        "train",
+        lambda module, images, loss, validate, training, progress, **_: seen.append(training.flip),
     )
     recover(network, pruned, load_images("digits", network.preprocessing), RecoverySettings())
     recover(network, pruned, load_images("digits", network.preprocessing), RecoverySettings(flip=True))
@@ -163,3 +168,66 @@ def test_recovery_on_the_digits_helps(plan_for):
     recovered, _ = recover(network, pruned, splits, RecoverySettings(epochs=2, learning_rate=0.05))
     assert right(pruned) < 0.8
     assert right(recovered) > 0.9
+
+
+BRIEF = PicnnSettings(post_hoc_steps=40, batch_size=16)
+
+
+@pytest.mark.parametrize("name", ["padded", "dense"])
+def test_with_the_pathway_both_networks_stay_and_the_matrix_is_of_the_pruned_one(case, name):
+    original, pruned, splits = case(name)
+    copies = [copy.deepcopy(n.module) for n in (original, pruned)]
+    recovered, history, membership = recover_with_pathway(original, pruned, splits, SHORT, BRIEF)
+    assert equal(original.module, copies[0])
+    assert equal(pruned.module, copies[1])
+    assert not equal(recovered.module, pruned.module) or history.best == 0
+    assert recovered.cuts == pruned.cuts
+    widths = {"padded": "layer3.0.conv2", "dense": "mix"}
+    assert membership.probabilities.shape == (4, pruned.module.get_submodule(widths[name]).out_channels)
+    assert all("acc2" in row.measures for row in history.epochs)
+
+
+def test_the_pathways_loss_is_added_to_the_same_distillation(case, monkeypatch):
+    """What training minimises, recomputed by hand from the scores it was given."""
+    original, pruned, splits = case()
+    seen = []
+
+    def watched(pathway, images, loss, *arguments, **options):
+        def recording(output, batch, labels):
+            value = loss(output, batch, labels)
+            seen.append((output, batch, labels, float(value.detach())))
+            return value
+
+        return train(pathway, images, recording, *arguments, **options)
+
+    monkeypatch.setattr("secateur.explain.picnn.train", watched)
+    settings = RecoverySettings(epochs=1, batch_size=16, temperature=3.0, distillation=0.4)
+    recover_with_pathway(original, pruned, splits, settings, replace(BRIEF, weight=1.5))
+    for output, batch, labels, value in seen:
+        with torch.no_grad():
+            teacher = original.logits(batch)
+            plain = F.cross_entropy(output.scores, labels)
+            softened = [(scores / 3.0).softmax(1) for scores in (teacher, output.scores)]
+            divergence = (softened[0] * (softened[0].log() - softened[1].log())).sum(1).mean()
+            expected = 0.6 * plain + 0.4 * 9 * divergence + 1.5 * F.cross_entropy(output.cluster_scores, labels)
+        assert value == pytest.approx(float(expected), rel=1e-4)
+    assert len(seen) == 3
+
+
+def test_a_recovery_that_was_stopped_goes_on(case, tmp_path):
+    original, pruned, splits = case()
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(done, total):
+        if done > 0.7 * total:
+            raise StoppedError
+
+    whole, history = recover(original, pruned, splits, SHORT)
+    with pytest.raises(StoppedError):
+        recover(original, pruned, splits, SHORT, progress=stop, checkpoint=tmp_path / "training.pt")
+    assert (tmp_path / "training.pt").is_file()
+    again, same = recover(original, pruned, splits, SHORT, checkpoint=tmp_path / "training.pt")
+    assert equal(whole.module, again.module)
+    assert same == history
