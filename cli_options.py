@@ -97,7 +97,11 @@ def command(name: str) -> Callable[[F], F]:
                     traceback.print_exc()
                 raise typer.Exit(int(error.exit_code)) from error
             except KeyboardInterrupt:
-                typer.echo("secateur: stopped. What was finished is kept; --resume goes on from there.", err=True)
+                typer.echo(
+                    "secateur: stopped. What was finished is kept; the same command (with --resume, if it has that) goes on "
+                    "from there.",
+                    err=True,
+                )
                 raise
             except MemoryError as error:
                 typer.echo(

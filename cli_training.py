@@ -28,13 +28,14 @@ from .cli_options import (
     observed,
     recipe_of,
 )
+from .errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from .training_steps import PicnnResult
 
-COLUMNS = ("network", "ACC1 (95%)", "ACC2 (95%)", "ACC3 (95%)", "MIS (95%)", "floor")
+COLUMNS = ("network", "ACC1, % (95%)", "ACC2, % (95%)", "ACC3, % (95%)", "MIS (95%)", "floor")
 
 
 @command("train-picnn")
@@ -64,13 +65,15 @@ def train_picnn_command(
     choices: Annotated[
         str | None, typer.Option(help="paper or code: whose choices where the two differ (paper).")
     ] = None,
-    epochs: Epochs = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training (20).")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step (128).")] = None,
-    learning_rate: LearningRate = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Adam's learning rate at the start (0.001).")] = None,
     weight_decay: Annotated[
         float | None, typer.Option(help="Of the weights (1e-4); more makes ACC3 fall in short trainings.")
     ] = None,
-    flip: Flip = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror images (colour images by default).")
+    ] = None,
     calibration: Calibration = None,
     input_shape: InputShape = None,
     mean: Mean = None,
@@ -90,6 +93,10 @@ def train_picnn_command(
         input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
         std=numbers("std", std, float), device=device, seed=seed,
     )  # fmt: skip
+    if post_hoc and any(option is not None for option in (epochs, batch_size, learning_rate, weight_decay, flip)):
+        raise UsageError(
+            "--post-hoc learns P alone: --epochs, --batch-size, --learning-rate, --weight-decay and --flip belong to training."
+        )
     console, observer = observed(quiet)
     from .training_steps import chosen_settings, train_picnn_into
 
@@ -128,6 +135,7 @@ def _show(console: "Console", result: "PicnnResult") -> None:
     from .terminal import show_table
 
     if result.rows:
-        show_table(console, COLUMNS, result.rows)
+        narrow = [tuple(cell.replace("% (", " (").replace(" to ", "–") for cell in row) for row in result.rows]
+        show_table(console, COLUMNS, narrow)
     for path in result.files:
         console.print(str(path), soft_wrap=True, highlight=False)

@@ -1,14 +1,33 @@
 """PICNN's pathway in a run: asked for rightly, and measured before and after the recovery."""
 
+from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
 from .explain.entanglement import measure_entanglement
 from .explain.membership import Membership, fit_membership, with_membership
+from .export.clusters import draw_membership
 from .inputs import Inputs
 from .network.model import Network
+from .pruner import MEMBERSHIP_FILE
 from .recipe import Recipe
 from .stages import Progress, in_parts, silent
+
+MEMBERSHIP_PICTURE, RECOVERY_FILE = "membership.png", "recovery.json"
+
+
+def write_membership(membership: Membership | None, out: Path) -> None:
+    """The membership of the network in a folder, as a file and a picture; without one, those of a network before it go.
+
+    What an earlier recovery told goes too: the network beside it is another now.
+    """
+    (out / RECOVERY_FILE).unlink(missing_ok=True)
+    if membership is None:
+        (out / MEMBERSHIP_FILE).unlink(missing_ok=True)
+        (out / MEMBERSHIP_PICTURE).unlink(missing_ok=True)
+        return
+    membership.save(out / MEMBERSHIP_FILE)
+    draw_membership(membership, out / MEMBERSHIP_PICTURE)
 
 
 def check_pathway(recipe: Recipe) -> None:

@@ -11,21 +11,19 @@ from .errors import ExitCode, InputError
 from .explain.scores import get_ranker
 from .export.accuracy import Accuracy, measure_accuracy, measure_drop
 from .export.assembly import Measured, assemble_report, locked
-from .export.clusters import draw_membership
 from .export.latency import Comparison, compare_latency
 from .export.onnx_model import OnnxModel, export_onnx
 from .export.report import REPORT_FILES, to_html, to_markdown, write_report
 from .export.runtime import choose_provider
 from .files import locked_folder, read_json, replacing, sha256_file, sha256_json, write_json, write_text
 from .inputs import Inputs, load_inputs
-from .pathways import check_pathway, measure_pathways
+from .pathways import check_pathway, measure_pathways, write_membership
 from .prune import surgery
-from .pruner import MEMBERSHIP_FILE, SCORES_FILE, SENSITIVITY_FILE, Candidate, Pruner, shipped_cost
+from .pruner import SCORES_FILE, SENSITIVITY_FILE, Candidate, Pruner, shipped_cost
 from .recipe import Recipe
 from .stages import Observer, Progress, Stages
 
 RECIPE_FILE, BASELINE_ONNX, PRUNED_ONNX = "recipe.toml", "baseline.onnx", "model.onnx"
-MEMBERSHIP_PICTURE = "membership.png"
 
 
 @dataclass(frozen=True)
@@ -202,11 +200,7 @@ def _deliver(
     else:
         pruner.first.sensitivity.save(out / SENSITIVITY_FILE)
     surgery.save(pruned.network, pruned.plan, out)
-    if pruned.membership is None:
-        (out / MEMBERSHIP_FILE).unlink(missing_ok=True)
-    else:
-        pruned.membership.save(out / MEMBERSHIP_FILE)
-        draw_membership(pruned.membership, out / MEMBERSHIP_PICTURE)
+    write_membership(pruned.membership, out)
     for model in files:
         with replacing(out / model.path.name) as temporary:
             shutil.copyfile(model.path, temporary)

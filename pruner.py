@@ -34,7 +34,8 @@ from .prune.sensitivity import Sensitivity, measure_sensitivity
 from .recipe import BudgetSettings, Recipe
 from .stages import Progress, Stages, silent
 
-SCORES_FILE, SENSITIVITY_FILE, MEMBERSHIP_FILE = "scores.safetensors", "sensitivity.json", "membership.safetensors"
+SCORES_FILE, SENSITIVITY_FILE = "scores.safetensors", "sensitivity.json"
+MEMBERSHIP_FILE = "membership.safetensors"
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,11 @@ from .inputs import load_inputs
 from .network.channels import find_groups
 from .network.images import Preprocessing, load_images
 from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
-from .pathways import check_pathway
+from .pathways import check_pathway, write_membership
 from .pipeline import BASELINE_ONNX, PRUNED_ONNX, RECIPE_FILE
 from .prune import surgery
 from .prune.plan import PruningPlan, explain_layer
 from .pruner import (
-    MEMBERSHIP_FILE,
     SCORES_FILE,
     SENSITIVITY_FILE,
     cut_and_repair,
@@ -135,16 +134,15 @@ def prune_into(recipe: Recipe, out: Path, observer: Observer) -> list[str]:
             chosen = revised(inputs, chosen)
         with observer.stage("repair") as progress:
             small, _ = cut_and_repair(inputs, chosen, progress)
-        lines = []
+        lines, membership = [], None
         if recipe.recovery.epochs:
             with observer.stage("recover") as progress:
                 small, history, membership = fine_tune(inputs, small, progress)
-            if membership is not None:
-                membership.save(out / MEMBERSHIP_FILE)
             best = history.epochs[history.best]
             measure = "accuracy" if inputs.splits.validation.labelled else "agreement with the original"
             lines.append(f"validation {measure} {100 * best.validation_accuracy:.2f}% (epoch {history.best})")
         surgery.save(small, chosen, out)
+        write_membership(membership, out)
         write_text(out / RECIPE_FILE, recipe.to_toml())
     shares = (chosen.after.macs / chosen.before.macs, chosen.after.parameters / chosen.before.parameters)
     lines.append(f"left: {100 * shares[0]:.1f}% of the MACs, {100 * shares[1]:.1f}% of the parameters")

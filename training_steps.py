@@ -15,20 +15,28 @@ from .explain.entanglement import Entanglement, measure_entanglement
 from .explain.membership import Membership, fit_membership
 from .explain.pathway import Pathway
 from .explain.picnn import train_picnn, with_new_layer
-from .export.clusters import draw_cluster_maps, draw_membership
+from .export.clusters import draw_cluster_maps
 from .export.report import pathway_rows
-from .files import locked_folder, read_json, sha256_json, write_json, write_text
-from .inputs import Inputs, load_inputs
+from .files import locked_folder, sha256_json, write_json, write_text
+from .inputs import Inputs, fingerprint, load_inputs
 from .network.model import MODEL_FILE, PLAN_FILE, load_network, save_network
-from .pathways import check_pathway, measure_pathways
-from .pipeline import MEMBERSHIP_PICTURE, PRUNED_ONNX, RECIPE_FILE
+from .network.training import History
+from .pathways import (
+    MEMBERSHIP_PICTURE,
+    RECOVERY_FILE,
+    check_pathway,
+    measure_pathways,
+    write_membership,
+)
+from .pipeline import PRUNED_ONNX, RECIPE_FILE
 from .prune import surgery
 from .prune.plan import PruningPlan
-from .pruner import MEMBERSHIP_FILE, fine_tune
+from .pruner import MEMBERSHIP_FILE, SCORES_FILE, fine_tune
 from .recipe import PicnnSettings, Recipe
 from .stages import Observer
 
-PICNN_FILE, CLUSTER_PICTURE, RECOVERY_FILE = "picnn.json", "cluster-maps.png", "recovery.json"
+PICNN_FILE, CLUSTER_PICTURE = "picnn.json", "cluster-maps.png"
+OTHERS_FILES = (PLAN_FILE, SCORES_FILE, "report.json")
 PICTURED = 6
 CODES_CHOICES = {"loss_over": "right", "complement": "drawn", "initial": "softmax"}
 
@@ -65,64 +73,87 @@ def train_picnn_into(recipe: Recipe, out: Path, observer: Observer, *, post_hoc:
     time training goes on from there if nothing has changed.
 
     Raises:
-        UsageError: post hoc with a new layer, or the folder holds a pruned network, which would be overwritten.
+        UsageError: post hoc with a new layer, or the folder holds the files of another command.
         InputError: the model, its weights or the data are off, or there is no target layer.
     """
     settings = recipe.picnn
     if post_hoc and (settings.filters or settings.filters_per_class):
         raise UsageError("--post-hoc leaves the network as it is; a new layer needs training. Drop one of them.")
-    if not post_hoc and (out / PLAN_FILE).exists():
-        raise UsageError(f"{out} holds a pruned network, which training would overwrite. Choose another --out.")
+    for name in OTHERS_FILES:
+        if (out / name).exists():
+            raise UsageError(
+                f"{out} holds {name} of another command, whose files would be mixed up. Choose another --out."
+            )
     with locked_folder(out):
         with observer.stage("load") as progress:
             inputs = load_inputs(
                 replace(recipe, recovery=replace(recipe.recovery, epochs=0 if post_hoc else 1)), progress
             )
+            start, aimed = with_new_layer(inputs.network, settings, recipe.seed)
+            Pathway(start, aimed)  # what cannot be trained is met here
         for note in inputs.notes:
             observer.say(note)
-        before, _ = _measured_post_hoc(inputs, replace(settings, masks="std"), "before", observer)
-        history = None
         if post_hoc:
-            after, (pathway, membership) = _measured_post_hoc(inputs, settings, "membership", observer)
+            before, _ = _measured_post_hoc(inputs, replace(settings, masks="std"), "before", observer)
+            after, found = _measured_post_hoc(inputs, settings, "membership", observer)
+            files = _write_picnn(recipe, (before, after), found, None, inputs, out)
         else:
-            start = with_new_layer(inputs.network, settings, recipe.seed)
-            with _scratch(out, "picnn", inputs, asdict(settings)) as scratch, observer.stage("train") as progress:
-                trained = train_picnn(
-                    start,
-                    inputs.splits,
-                    replace(settings, target=_target(settings, start.new_layer is not None)),
-                    seed=recipe.seed,
-                    device=inputs.device,
-                    progress=progress,
-                    checkpoint=scratch / "training.pt",
-                )
-            pathway, membership, history = trained.pathway, trained.membership, trained.history
-            with observer.stage("measure") as progress:
-                after = measure_entanglement(
-                    pathway.to(inputs.device),
-                    inputs.splits.test,
-                    seed=recipe.seed,
-                    device=inputs.device,
-                    progress=progress,
-                )
-            save_network(trained.network, out, None)
-        membership.save(out / MEMBERSHIP_FILE)
-        report = {
-            "before": before.to_json(),
-            "after": after.to_json(),
-            "post_hoc": post_hoc,
-            "history": history.to_json() if history else None,
-            "filters_per_class": torch.bincount(
-                membership.classes_of_filters, minlength=len(membership.class_names)
-            ).tolist(),
-            "recipe": recipe.to_dict(),
-            "environment": describe_environment().to_json(),
-        }
-        write_json(out / PICNN_FILE, report)
-        files = [out / PICNN_FILE, out / MEMBERSHIP_FILE, *_draw(pathway, membership, inputs, out)]
-        write_text(out / RECIPE_FILE, recipe.to_toml())
-    states = ("original, P random (STD)", "original, P post hoc" if post_hoc else "trained")
-    return PicnnResult(_rows(states, (before, after)), files if post_hoc else [out / MODEL_FILE, *files])
+            plain = replace(settings, masks="std", target=None if start.new_layer else settings.target)
+            before, _ = _measured_post_hoc(inputs, plain, "before", observer)
+            with _scratch(out, "picnn", inputs, asdict(settings)) as scratch:
+                with observer.stage("train") as progress:
+                    trained = train_picnn(
+                        start,
+                        inputs.splits,
+                        aimed,
+                        seed=recipe.seed,
+                        device=inputs.device,
+                        progress=progress,
+                        checkpoint=scratch / "training.pt",
+                    )
+                save_network(trained.network, out, None)
+                with observer.stage("measure") as progress:
+                    after = measure_entanglement(
+                        trained.pathway.to(inputs.device),
+                        inputs.splits.test,
+                        seed=recipe.seed,
+                        device=inputs.device,
+                        progress=progress,
+                    )
+                found = (trained.pathway, trained.membership)
+                files = [
+                    out / MODEL_FILE,
+                    *_write_picnn(recipe, (before, after), found, trained.history, inputs, out),
+                ]
+    states = ("P random (STD)", "P post hoc" if post_hoc else "trained")
+    return PicnnResult(_rows(states, (before, after)), files)
+
+
+def _write_picnn(
+    recipe: Recipe,
+    measures: tuple[Entanglement, Entanglement],
+    found: tuple[Pathway, Membership],
+    history: History | None,
+    inputs: Inputs,
+    out: Path,
+) -> list[Path]:
+    pathway, membership = found
+    write_membership(membership, out)
+    classes = len(membership.class_names)
+    report = {
+        "before": measures[0].to_json(),
+        "after": measures[1].to_json(),
+        "post_hoc": history is None,
+        "history": history.to_json() if history else None,
+        "filters_per_class": torch.bincount(membership.classes_of_filters, minlength=classes).tolist(),
+        "recipe": recipe.to_dict(),
+        "environment": describe_environment().to_json(),
+    }
+    write_json(out / PICNN_FILE, report)
+    files = [out / PICNN_FILE, out / MEMBERSHIP_FILE, out / MEMBERSHIP_PICTURE]
+    files += _draw_maps(pathway, membership, inputs, out / CLUSTER_PICTURE)
+    write_text(out / RECIPE_FILE, recipe.to_toml())
+    return files
 
 
 def recover_into(recipe: Recipe, out: Path, observer: Observer) -> PicnnResult:
@@ -143,52 +174,41 @@ def recover_into(recipe: Recipe, out: Path, observer: Observer) -> PicnnResult:
         extra = {
             "recovery": asdict(recipe.recovery),
             "picnn": asdict(recipe.picnn),
-            "plan": sha256_json(plan.to_json()),
+            "network": fingerprint(small),
         }
-        with _scratch(out, "recover", inputs, extra) as scratch, observer.stage("recover") as progress:
-            tuned, history, membership = fine_tune(inputs, small, progress, scratch)
-        best = history.epochs[history.best]
-        files = [out / MODEL_FILE, out / RECOVERY_FILE]
-        measured = None
-        if membership is not None:
-            with observer.stage("measure") as progress:
-                measured = measure_pathways(inputs, small, (tuned, membership), progress, "before")
-            membership.save(out / MEMBERSHIP_FILE)
-            draw_membership(membership, out / MEMBERSHIP_PICTURE)
-            files += [out / MEMBERSHIP_FILE, out / MEMBERSHIP_PICTURE]
-        surgery.save(tuned, plan, out)
-        write_json(
-            out / RECOVERY_FILE,
-            {
-                "history": history.to_json(),
-                "pathways": measured,
-                "recipe": recipe.to_dict(),
-                "environment": describe_environment().to_json(),
-            },
-        )
-        write_text(out / RECIPE_FILE, recipe.to_toml())
+        with _scratch(out, "recover", inputs, extra) as scratch:
+            with observer.stage("recover") as progress:
+                tuned, history, membership = fine_tune(inputs, small, progress, scratch)
+            measured = None
+            if membership is not None:
+                with observer.stage("measure") as progress:
+                    measured = measure_pathways(inputs, small, (tuned, membership), progress, "before")
+            surgery.save(tuned, plan, out)
+            write_membership(membership, out)
+            write_json(
+                out / RECOVERY_FILE,
+                {
+                    "history": history.to_json(),
+                    "pathways": measured,
+                    "recipe": recipe.to_dict(),
+                    "environment": describe_environment().to_json(),
+                },
+            )
+            write_text(out / RECIPE_FILE, recipe.to_toml())
+    best = history.epochs[history.best]
+    files = [out / MODEL_FILE, out / RECOVERY_FILE]
+    files += [out / MEMBERSHIP_FILE, out / MEMBERSHIP_PICTURE] if membership is not None else []
     measure = "accuracy" if inputs.splits.validation.labelled else "agreement with the original"
     observer.say(
         f"Validation {measure} {100 * history.epochs[0].validation_accuracy:.2f}% before, "
         f"{100 * best.validation_accuracy:.2f}% after (epoch {history.best})."
     )
-    if (out / PRUNED_ONNX).exists():
-        observer.say(f"{out / PRUNED_ONNX} is of the network before; `secateur export` writes it again.")
+    if earlier := [name for name in (PRUNED_ONNX, "report.json") if (out / name).exists()]:
+        observer.say(
+            f"Of the network before are still: {', '.join(earlier)}. `secateur export` writes the ONNX file again, "
+            "`secateur bench` measures it."
+        )
     return PicnnResult(pathway_rows(measured or ()), files)
-
-
-def read_picnn(folder: Path) -> tuple[Membership, Entanglement]:
-    """The membership and the measures that ``train-picnn`` left in a folder.
-
-    Raises:
-        InputError: they are not there.
-    """
-    return Membership.load(folder / MEMBERSHIP_FILE), Entanglement.from_json(read_json(folder / PICNN_FILE)["after"])
-
-
-def _target(settings: PicnnSettings, new_layer: bool) -> str | None:
-    """A new layer is the last map in front of the head, so it is found by itself."""
-    return None if new_layer else settings.target
 
 
 def _measured_post_hoc(
@@ -213,10 +233,8 @@ def _rows(states: Sequence[str], measures: Sequence[Entanglement]) -> list[tuple
     return [(state, *row[1:]) for state, row in zip(states, pathway_rows(shown), strict=True)]
 
 
-def _draw(pathway: Pathway, membership: Membership, inputs: Inputs, out: Path) -> Iterator[Path]:
-    """P as a heat map, and Grad-CAM by clusters for one validation image of each of the first classes."""
-    draw_membership(membership, out / MEMBERSHIP_PICTURE)
-    yield out / MEMBERSHIP_PICTURE
+def _draw_maps(pathway: Pathway, membership: Membership, inputs: Inputs, path: Path) -> list[Path]:
+    """Grad-CAM by clusters for one validation image of each of the first classes; nothing where features have no places."""
     images = inputs.splits.validation
     firsts = [(images.labels == label).nonzero().flatten() for label in range(len(membership.class_names))]
     chosen = torch.cat([found[:1] for found in firsts if len(found)])[:PICTURED]
@@ -224,11 +242,11 @@ def _draw(pathway: Pathway, membership: Membership, inputs: Inputs, out: Path) -
     try:
         normalised = images.preprocessing.normalise(pixels).to(inputs.device)
         maps = cluster_maps(pathway.to(inputs.device), membership, normalised, labels)
-    except InputError:  # the target's features have no places
-        (out / CLUSTER_PICTURE).unlink(missing_ok=True)
-        return
-    draw_cluster_maps(maps, pixels, membership.class_names, membership, out / CLUSTER_PICTURE)
-    yield out / CLUSTER_PICTURE
+    except InputError:
+        path.unlink(missing_ok=True)
+        return []
+    draw_cluster_maps(maps, pixels, membership.class_names, membership, path)
+    return [path]
 
 
 @contextmanager

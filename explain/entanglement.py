@@ -1,7 +1,8 @@
 """How entangled filters and classes are: ACC1, ACC2, ACC3 and the mutual information score (Guo et al. 2024).
 
-ACC1 is the accuracy by all filters, ACC2 by the filters of the predicted class's cluster alone, ACC3 by all but those. MIS is
-the mean over filters of the largest mutual information between a filter's activation and one class.
+ACC1 is the accuracy by all filters, ACC2 by the filters of one class's cluster alone, ACC3 by all but those; the class is a
+pseudo-label, drawn from the network's own prediction. MIS is the mean over filters of
+the largest mutual information between a filter's activation and one class.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from .assignments import sample_categorical
 from .pathway import Pathway
 
 BOOTSTRAPS = 2000
+LEAST_IMAGES = 2
+"""Of a class, and of all others: a nearest neighbour is needed."""
 MOST_PAIRS = 20_000
 """Of filters and classes whose mutual information is estimated; of more filters a seeded sample takes part."""
 
@@ -185,7 +188,7 @@ def mutual_information(
     """Mutual information in nats between each filter's pooled activation and each class with images, ``[classes, filters]``.
 
     By scikit-learn's nearest-neighbour estimate (Ross, PLoS ONE 9(2), 2014), which never goes below zero. A filter that gives
-    one value for all images tells nothing: 0.
+    one value for all images tells nothing, and of a class with one image nothing can be told: 0.
 
     Args:
         activations: ``[images, filters]``.
@@ -197,7 +200,8 @@ def mutual_information(
     rows = []
     for label in sorted(set(labels.tolist())):
         row = np.zeros(activations.shape[1])
-        if alive.any():
+        inside = int((labels == label).sum())
+        if alive.any() and LEAST_IMAGES <= inside <= len(labels) - LEAST_IMAGES:
             row[alive] = mutual_info_classif(activations[:, alive], labels == label, random_state=seed)
         rows.append(row)
     return np.stack(rows)

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..files import replacing
 from ..network.images import Images
 from ..network.model import Network
-from ..network.probe import frozen
+from ..network.probe import frozen, seeded
 from ..recipe import PicnnSettings
 from ..stages import Progress, silent
 from .pathway import Pathway
@@ -74,11 +74,11 @@ class Membership:
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {})["secateur_membership"])
                 probabilities = file.get_tensor("probabilities")
-        except (SafetensorError, OSError, KeyError) as error:
+            return cls(about["target"], about["masks"], probabilities, tuple(about["class_names"]), about["details"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} holds no membership of secateur ({error}). Run `secateur train-picnn` again."
+                f"{path} holds no membership of secateur ({error}). Run the command that writes it again."
             ) from error
-        return cls(about["target"], about["masks"], probabilities, tuple(about["class_names"]), about["details"])
 
 
 def membership_of(pathway: Pathway, network: Network, details: Mapping[str, Any] | None = None) -> Membership:
@@ -117,8 +117,7 @@ def fit_membership(
     details = {"post hoc": True, "images": len(images), "steps": settings.post_hoc_steps, "seed": seed}
     if not pathway.assignment.learned:
         return pathway, membership_of(pathway, network, details)
-    with frozen(pathway.parts), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+    with frozen(pathway.parts), seeded(seed), torch.enable_grad():
         batches = _FeatureBatches(pathway, images, settings.batch_size, device)
         optimizer = torch.optim.Adam(pathway.assignment.parameters(), lr=settings.post_hoc_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.post_hoc_steps))
@@ -171,10 +170,16 @@ def with_membership(network: Network, settings: PicnnSettings, membership: Membe
     """A pathway around a copy of the network, with the assignment that a membership says.
 
     Raises:
-        InputError: the network cannot be traced, or its target layer has other filters or classes.
+        InputError: the network cannot be traced, the membership is of another layer or kind of masks than the settings ask
+            for, or of other filters or classes than the target has.
     """
     pathway = Pathway(network, settings, seed)
     own, given = pathway.assignment, membership.probabilities
+    if (membership.target, membership.masks) != (pathway.point.name, settings.masks):
+        raise InputError(
+            f"The membership is of {membership.target} by {membership.masks} masks; {pathway.point.name} by {settings.masks} "
+            "was asked for. Is it another network's?"
+        )
     if given.shape != own.probabilities.shape:
         raise InputError(
             f"The membership has {given.shape[0]} classes and {given.shape[1]} filters, {pathway.point.name} has "

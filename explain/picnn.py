@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..network.images import Images, Splits
 from ..network.model import Network
 from ..network.parts import masked, pooled
-from ..network.probe import frozen
-from ..network.target_layer import NewLayer, find_target, insert_layer
+from ..network.probe import frozen, seeded
+from ..network.target_layer import NEW_TARGET, NewLayer, find_target, insert_layer
 from ..network.topology import class_nodes
 from ..network.trace import reading_nodes, trace
 from ..network.training import History, Judged, TrainingSettings, train
@@ -43,21 +44,35 @@ class TrainedPicnn:
     history: History
 
 
-def with_new_layer(network: Network, settings: PicnnSettings, seed: int = 0) -> Network:
-    """The network with the new target layer that the settings ask for, untrained; as it is, if they ask for none.
+def with_new_layer(network: Network, settings: PicnnSettings, seed: int = 0) -> tuple[Network, PicnnSettings]:
+    """The network with the new layer that the settings ask for, untrained, and the settings with that layer as the target;
+    both as they are, if none is asked for.
 
     Raises:
-        InputError: it cannot be put in.
+        InputError: it cannot be put in, the network has one already, or was pruned.
     """
     width = settings.filters
     if settings.filters_per_class is not None:
-        width = max(2, round(settings.filters_per_class * len(network.class_names)))
+        with torch.no_grad():
+            classes = network.logits(network.example()).shape[1]
+        width = max(2, round(settings.filters_per_class * classes))
     if width is None:
-        return network
+        return network, settings
+    if network.new_layer is not None:
+        raise InputError(
+            f"The network has a new layer already, behind {network.new_layer.after}. Leave --filters out, or start from the "
+            "network without it."
+        )
+    if network.cuts:
+        raise InputError(
+            "A new layer cannot be put into a network that was pruned: its cuts were planned without one. Put it into the "
+            "original, train it, and prune that."
+        )
     view = trace(network.module, network.example())
     layer = NewLayer(find_target(view, network.example(), settings.target).name, width)
     module = insert_layer(network.module, network.example(), layer, seed)
-    return replace(network, module=module, new_layer=layer)
+    settings = replace(settings, target=NEW_TARGET, filters=None, filters_per_class=None)
+    return replace(network, module=module, new_layer=layer), settings
 
 
 def train_picnn(
@@ -107,8 +122,7 @@ def train_picnn(
         return Judged(loss, right, merit, {"acc2": own, "acc3": others, "interpretation_loss": found.cluster_loss})
 
     loss = pathway.objective(discriminate) if discriminate else pathway.objective()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         history = train(
             pathway,
             splits.train,
@@ -120,7 +134,7 @@ def train_picnn(
             after_step=pathway.assignment.project,
             checkpoint=checkpoint,
         )
-    details = {"post hoc": False, "epochs": settings.epochs, "seed": seed}
+    details = {"post hoc": False, "epochs": training.epochs, "seed": seed}
     trained = replace(network, module=_module_of(network, pathway))
     return TrainedPicnn(trained, pathway, membership_of(pathway, network, details), history)
 

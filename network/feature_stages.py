@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import InputError
 from .execution import image_dependent, is_image_map, run_graph
+from .trace import BLOCKS
 
 SAME_STAGE = 0.6  # of the first map's places: convolutions without padding nibble at it, strides halve both sides
 
@@ -56,11 +57,11 @@ def find_stages(
         if first is None or last is None:
             first, convolved = node, since_last
         elif _area(maps[node]) < SAME_STAGE * _area(maps[first]):
-            stages += [_point(view, last, maps[last])] if convolved else []
+            stages += [feature_point(view, last, maps[last])] if convolved else []
             first, convolved = node, since_last
         convolved, since_last, last = convolved or since_last, False, node
     if last is not None and convolved:
-        stages.append(_point(view, last, maps[last]))
+        stages.append(feature_point(view, last, maps[last]))
     if not stages:
         raise InputError(
             "No feature map of this network is passed by everything, so it has no stages to be found. Name layers "
@@ -79,7 +80,9 @@ def named_points(view: fx.GraphModule, example: torch.Tensor, names: Sequence[st
     order = {node: index for index, node in enumerate(view.graph.nodes)}
     points = []
     for name in names:
+        end = view.meta.get(BLOCKS, {}).get(name, name)
         nodes = [node for node in view.graph.nodes if name in (str(node.target), *_scopes(node))]
+        nodes = nodes or [node for node in view.graph.nodes if str(node.target) == end]
         if not nodes:
             known = sorted({str(node.target) for node in maps if node.op == "call_module"})
             raise InputError(f"The network has no layer {name!r}. Among its layers are: {', '.join(known[:40])}.")
@@ -124,11 +127,14 @@ def passed_by_everything(view: fx.GraphModule) -> list[fx.Node]:
     return passed
 
 
-def _point(view: fx.GraphModule, node: fx.Node, shape: tuple[int, int, int]) -> FeaturePoint:
+def feature_point(view: fx.GraphModule, node: fx.Node, shape: tuple[int, int, int]) -> FeaturePoint:
     """Named by the outermost block that ends with it, else by its own module."""
     for scope in _scopes(node):
         if [other for other in view.graph.nodes if scope in _scopes(other)][-1] is node:
             return FeaturePoint(scope, node, *shape)
+    for block, end in view.meta.get(BLOCKS, {}).items():  # of a network that was traced before
+        if node.op == "call_module" and end == str(node.target):
+            return FeaturePoint(block, node, *shape)
     return FeaturePoint(str(node.target) if node.op == "call_module" else node.name, node, *shape)
 
 

@@ -259,13 +259,13 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
         raise InputError(f"{folder} says what its images are like; leave --input-shape, --mean and --std out.")
     path, plan_path = folder / MODEL_FILE, folder / PLAN_FILE
     if not path.is_file():
-        raise InputError(f"{folder} holds no {MODEL_FILE}; it is no folder that `secateur prune` wrote.")
+        raise InputError(f"{folder} holds no {MODEL_FILE}; it is no folder of a network that secateur wrote.")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({first_line(error)}). Prune again.") from error
+        raise InputError(f"{path} is damaged ({first_line(error)}). Prune again, or train again.") from error
     if "secateur" not in metadata:
         raise InputError(f"{path} was not written by secateur. Load it with --model and --weights instead.")
     description = json.loads(metadata["secateur"])

@@ -82,6 +82,14 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(needed)
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, what torch draws on any device follows the seed; outside, it goes on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
 def pick_logits(output: object) -> Tensor:
     """The class scores ``[n, classes]`` in whatever a network returned.
 

@@ -7,15 +7,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from ..errors import InputError
 from .execution import run_graph
-from .feature_stages import FeaturePoint, find_stages, named_points, passed_by_everything
+from .feature_stages import FeaturePoint, feature_point, find_stages, named_points, passed_by_everything
+from .probe import seeded
 from .topology import class_nodes
 from .trace import Add, reading_nodes, trace
 
 NEW_LAYER = "class_specific"
 """The name of a layer that was put in."""
+NEW_TARGET = f"{NEW_LAYER}.0"
+"""The name of its convolution (or linear layer), by which it is a target."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def find_target(view: fx.GraphModule, example: Tensor, name: str | None = None) 
     if name is not None:
         return _named(view, example, name, heads)
     try:
-        last = find_stages(view, example, heads)[-1]
+        last = _in_front_of_pools(view, example, find_stages(view, example, heads)[-1])
     except InputError:
         last = None
     if last is not None and _is_late(view, last.node, heads):
@@ -73,8 +77,7 @@ def insert_layer(module: nn.Module, example: Tensor, layer: NewLayer, seed: int 
     """
     view = trace(module, example)
     point = find_target(view, example, layer.after)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         places = _value(view, example, point.node).dim() > 2
         new: list[nn.Module] = (
             [nn.Conv2d(point.channels, layer.filters, 3, padding=1, bias=False), nn.BatchNorm2d(layer.filters)]
@@ -132,6 +135,23 @@ def _widen_readers(view: fx.GraphModule, point: FeaturePoint, filters: int) -> N
             carrying.add(node)
 
 
+def _in_front_of_pools(view: fx.GraphModule, example: Tensor, point: FeaturePoint) -> FeaturePoint:
+    """Without pools and dropout that leave a map of its size as it is: of maps with one place, say."""
+    node = point.node
+    while node.op == "call_module" and isinstance(view.get_submodule(str(node.target)), _PASSING):
+        node = node.all_input_nodes[0]
+    if node is point.node:
+        return point
+    _, channels, height, width = _value(view, example, node).shape
+    return feature_point(view, node, (channels, height, width))
+
+
+_PASSING = (
+    *(_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd),
+    *(nn.Dropout, nn.Dropout2d, nn.Identity),
+)
+
+
 def _by_layer(view: fx.GraphModule, point: FeaturePoint) -> FeaturePoint:
     """Named by the layer whose map it is, unless it ends a block."""
     if point.name not in (str(point.node.target), point.node.name) and ", call " not in point.name:
@@ -142,13 +162,13 @@ def _by_layer(view: fx.GraphModule, point: FeaturePoint) -> FeaturePoint:
 
 def _named(view: fx.GraphModule, example: Tensor, name: str, heads: frozenset[fx.Node]) -> FeaturePoint:
     read = {_name_of(node.all_input_nodes[0]): node.all_input_nodes[0] for node in heads}
-    if name in read and (value := _value(view, example, read[name])).dim() == 2:
-        point = FeaturePoint(name, read[name], value.shape[1], 1, 1)
+    own = reading_nodes(view).get(name)
+    flat = own[-1] if own else read.get(name)
+    if flat is not None and (value := _value(view, example, flat)).dim() == 2:
+        point = FeaturePoint(name, flat, value.shape[1], 1, 1)
     else:
         (point,) = named_points(view, example, [name])
-        reading = reading_nodes(view).get(name)
-        if reading:
-            point = replace(point, node=reading[-1])
+        point = replace(point, node=own[-1]) if own else point
     passed = passed_by_everything(view)
     order = {node: index for index, node in enumerate(view.graph.nodes)}
     if point.node not in passed or order[point.node] >= min(order[node] for node in heads):

@@ -149,6 +149,8 @@ _POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 
 
+BLOCKS = "secateur_blocks"
+"""Where a traced network keeps which module ends each of the network's blocks: a graph traced again has none of its own."""
 _LEAVES = (Add, Multiply, Concatenate, ZeroPadChannels, Subsample, Constant, _ConvNd, nn.Linear)
 
 
@@ -186,7 +188,19 @@ def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     traced.graph.lint()
     traced.recompile()
     traced.train(module.training)
+    traced.meta[BLOCKS] = _block_ends(traced, module)
     return traced
+
+
+def _block_ends(traced: fx.GraphModule, module: nn.Module) -> dict[str, str]:
+    """For each block the module whose call ends it; of a graph that was traced before, as it knew them then."""
+    ends: dict[str, str] = {}
+    for node in traced.graph.nodes:
+        for path, _ in node.meta.get("nn_module_stack", {}).values():
+            if path and node.op == "call_module":
+                ends[path] = str(node.target)
+    earlier: dict[str, str] = module.meta.get(BLOCKS, {}) if isinstance(module, fx.GraphModule) else {}
+    return {**earlier, **ends}
 
 
 def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:

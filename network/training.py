@@ -234,7 +234,7 @@ class _Checkpoint:
         self.epochs = [Epoch(**row) for row in held["epochs"]]
         self._draws.set_state(held["draws"])
         torch.set_rng_state(held["global"])
-        if held["devices"]:
+        if len(held["devices"]) == torch.cuda.device_count() > 0:
             torch.cuda.set_rng_state_all(held["devices"])
         return True
 

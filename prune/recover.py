@@ -14,7 +14,7 @@ from ..network.cutting import followable
 from ..network.evaluation import evaluate
 from ..network.images import Splits
 from ..network.model import Network
-from ..network.probe import frozen, pick_logits
+from ..network.probe import frozen, pick_logits, seeded
 from ..network.training import History, TrainingSettings, train
 from ..recipe import PicnnSettings, RecoverySettings
 from ..stages import Progress, in_parts, silent
@@ -49,7 +49,7 @@ def recover(
         return result.loss, result.accuracy
 
     training = _training(original, settings, seed, device)
-    with frozen(teacher):
+    with frozen(teacher), seeded(seed):
         loss = distillation_loss(teacher, settings)
         history = train(student, splits.train, loss, validate, training, progress, checkpoint=checkpoint)
     return replace(pruned, module=student), history

@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 from secateur import load_model, prune_and_export
 from secateur.cli import app
 from secateur.errors import UsageError
-from secateur.explain.entanglement import measure_entanglement
-from secateur.explain.membership import with_membership
+from secateur.explain.entanglement import Entanglement, measure_entanglement
+from secateur.explain.membership import Membership, with_membership
 from secateur.export.report import schema, to_html, to_markdown
 from secateur.network.digits import load_digits_splits
 from secateur.recipe import PicnnSettings, Recipe
 from secateur.stages import Observer
-from secateur.training_steps import chosen_settings, read_picnn, recover_into, train_picnn_into
+from secateur.steps import prune_into
+from secateur.training_steps import chosen_settings, recover_into, train_picnn_into
 
 BRIEF = PicnnSettings(epochs=2, batch_size=64, post_hoc_steps=60, draws=1)
 
@@ -48,7 +49,8 @@ def test_a_trained_network_comes_back_and_measures_as_reported(trained, recipe):
     }  # fmt: skip
     assert all(path.stat().st_size for path in result.files)
     network = load_model(str(out))
-    membership, reported = read_picnn(out)
+    membership = Membership.load(out / "membership.safetensors")
+    reported = Entanglement.from_json(json.loads((out / "picnn.json").read_text())["after"])
     pathway = with_membership(network, BRIEF, membership)
     found = measure_entanglement(pathway, load_digits_splits(network.preprocessing).test)
     assert found.acc1 == reported.acc1
@@ -118,6 +120,7 @@ def test_the_command_trains_with_a_new_layer(tmp_path):
     assert (recipe.picnn.loss_over, recipe.picnn.complement, recipe.picnn.initial) == ("right", "drawn", "softmax")
     assert load_file(tmp_path / "run" / "membership.safetensors")["probabilities"].shape == (10, 20)
     assert load_model(str(tmp_path / "run")).new_layer.filters == 20
+    assert "P random (STD)" in said
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +197,7 @@ def test_recover_without_a_pathway(slim, tmp_path):
         (("train-picnn", "--lambda", -1), 2, "weight must not be negative"),
         (("train-picnn", "--filters", 8, "--filters-per-class", 2), 2, "give one"),
         (("train-picnn", "--filters", 8, "--post-hoc"), 2, "a new layer needs training"),
+        (("train-picnn", "--epochs", 3, "--post-hoc"), 2, "--epochs, --batch-size, --learning-rate"),
         (("train-picnn", "--target", "nowhere", "--epochs", 1), 3, "no layer 'nowhere'"),
         (("train-picnn", "--target", "block3.conv2", "--epochs", 1), 3, "cannot be the target"),
         (("prune-and-export", "--pathway", "picnn", "--epochs", 0), 2, "give --epochs of at least 1"),
@@ -208,9 +212,60 @@ def test_what_cannot_be_done_is_said_before_the_work(tmp_path, arguments, code, 
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_a_pruned_network_is_not_overwritten_by_training(slim, recipe):
-    with pytest.raises(UsageError, match="holds a pruned network"):
-        train_picnn_into(recipe, slim[0], Observer())
+@pytest.mark.parametrize("post_hoc", [False, True])
+def test_the_files_of_another_command_are_not_mixed_up(slim, recipe, post_hoc):
+    before = (slim[0] / "recipe.toml").read_bytes()
+    with pytest.raises(UsageError, match=r"holds plan\.json of another command"):
+        train_picnn_into(recipe, slim[0], Observer(), post_hoc=post_hoc)
+    assert (slim[0] / "recipe.toml").read_bytes() == before
+
+
+def test_a_training_is_not_lost_when_measuring_is_stopped(trained, recipe, tmp_path, monkeypatch):
+    calls = []
+
+    def stopped(*arguments, **options):
+        calls.append(None)
+        if len(calls) == 2:
+            raise Stopped
+        return measure_entanglement(*arguments, **options)
+
+    monkeypatch.setattr("secateur.training_steps.measure_entanglement", stopped)
+    with pytest.raises(Stopped):
+        train_picnn_into(recipe, tmp_path / "run", Observer())
+    monkeypatch.undo()
+    monkeypatch.setattr("secateur.network.training.augment", None)  # nothing is trained again
+    train_picnn_into(recipe, tmp_path / "run", Observer())
+    assert (tmp_path / "run" / "membership.safetensors").read_bytes() == (
+        trained[0] / "membership.safetensors"
+    ).read_bytes()
+
+
+def test_a_recovery_of_other_weights_begins_anew(slim, tmp_path, monkeypatch):
+    """The same plan with another repair: the checkpoint of the first recovery is not the second's."""
+    out = tmp_path / "run"
+    shutil.copytree(slim[0], out)
+    recipe = Recipe.read(out / "recipe.toml").override(pathway="none", epochs=2)
+
+    def stop(self, name):
+        @contextlib.contextmanager
+        def told():
+            def progress(done, total):
+                if name == "recover" and done > 0.6 * total:
+                    raise Stopped
+
+            yield progress
+
+        return told()
+
+    monkeypatch.setattr(Stopper, "stage", stop)
+    with pytest.raises(Stopped):
+        recover_into(recipe, out, Stopper())
+    (kept,) = (out / ".secateur" / "recover").iterdir()
+    prune_into(recipe.override(epochs=0, repair="none"), out, Observer())
+    recover_into(recipe, out, Observer())
+    assert not kept.exists()
+    history = json.loads((out / "recovery.json").read_text())["history"]
+    assert history["epochs"][0]["validation_accuracy"] < 0.9, "it begins at the network that was not repaired"
 
 
 def test_presets_and_single_choices():

@@ -73,6 +73,11 @@ def test_permuted_labels_are_the_floor_not_zero(measured):
     assert found.mis_ceiling == pytest.approx(largest, rel=1e-9)
 
 
+def test_a_class_with_one_image_tells_nothing():
+    activations = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    assert mutual_information(activations, np.array([0, 0, 0, 0, 0, 1])).tolist() == [[0, 0], [0, 0]]
+
+
 def test_many_filters_times_classes_are_sampled_and_said(measured, monkeypatch):
     monkeypatch.setattr("secateur.explain.entanglement.MOST_PAIRS", 80)
     assert measure_entanglement(*measured).mis_filters == 20

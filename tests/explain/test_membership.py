@@ -110,13 +110,23 @@ def test_another_networks_membership_is_refused(planted, tiny, network_of):
     network, images = planted
     found = fit_membership(network, images, PicnnSettings(post_hoc_steps=1))[1]
     with pytest.raises(InputError, match=r"4 classes and 12 filters, layer3 has 4 and 32"):
+        with_membership(network_of(tiny("Padded")), PicnnSettings(), replace(found, target="layer3"))
+    with pytest.raises(InputError, match="is of conv by bernoulli masks; layer3 by bernoulli"):
         with_membership(network_of(tiny("Padded")), PicnnSettings(), found)
+    with pytest.raises(InputError, match="conv by csg"):
+        with_membership(network, PicnnSettings(masks="csg"), found)
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"does not exist\. Run `secateur train-picnn`"):
         Membership.load(tmp_path / "none.safetensors")
     (tmp_path / "foreign.safetensors").write_bytes(b"nonsense")
+    from safetensors.torch import save_file
+
+    for metadata in ({}, {"secateur_membership": "{"}, {"secateur_membership": "{}"}):
+        save_file({"probabilities": torch.zeros(2, 2)}, tmp_path / "half.safetensors", metadata)
+        with pytest.raises(InputError, match="holds no membership"):
+            Membership.load(tmp_path / "half.safetensors")
     with pytest.raises(InputError, match="holds no membership"):
         Membership.load(tmp_path / "foreign.safetensors")
 

@@ -17,6 +17,7 @@ from secateur.network.channels import find_groups
 from secateur.network.digits import DigitsNetwork, load_digits_splits
 from secateur.network.images import Splits
 from secateur.network.model import load_model
+from secateur.prune.surgery import cut
 from secateur.recipe import PicnnSettings
 
 BRIEF = PicnnSettings(post_hoc_steps=40, batch_size=32)
@@ -185,14 +186,39 @@ def test_an_untrained_matrix_stays_and_accuracy_chooses(task):
 
 
 def test_a_new_layer_has_the_papers_width(task):
-    assert with_new_layer(task.network, PicnnSettings()) is task.network
-    wide = with_new_layer(task.network, PicnnSettings(filters_per_class=12.8))
+    assert with_new_layer(task.network, BRIEF) == (task.network, BRIEF)
+    nameless = replace(task.network, class_names=())
+    wide, _ = with_new_layer(nameless, PicnnSettings(filters_per_class=12.8))
     assert wide.new_layer.filters == 51
-    narrow = with_new_layer(task.network, PicnnSettings(filters=6))
+    narrow, settings = with_new_layer(task.network, replace(BRIEF, filters=6, epochs=1))
     splits = Splits(task.images, task.images.subset(torch.arange(40)), task.images, ("a", "b", "c", "d"), "")
-    trained = train_picnn(narrow, splits, replace(BRIEF, epochs=1))
+    trained = train_picnn(narrow, splits, settings)
     assert trained.membership.probabilities.shape == (4, 6)
     assert trained.network.new_layer == narrow.new_layer
+
+
+def test_a_new_layer_behind_a_block_in_the_middle_is_the_one_that_is_trained(task):
+    wide, settings = with_new_layer(task.network, replace(BRIEF, filters=12, target="layer1"))
+    found = fit_membership(wide, task.images, settings)[1]
+    assert found.probabilities.shape == (4, 12)
+
+
+def test_a_second_new_layer_and_one_in_a_pruned_network_are_refused(task, plan_for):
+    wide, _ = with_new_layer(task.network, replace(BRIEF, filters=6))
+    with pytest.raises(InputError, match="has a new layer already, behind layer3"):
+        with_new_layer(wide, replace(BRIEF, filters=8))
+    pruned = cut(task.network, plan_for(task.network, round_to=1))
+    with pytest.raises(InputError, match="cannot be put into a network that was pruned"):
+        with_new_layer(pruned, replace(BRIEF, filters=8))
+
+
+def test_blocks_keep_their_names_in_networks_that_were_pruned(task, plan_for):
+    """A network whose shortcuts are padded is a graph once it is pruned, which has no blocks of its own."""
+    pruned = cut(task.network, plan_for(task.network, round_to=1))
+    named = fit_membership(pruned, task.images, replace(BRIEF, target="layer3", post_hoc_steps=2))[1]
+    found = fit_membership(pruned, task.images, replace(BRIEF, post_hoc_steps=2))[1]
+    assert named.target == found.target == "layer3"
+    assert torch.equal(named.probabilities, found.probabilities)
 
 
 def test_images_without_labels_are_refused(task):

@@ -19,7 +19,7 @@ KNOWN = {
     "mobilenet_v2": ("features", 1280),
     "mobilenet_v3_small": ("features", 576),
     "efficientnet_b0": ("features", 1280),
-    "squeezenet1_1": ("classifier.0", 512),
+    "squeezenet1_1": ("features", 512),
     "shufflenet_v2_x0_5": ("conv5", 1024),
     "regnet_y_400mf": ("trunk_output", 440),
     "googlenet": ("inception5b", 1024),
@@ -42,6 +42,16 @@ def test_the_last_map_in_front_of_the_head_is_found(name):
     wanted, channels = KNOWN[name]
     assert point.channels == channels
     assert wanted is None or point.name == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("resnet18", ("layer4", 512)), ("mobilenet_v2", ("features", 1280)), ("vgg11", ("features.18", 512))],
+)
+def test_maps_of_one_place_are_taken_in_front_of_their_pools(name, wanted):
+    """At 32 pixels a side the last map has one place, or four, and pools and dropout leave it as it is."""
+    point = target(models.get_model(name, weights=None), 32)
+    assert (point.name, point.channels) == wanted
 
 
 def test_a_vision_transformer_has_the_features_that_its_head_reads():
