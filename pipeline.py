@@ -8,7 +8,7 @@ from typing import Any
 
 from .environment import describe_environment
 from .errors import ExitCode, InputError
-from .explain.scores import get_ranker
+from .explain.ranking import members_of
 from .export.accuracy import Accuracy, measure_accuracy, measure_drop
 from .export.assembly import Measured, assemble_report, locked
 from .export.latency import Comparison, compare_latency
@@ -46,7 +46,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
     """
     observer = observer or Observer()
     provider = choose_provider(recipe.gates.require_provider or recipe.measurement.provider)
-    get_ranker(recipe.ranking.rank_by)
+    members_of(recipe.ranking.rank_by)
     check_pathway(recipe)
     with locked_folder(out):
         stages = Stages(out / ".secateur" / "stages", resume, observer)

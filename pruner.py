@@ -14,7 +14,7 @@ import torch
 from .environment import code_sha256, installed_packages
 from .errors import UsageError
 from .explain.membership import Membership
-from .explain.ranking import UnitScores, rank_kernels, score_units
+from .explain.ranking import UnitScores, members_of, rank_kernels, score_units
 from .explain.scores import KernelScores, RankingTask
 from .files import read_json, write_json
 from .inputs import Inputs
@@ -264,14 +264,15 @@ class Pruner:
 def ranking_inputs(inputs: Inputs, origin: str) -> dict[str, Any]:
     """All that decides the scores of a network's kernels; ``origin`` hashes the network itself."""
     recipe = inputs.recipe
+    members = members_of(recipe.ranking.rank_by)
     return {
         "network": origin,
         "images": inputs.content["calibration"],
         "preprocessing": asdict(inputs.network.preprocessing),
         "calibration": recipe.data.calibration,
         "ranking": asdict(recipe.ranking),
-        "agic": asdict(recipe.agic) if recipe.ranking.rank_by == "agic" else None,
-        "picnn": asdict(recipe.picnn) if recipe.ranking.rank_by == "picnn" else None,
+        "agic": asdict(recipe.agic) if "agic" in members else None,
+        "picnn": asdict(recipe.picnn) if "picnn" in members else None,
         "seed": recipe.seed,
         "device": inputs.device,
         "packages": installed_packages(),

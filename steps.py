@@ -9,8 +9,10 @@ import torch
 
 from .environment import available_cores, installed_packages
 from .errors import InputError, UsageError
-from .explain.scores import KernelScores, get_ranker
+from .explain.ranking import members_of
+from .explain.scores import KernelScores
 from .export.accuracy import MEASURES, accuracy_of, measure_accuracy, measure_drop
+from .export.assembly import ranking_notes
 from .export.latency import compare_latency
 from .export.onnx_model import export_onnx, read_metadata
 from .export.runtime import choose_provider, open_session, why_not
@@ -47,7 +49,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     recipe = Recipe.read(path)
     try:
-        get_ranker(recipe.ranking.rank_by)
+        members_of(recipe.ranking.rank_by)
     except UsageError as error:
         raise InputError(f"The recipe {path}: {error}") from error
     return recipe
@@ -58,7 +60,7 @@ def explain_into(recipe: Recipe, out: Path, observer: Observer) -> list[Row]:
 
     What the ranker keeps for a stop stays if it is stopped; the next time it goes on from there if nothing has changed.
     """
-    get_ranker(recipe.ranking.rank_by)
+    members_of(recipe.ranking.rank_by)
     with locked_folder(out):
         with observer.stage("load") as progress:
             inputs = load_inputs(replace(recipe, recovery=replace(recipe.recovery, epochs=0)), progress)
@@ -71,6 +73,8 @@ def explain_into(recipe: Recipe, out: Path, observer: Observer) -> list[Row]:
         scratch.mkdir(parents=True, exist_ok=True)
         with observer.stage("explain") as progress:
             scores = explain(inputs, progress, scratch)
+        for note in ranking_notes(scores):
+            observer.say(note)
         scores.save(out / SCORES_FILE)
         write_text(out / RECIPE_FILE, recipe.to_toml())
         shutil.rmtree(unfinished)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..network.channels import ChannelGroup
-from . import ablation, agic, attributions, gap, picnn, references, shapley_ranking  # noqa: F401 (they register rankers)
+from . import ablation, agic, attributions, consensus, gap, picnn, references, shapley_ranking  # noqa: F401 (they register rankers)
 from .scores import KernelScores, RankingTask, get_ranker
 
 
@@ -21,23 +21,37 @@ class UnitScores:
     counted: tuple[str, ...]
 
 
-def rank_kernels(task: RankingTask, method: str = "gap") -> KernelScores:
-    """Score every kernel of the network by a registered method.
+def members_of(method: str) -> tuple[str, ...]:
+    """The methods that a ranking stands on: itself, those with commas between them, or the consensus's.
 
     Raises:
-        UsageError: no such method.
+        UsageError: one does not exist, or they make no consensus.
+    """
+    names = tuple(name.strip() for name in method.split(","))
+    if len(names) > 1:
+        consensus.check_members(names)
+        return names
+    return consensus.MEMBERS if get_ranker(method).name == "consensus" else names
+
+
+def rank_kernels(task: RankingTask, method: str = "gap") -> KernelScores:
+    """Score every kernel of the network by a registered method, or by several, with commas between them, in one ranking.
+
+    Raises:
+        UsageError: no such method, or no such several.
         InputError: there are no images, or some have no label (-1).
         InputError: the method cannot run on this network, or gave NaN.
     """
-    ranker = get_ranker(method)
-    if ranker.needs != "weights" and (not len(task.images) or int(task.images.labels.min()) < 0):
+    members = members_of(method)
+    needy = len(members) > 1 or get_ranker(method).needs != "weights"
+    if needy and (not len(task.images) or int(task.images.labels.min()) < 0):
         what = (
             "some of them have no label; give them the network's with label_images"
             if len(task.images)
             else "there are none"
         )
         raise InputError(f"Ranking by {method} needs calibration images with labels, and {what}.")
-    return ranker.score(task)
+    return consensus.score_together(task, members) if len(members) > 1 else get_ranker(method).score(task)
 
 
 def score_units(groups: Sequence[ChannelGroup], scores: KernelScores) -> dict[str, UnitScores]:

@@ -122,9 +122,11 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
 
 
 def ranking_notes(scores: KernelScores) -> list[str]:
-    """Where the ranking comes from, and what it could not see or only estimated."""
-    notes = [f"Ranked by {scores.method}: {get_ranker(scores.method).source}."]
+    """Where the ranking comes from, and what it could not see or only estimated; of a consensus its weights."""
     details = scores.details
+    if scores.method == "consensus":
+        return _consensus_notes(details)
+    notes = [f"Ranked by {scores.method}: {get_ranker(scores.method).source}."]
     for layer, mixer in {**details.get("no closed form", {}), **details.get("links without a closed form", {})}.items():
         notes.append(f"{layer}: no Shapley values in closed form, by {mixer}.")
     notes += [f"{layer}: Shapley values estimated by {how}." for layer, how in details.get("estimated", {}).items()]
@@ -135,6 +137,22 @@ def ranking_notes(scores: KernelScores) -> list[str]:
     if unscored := details.get("not scored"):
         notes.append(f"Without a score by {scores.method}: {', '.join(unscored)}.")
     return notes
+
+
+def _consensus_notes(details: Mapping[str, Any]) -> list[str]:
+    shares = ", ".join(
+        f"{name} {100 * weight:.0f}% (area {details['areas'][name]:.3f})" for name, weight in details["weights"].items()
+    )
+    notes = [
+        f"Ranked by {', '.join(details['members'])} on {details['images that ranked']} calibration images, weighted by how "
+        f"each holds on {details['images that judged']} others: {shares}. Together: area {details['area']:.3f}."
+    ]
+    notes += [
+        f"Without {name}: {100 * change['kernels that change sides']:.0f}% of the kernels change between the lower and the "
+        f"upper half of their layer, area {change['area']:.3f}."
+        for name, change in details["without"].items()
+    ]
+    return [*notes, *(f"{name} was left out: {reason}" for name, reason in details["left out"].items())]
 
 
 def _budget(measured: Measured) -> BudgetCheck:

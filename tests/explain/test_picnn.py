@@ -249,3 +249,18 @@ def test_digits_trained_with_picnn_keep_their_accuracy_and_tell_filters_apart(di
     assert mean("bernoulli", "acc2") >= 0.9 * mean("bernoulli", "acc1")
     assert mean("bernoulli", "acc3") <= 0.5 * mean("bernoulli", "acc1")
     assert mean("bernoulli", "mis") > mean("std", "mis")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_scores_and_trains(task):
+    first, second = score_picnn(task), score_picnn(replace(task, device="cuda"))
+    for name in first.layers:  # masks are drawn by another generator there, so the memberships are alike, not equal
+        assert first.layers[name].shape == second.layers[name].shape
+        assert not second.layers[name].is_cuda
+    splits = Splits(task.images, task.images.subset(torch.arange(40)), task.images, ("a", "b", "c", "d"), "")
+    trained = train_picnn(task.network, splits, replace(BRIEF, epochs=2), device="cuda")
+    on_gpu = measure_entanglement(trained.pathway.to("cuda"), task.images, device="cuda")
+    on_cpu = measure_entanglement(trained.pathway.to("cpu"), task.images)
+    assert on_gpu.acc1.value == pytest.approx(on_cpu.acc1.value, abs=0.02)
+    assert on_gpu.mis == pytest.approx(on_cpu.mis, abs=1e-3)

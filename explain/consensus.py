@@ -1,0 +1,185 @@
+"""One ranking out of several: fractional ranks within each layer, weighted by how well each holds on images that did not rank.
+
+Calibration images are halved, stratified by class. Every method ranks on the first half. On the second its kernels are removed,
+the most important first and then the least important first: a ranking is worth the area between the two curves, which is zero
+for one that knows nothing. Neither validation nor test images take part.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UsageError
+from ..network.images import Images, stratified_split
+from ..stages import in_parts
+from .faithfulness import FaithfulnessCurves, faithfulness_curves
+from .scores import KernelScores, RankingTask, get_ranker, register
+
+MEMBERS = ("agic", "gap", "picnn")
+UNIT = "weighted fractional rank"
+
+
+@register(
+    "consensus",
+    summary=f"{', '.join(MEMBERS)} together: ranks within layers, weighted by how each holds on images that did not rank",
+    needs="labels",
+    unit=UNIT,
+    source="fractional ranks, weighted by the area between deletion curves (Petsiuk et al., RISE, BMVC 2018, for kernels)",
+)
+def score_consensus(task: RankingTask) -> KernelScores:
+    """The consensus of ``MEMBERS``; what :func:`score_together` says."""
+    return score_together(task, MEMBERS)
+
+
+def score_together(task: RankingTask, methods: Sequence[str]) -> KernelScores:
+    """Several methods' scores in one: for each layer the weighted mean of the kernels' fractional ranks, within (0, 1].
+
+    A method that cannot run on this network or these images is left out, and ``details`` says what it lacked. Layers that only
+    some methods score are ranked by those. ``details`` hold the weights, the areas behind them, and for each method what
+    leaving it out changes: the share of kernels that change sides between the lower and the upper half of their layer, and the
+    area.
+
+    Raises:
+        UsageError: fewer than two methods, one twice, an unknown one, or a consensus inside a consensus.
+        InputError: no method can run, or there are too few images to halve.
+    """
+    check_members(methods)
+    ranking_half, judging_half = halves(task.images, task.seed)
+    part = in_parts(task.progress, *((method, 5) for method in methods), ("judging", 2 + len(methods)))
+    found: dict[str, KernelScores] = {}
+    left_out: dict[str, str] = {}
+    for method in methods:
+        own = replace(task, images=ranking_half, progress=part(method), scratch=_own_folder(task, method))
+        try:
+            found[method] = get_ranker(method).score(own)
+        except InputError as error:
+            left_out[method] = str(error)
+    if not found:
+        reasons = " ".join(f"{method}: {reason}" for method, reason in left_out.items())
+        raise InputError(f"None of {', '.join(methods)} can rank this network. {reasons}")
+
+    done, total = 0, 2 * len(found) + 1
+
+    def judged(scores: KernelScores) -> float:
+        nonlocal done
+        curves = faithfulness_curves(task.network, judging_half, scores, batch_size=task.batch_size, device=task.device)
+        done += 1
+        part("judging")(done, total)
+        return area_between(curves)
+
+    areas = {method: judged(scores) for method, scores in found.items()}
+    weights = weights_of(areas)
+    ranks = {method: fractional_ranks(scores.layers) for method, scores in found.items()}
+    whole = combined(ranks, weights)
+    area = judged(_scores(whole))
+    without = {}
+    for method in found if len(found) > 1 else ():
+        others = {name: ranks[name] for name in found if name != method}
+        rest = combined(others, weights_of({name: areas[name] for name in others}))
+        without[method] = {"kernels that change sides": changed_sides(whole, rest), "area": judged(_scores(rest))}
+    details = {
+        "members": list(found),
+        "weights": weights,
+        "areas": areas,
+        "area": area,
+        "without": without,
+        "left out": left_out,
+        "images that ranked": len(ranking_half),
+        "images that judged": len(judging_half),
+        "of the members": {method: dict(scores.details) for method, scores in found.items()},
+    }
+    return KernelScores("consensus", UNIT, whole, details=details)
+
+
+def check_members(methods: Sequence[str]) -> None:
+    """At least two known methods, each once.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    if len(methods) < 2 or len(set(methods)) != len(methods):
+        raise UsageError(f"A consensus is of two or more different rankings (got {', '.join(methods) or 'none'}).")
+    for method in methods:
+        get_ranker(method)
+        if method == "consensus":
+            raise UsageError(f"consensus is {', '.join(MEMBERS)} together; name it alone, or name its members.")
+
+
+def halves(images: Images, seed: int) -> tuple[Images, Images]:
+    """Two stratified halves, drawn by the seed.
+
+    Raises:
+        InputError: fewer than four images.
+    """
+    if len(images) < 4:
+        raise InputError(
+            f"A consensus halves the calibration images, and there are {len(images)}. Raise --calibration."
+        )
+    first, second = stratified_split(images.labels, len(images) // 2, seed)
+    return images.subset(first), images.subset(second)
+
+
+def area_between(curves: FaithfulnessCurves) -> float:
+    """Between removing the least and the most important kernels first, under the probability of the class; zero for a ranking
+    that knows nothing, below it for one that has it backwards."""
+    return curves.pruning.probability_area - curves.deletion.probability_area
+
+
+def weights_of(areas: Mapping[str, float]) -> dict[str, float]:
+    """Shares of the areas, those below zero counted as nothing; equal shares if nothing is left."""
+    kept = {method: max(0.0, area) for method, area in areas.items()}
+    total = sum(kept.values())
+    return {method: area / total if total > 0 else 1 / len(kept) for method, area in kept.items()}
+
+
+def fractional_ranks(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of each layer's kernels the rank of the score over their number, ties at their mean rank: within (0, 1]."""
+    from scipy.stats import rankdata
+
+    return {
+        name: torch.from_numpy(rankdata(values.double().cpu().numpy())) / len(values) for name, values in layers.items()
+    }
+
+
+def combined(ranks: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """The weighted mean of ranks by layer, over the methods that have the layer, float32 ``[C]``.
+
+    Where these have no weight at all, they count alike.
+    """
+    layers: dict[str, None] = {}
+    for own in ranks.values():
+        layers.update(dict.fromkeys(own))
+    result = {}
+    for layer in layers:
+        having = [method for method in ranks if layer in ranks[method]]
+        total = sum(weights[method] for method in having)
+        shares = [weights[method] / total if total > 0 else 1 / len(having) for method in having]
+        parts = [share * ranks[method][layer] for share, method in zip(shares, having, strict=True)]
+        result[layer] = torch.stack(parts).sum(0).float()
+    return result
+
+
+def changed_sides(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Of all kernels that both rank, the share that is in the lower half of its layer in one ranking and not in the other."""
+    changed = kernels = 0
+    for layer, values in first.items():
+        if layer in second:
+            lower = [set(one.argsort(stable=True)[: len(one) // 2].tolist()) for one in (values, second[layer])]
+            changed += len(lower[0] ^ lower[1])
+            kernels += len(values)
+    return changed / max(1, kernels)
+
+
+def _scores(layers: dict[str, Tensor]) -> KernelScores:
+    return KernelScores("consensus", UNIT, layers)
+
+
+def _own_folder(task: RankingTask, method: str) -> Path | None:
+    if task.scratch is None:
+        return None
+    folder = task.scratch / method
+    folder.mkdir(exist_ok=True)
+    return folder
