@@ -130,6 +130,8 @@ def passed_by_everything(view: fx.GraphModule) -> list[fx.Node]:
 def feature_point(view: fx.GraphModule, node: fx.Node, shape: tuple[int, int, int]) -> FeaturePoint:
     """Named by the outermost block that ends with it, else by its own module."""
     for scope in _scopes(node):
+        if scope == str(node.target):
+            break  # its own module: a block that it ended when the network was first traced says more
         if [other for other in view.graph.nodes if scope in _scopes(other)][-1] is node:
             return FeaturePoint(scope, node, *shape)
     for block, end in view.meta.get(BLOCKS, {}).items():  # of a network that was traced before

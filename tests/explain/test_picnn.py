@@ -197,10 +197,11 @@ def test_a_new_layer_has_the_papers_width(task):
     assert trained.network.new_layer == narrow.new_layer
 
 
-def test_a_new_layer_behind_a_block_in_the_middle_is_the_one_that_is_trained(task):
-    wide, settings = with_new_layer(task.network, replace(BRIEF, filters=12, target="layer1"))
-    found = fit_membership(wide, task.images, settings)[1]
-    assert found.probabilities.shape == (4, 12)
+def test_a_new_layer_behind_a_block_in_the_middle_is_the_one_that_is_trained(digits):
+    network, splits = digits
+    wide, settings = with_new_layer(network, replace(BRIEF, filters=12, target="block1"))
+    found = fit_membership(wide, splits.train, settings)[1]
+    assert found.probabilities.shape == (10, 12)
 
 
 def test_a_second_new_layer_and_one_in_a_pruned_network_are_refused(task, plan_for):
