@@ -11,9 +11,11 @@ from .cli_options import (
     Calibration,
     Data,
     Device,
+    DropClasses,
     Epochs,
     Flip,
     InputShape,
+    KeepClasses,
     LatencyBatch,
     LearningRate,
     Macs,
@@ -37,6 +39,7 @@ from .cli_options import (
     app,
     command,
     console_of,
+    names,
     numbers,
     observed,
     recipe_of,
@@ -69,6 +72,8 @@ def prune_and_export_command(
     learning_rate: LearningRate = None,
     flip: Flip = None,
     pathway: PathwayName = None,
+    keep_classes: KeepClasses = None,
+    drop_classes: DropClasses = None,
     calibration: Calibration = None,
     input_shape: InputShape = None,
     mean: Mean = None,
@@ -102,7 +107,8 @@ def prune_and_export_command(
         recipe, None, model=model, weights=weights, data=data, rank_by=rank_by, macs=macs, params=params,
         size=size, max_drop=max_drop, rounds=rounds,
         round_to=rounding(round_to), allocation=allocation, repair=repair, epochs=epochs,
-        learning_rate=learning_rate, flip=flip, pathway=pathway,
+        learning_rate=learning_rate, flip=flip, pathway=pathway, keep_classes=names(keep_classes),
+        drop_classes=names(drop_classes),
         calibration=calibration, input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
         std=numbers("std", std, float), require_drop_below=require_drop_below, require_speedup=require_speedup,
         require_size_below=require_size_below, require_provider=require_provider, latency_batch=latency_batch,
@@ -134,6 +140,8 @@ def explain_command(
     data: Data = None,
     out: Out = Path("secateur-run"),
     rank_by: RankBy = None,
+    keep_classes: KeepClasses = None,
+    drop_classes: DropClasses = None,
     calibration: Calibration = None,
     class_name: Annotated[
         str | None,
@@ -173,6 +181,7 @@ def explain_command(
     """
     settings = recipe_of(
         recipe, None, model=model, weights=weights, data=data, rank_by=rank_by, calibration=calibration,
+        keep_classes=names(keep_classes), drop_classes=names(drop_classes),
         input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
         std=numbers("std", std, float), device=device, seed=seed,
     )  # fmt: skip
@@ -191,8 +200,10 @@ def explain_command(
         show_table(console, ("layer", "kernels", "lowest", "median", "highest"), rows)
         console.print(f"scores: {out / 'scores.safetensors'}", soft_wrap=True, highlight=False)
         return
-    if rank_by is not None or calibration is not None:
-        raise UsageError("--rank-by and --calibration rank kernels; with pictures nothing is ranked.")
+    if any(option is not None for option in (rank_by, calibration, keep_classes, drop_classes)):
+        raise UsageError(
+            "--rank-by, --calibration, --keep-classes and --drop-classes rank kernels; with pictures nothing is ranked."
+        )
     for tree, path in explain_pictures(settings, pictures, asked, out, observer):
         show_tree(console, tree)
         console.print(f"evidence: {path}", soft_wrap=True, highlight=False)

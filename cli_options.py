@@ -49,6 +49,11 @@ Mean = Annotated[str | None, typer.Option(help="Channel means of values in [0, 1
 Std = Annotated[str | None, typer.Option(help="Channel standard deviations, with commas.")]
 RankBy = Annotated[str | None, typer.Option(help="The ranker, or several with commas; `secateur rankers` lists them.")]
 Calibration = Annotated[int | None, typer.Option(help="Training images that rank and repair.")]
+KeepClasses = Annotated[
+    str | None,
+    typer.Option(help="The classes that matter, with commas: the head is cut to them, only their images are used."),
+]
+DropClasses = Annotated[str | None, typer.Option(help="The same by the classes that do not matter.")]
 Macs = Annotated[float | None, typer.Option(help="MACs that may be left, as a fraction.")]
 Params = Annotated[float | None, typer.Option(help="Parameters that may be left, as a fraction.")]
 Size = Annotated[float | None, typer.Option(help="Bytes of weights that may be left, as a fraction.")]
@@ -144,6 +149,11 @@ def recipe_of(file: Path | None, folder: Path | None, **options: Any) -> "Recipe
 
         base = replace(base, model=ModelSettings(options["model"]))
     return base.override(**options)
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """Comma-separated names of an option, or None."""
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def numbers(option: str, text: str | None, kind: type[Any]) -> Any:

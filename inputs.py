@@ -8,6 +8,7 @@ import torch
 
 from .environment import choose_device, seed_everything
 from .errors import InputError
+from .network.classes import kept_classes, restrict_images, restrict_network
 from .network.images import Images, Splits, carve_validation, check_readable, load_images
 from .network.labelling import label_images
 from .network.model import Network, load_model, match_classes
@@ -32,7 +33,8 @@ class Inputs:
 def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
     """Load and check network and images before any work: formats, classes, finite weights, readable pictures.
 
-    Images without labels get the network's own predictions; calibration and validation images are drawn after that.
+    Images without labels get the network's own predictions; calibration and validation images are drawn after that, from those
+    of the kept classes.
 
     Raises:
         InputError: naming what is wrong and what to do.
@@ -50,6 +52,9 @@ def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
     splits = load_images(data, network.preprocessing, validation_share=recipe.data.validation_share, seed=recipe.seed)
     network, splits = match_classes(network, splits)
     splits = label_images(network, splits, device=device, progress=progress)
+    kept = kept_classes(splits.class_names, recipe.data.keep_classes, recipe.data.drop_classes)
+    if len(kept) < len(splits.class_names):
+        network, splits = restrict_network(network, kept), restrict_images(splits, kept)
     splits = carve_validation(splits, recipe.data.validation_share, recipe.seed)
     calibration = splits.train.sample(recipe.data.calibration, recipe.seed)
     parts = {"calibration": calibration, "validation": splits.validation, "test": splits.test}

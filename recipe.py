@@ -173,8 +173,10 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if not any(isinstance(value, kind) for kind in plain) or (isinstance(value, bool) and bool not in plain):
         wanted = " or ".join(kind.__name__ for kind in plain if kind is not type(None))
         raise UsageError(f"{name} must be of type {wanted} (got {value!r}).")
-    if isinstance(value, tuple) and not all(isinstance(item, int | float) for item in value):
-        raise UsageError(f"{name} must be a list of numbers (got {list(value)!r}).")
+    if isinstance(value, tuple):
+        of_names = any(str in getattr(kind, "__args__", ()) for kind in allowed)
+        if not all(isinstance(item, str if of_names else int | float) for item in value):
+            raise UsageError(f"{name} must be a list of {'names' if of_names else 'numbers'} (got {list(value)!r}).")
 
 
 def _unknown_key(key: str, place: str, names: list[str]) -> str:

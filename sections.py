@@ -65,13 +65,24 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which images; how many training images rank and repair; the share of ``train/`` that validates if no ``val/``."""
+    """Which images; how many training images rank and repair; the share of ``train/`` that validates if no ``val/``.
+
+    ``keep_classes`` or ``drop_classes``: the classes that matter, or those that do not, by name; without either, all matter.
+    """
 
     data: str | None = None
     calibration: int = 1000
     validation_share: float = 0.1
+    keep_classes: tuple[str, ...] | None = None
+    drop_classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.keep_classes is not None and self.drop_classes is not None:
+            raise UsageError("keep_classes and drop_classes say the same in two ways; give one.")
+        for name in ("keep_classes", "drop_classes"):
+            given = getattr(self, name)
+            if given is not None and (not given or len(set(given)) != len(given)):
+                raise UsageError(f"{name} must name one class or more, each once (got {', '.join(given) or 'none'}).")
         check_whole("calibration", self.calibration, 2)
         check_fraction("validation_share", self.validation_share)
 

@@ -19,6 +19,7 @@ from .export.runtime import choose_provider, open_session, why_not
 from .files import locked_folder, sha256_json, write_text
 from .inputs import load_inputs
 from .network.channels import find_groups
+from .network.cutting import apply_cut
 from .network.images import Preprocessing, load_images
 from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
 from .pathways import check_pathway, write_membership
@@ -162,7 +163,10 @@ def export_into(model: ModelSettings | None, out: Path, observer: Observer) -> l
         else:
             small = load_network(out)
             recipe = Recipe.read(out / RECIPE_FILE)
-            baseline = replace(load_model(recipe.model), class_names=small.class_names)
+            baseline = load_model(recipe.model)
+            for cut in small.cuts[len(baseline.cuts) : -1]:  # its head, where some classes only were kept
+                baseline = replace(baseline, module=apply_cut(baseline.module, cut, baseline.example(1)).eval())
+            baseline = replace(baseline, class_names=small.class_names)
             names = [Path(network.source.model).name for network in (small, baseline)]
             if names[0] != names[1] or small.source.weights_sha256 != baseline.source.weights_sha256:
                 raise InputError(
