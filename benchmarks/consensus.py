@@ -1,0 +1,82 @@
+"""The consensus against its members, leave-one-out and the rankings to beat, reconstructed, without training.
+
+    python -m benchmarks.consensus --minutes 60 [--only resnet20,resnet56]
+
+For every ranking and three calibration seeds: 1,000 calibration images are drawn, rank, measure the sensitivities and repair;
+the drop is measured on all test images at 1/1.3, 1/1.5, 1/2 and 1/3 of the MACs. Rows are kept in
+benchmarks/results/consensus.json.
+"""
+
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from benchmarks.sections import Case, Rows, Work, run_sections
+from secateur.explain.consensus import MEMBERS
+from secateur.explain.ranking import rank_kernels, score_units
+from secateur.explain.scores import RankingTask
+from secateur.network.channels import find_groups
+from secateur.network.evaluation import paired_drop_interval, predict
+from secateur.network.model import Network
+from secateur.prune import surgery
+from secateur.prune.cost import measure_cost
+from secateur.prune.plan import plan_pruning
+from secateur.prune.repair import repair
+from secateur.prune.sensitivity import measure_sensitivity
+from secateur.recipe import BudgetSettings
+
+RESULTS = Path(__file__).parent / "results" / "consensus.json"
+NETWORKS = ("resnet20", "resnet56")
+FRACTIONS = {"1/1.3": 1 / 1.3, "1/1.5": 1 / 1.5, "1/2": 1 / 2, "1/3": 1 / 3}
+SEEDS = range(3)
+WITHOUT = tuple(",".join(name for name in MEMBERS if name != left) for left in MEMBERS)
+RANKINGS = ("consensus", *MEMBERS, "random", "magnitude", "taylor", "fpgm", "bn-scale", "lamp", *WITHOUT, "car")
+
+
+def compare(case: Case, ranking: str, seed: int) -> Rows:
+    """The drop at every fraction of the MACs when a ranking chooses; the consensus's weights beside it."""
+    network, test = case.network, case.splits.test
+    calibration = case.splits.train.sample(1000, seed)
+    start = time.perf_counter()
+    scores = rank_kernels(RankingTask(network, calibration, seed), ranking)
+    seconds = time.perf_counter() - start
+    groups = find_groups(network.module, network.example(2))
+    units = score_units(groups, scores)
+    sensitivity = measure_sensitivity(network, groups, units, calibration)
+    costs = measure_cost(network)
+
+    def right(one: Network) -> Tensor:
+        return predict(one.module, test).argmax(1) == test.labels
+
+    whole, rows = right(network), []
+    for name, fraction in FRACTIONS.items():
+        plan = plan_pruning(groups, units, costs, BudgetSettings(macs=fraction), sensitivity)
+        small, _ = repair(
+            network, surgery.cut(network, plan), calibration, "reconstruct",
+            validation=case.splits.validation, seed=seed,
+        )  # fmt: skip
+        now = right(small)
+        interval = paired_drop_interval(whole.numpy(), now.numpy(), seed)
+        rows.append({
+            "macs": name, "left": plan.after.macs / plan.before.macs, "seed": seed,
+            "drop": 100 * float(whole.double().mean() - now.double().mean()), "low": interval.low, "high": interval.high,
+            "ranking seconds": seconds, "weights": scores.details.get("weights"), "areas": scores.details.get("areas"),
+        })  # fmt: skip
+    return rows
+
+
+def work() -> Work:
+    """Network by network, seed by seed, the consensus and its members first."""
+    return {
+        (network, f"{ranking}, seed {seed}"): (
+            lambda case, _, network=network, ranking=ranking, seed=seed: compare(case(network), ranking, seed)
+        )
+        for network in NETWORKS
+        for seed in SEEDS
+        for ranking in RANKINGS
+    }
+
+
+if __name__ == "__main__":
+    run_sections(__doc__, RESULTS, work)
