@@ -31,13 +31,18 @@ def write_membership(membership: Membership | None, out: Path) -> None:
 
 
 def check_pathway(recipe: Recipe) -> None:
-    """A pathway is trained, or not asked for.
+    """A pathway is trained in the layers that are there, or not asked for.
 
     Raises:
-        UsageError: it is asked for without an epoch of fine-tuning.
+        UsageError: it is asked for without an epoch of fine-tuning, or with a new layer, which a pruned network cannot take.
     """
     if recipe.recovery.pathway != "none" and not recipe.recovery.epochs:
         raise UsageError(f"--pathway {recipe.recovery.pathway} trains the network: give --epochs of at least 1.")
+    if recipe.recovery.pathway != "none" and (recipe.picnn.filters or recipe.picnn.filters_per_class):
+        raise UsageError(
+            "[picnn] filters puts a new layer into a network, which a pruned one cannot take; `secateur train-picnn` puts it "
+            "into the original. Take it out of the recipe."
+        )
 
 
 def measure_pathways(

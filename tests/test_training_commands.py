@@ -268,6 +268,13 @@ def test_a_recovery_of_other_weights_begins_anew(slim, tmp_path, monkeypatch):
     assert history["epochs"][0]["validation_accuracy"] < 0.9, "it begins at the network that was not repaired"
 
 
+def test_a_new_layer_is_not_silently_left_out_of_a_recovery(tmp_path):
+    recipe = replace(Recipe().override(pathway="picnn", epochs=1), picnn=PicnnSettings(filters=8))
+    with pytest.raises(UsageError, match="a new layer into a network"):
+        prune_and_export(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_presets_and_single_choices():
     assert chosen_settings(PicnnSettings(), "code", loss_over=None).loss_over == "right"
     assert chosen_settings(PicnnSettings(loss_over="right"), "paper").loss_over == "all"

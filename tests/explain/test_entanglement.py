@@ -12,7 +12,6 @@ from secateur.explain.entanglement import (
     predict_pathways,
 )
 from secateur.explain.membership import fit_membership
-from secateur.explain.pathway import Pathway
 from secateur.network.parts import masked
 from secateur.recipe import PicnnSettings
 
@@ -86,8 +85,6 @@ def test_many_filters_times_classes_are_sampled_and_said(measured, monkeypatch):
 def test_certain_clusters_give_the_accuracies_of_fixed_masks(measured):
     """With memberships of 0 and 1 and certain predictions nothing is left to chance, and masks can be made by hand."""
     pathway, images = measured
-    sharp = Pathway.__new__(Pathway)
-    sharp.__dict__.update(pathway.__dict__)
     owner = torch.arange(32) % 4
     with torch.no_grad():
         kept = pathway.assignment.correspondence.clone()
