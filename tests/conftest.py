@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib.util
 import os
+import sys
 import tarfile
 from pathlib import Path
 
@@ -66,6 +67,19 @@ class _Recorder(Observer):
 def recorder():
     """Makes observers that remember what they were told, and which stages were there already."""
     return _Recorder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium that opens files as pages, see ``browser.py``."""
+    specification = importlib.util.spec_from_file_location("secateur_test_browser", TESTS / "browser.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where its dataclasses look for their annotations
+    specification.loader.exec_module(module)
+    if module.chromium() is None:
+        pytest.skip("no Chromium on this machine")
+    with module.started() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
