@@ -89,9 +89,8 @@ def score_together(task: RankingTask, methods: Sequence[str]) -> KernelScores:
         "left out": left_out,
         "images that ranked": len(ranking_half),
         "images that judged": len(judging_half),
-        "of the members": {method: dict(scores.details) for method, scores in found.items()},
     }
-    return KernelScores("consensus", UNIT, whole, details=details)
+    return KernelScores("consensus", UNIT, whole, details=details, members=found)
 
 
 def check_members(methods: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class KernelScores:
     """How much each kernel matters; higher is more important.
 
     ``layers`` maps a layer's name to one score per kernel, float32 ``[C]``; ``per_class`` maps it to ``[classes, C]`` where
-    the method knows classes. ``unit`` says what a score is in; ``details`` what went into it.
+    the method knows classes. ``unit`` says what a score is in; ``details`` what went into it. ``members`` are the scores of the
+    methods that a consensus is made of, by method; empty for any other.
 
     Raises:
         InputError: a score is NaN or infinite.
@@ -33,6 +34,7 @@ class KernelScores:
     layers: Mapping[str, Tensor]
     per_class: Mapping[str, Tensor] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    members: Mapping[str, "KernelScores"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, values in [*self.layers.items(), *self.per_class.items()]:
@@ -43,9 +45,10 @@ class KernelScores:
         """Write as safetensors; equal scores give equal bytes."""
         from safetensors.torch import save
 
-        tensors = {f"score/{name}": values.float().contiguous() for name, values in self.layers.items()}
-        tensors.update({f"per_class/{name}": values.float().contiguous() for name, values in self.per_class.items()})
-        about = {"method": self.method, "unit": self.unit, "details": dict(self.details)}
+        tensors, about = self._tensors(""), self._about()
+        about["members"] = {method: scores._about() for method, scores in self.members.items()}
+        for method, scores in self.members.items():
+            tensors.update(scores._tensors(f"member/{method}/"))
         with replacing(path) as temporary:
             temporary.write_bytes(save(tensors, metadata={"secateur_scores": json.dumps(about, sort_keys=True)}))
 
@@ -72,7 +75,23 @@ class KernelScores:
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-        return cls(about["method"], about["unit"], part("score/"), part("per_class/"), about["details"])
+        def scores(prefix: str, about: Mapping[str, Any]) -> "KernelScores":
+            layers, per_class = part(f"{prefix}score/"), part(f"{prefix}per_class/")
+            return cls(about["method"], about["unit"], layers, per_class, about["details"])
+
+        members = {method: scores(f"member/{method}/", own) for method, own in about.get("members", {}).items()}
+        return replace(scores("", about), members=members)
+
+    def _tensors(self, prefix: str) -> dict[str, Tensor]:
+        parts = {"score": self.layers, "per_class": self.per_class}
+        return {
+            f"{prefix}{part}/{name}": values.float().contiguous()
+            for part, layers in parts.items()
+            for name, values in layers.items()
+        }
+
+    def _about(self) -> dict[str, Any]:
+        return {"method": self.method, "unit": self.unit, "details": dict(self.details)}
 
 
 @dataclass(frozen=True)

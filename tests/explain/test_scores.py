@@ -24,6 +24,21 @@ def test_scores_come_back_as_they_were_saved(tmp_path, scores):
     assert torch.equal(back.per_class["b"], scores.per_class["b"])
 
 
+def test_the_members_of_a_consensus_come_back_with_it(tmp_path, scores):
+    other = KernelScores("other", "nats", {"b": torch.arange(5.0)})
+    KernelScores(
+        "both", "ranks", {"b": torch.ones(5)}, details={"x": 1}, members={"mine": scores, "other": other}
+    ).save(tmp_path / "s.safetensors")
+    back = KernelScores.load(tmp_path / "s.safetensors")
+    assert back.layers.keys() == {"b"}
+    assert not back.per_class
+    assert list(back.members) == ["mine", "other"]
+    assert torch.equal(back.members["mine"].layers["a.0"], scores.layers["a.0"])
+    assert torch.equal(back.members["mine"].per_class["b"], scores.per_class["b"])
+    assert back.members["other"].unit == "nats"
+    assert back.members["other"].layers["b"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_equal_scores_give_equal_bytes(tmp_path, scores):
     turned = KernelScores(
         scores.method, scores.unit, dict(reversed(scores.layers.items())), scores.per_class, {"by": "x", "images": 7}
