@@ -14,7 +14,7 @@ import torch
 from .environment import code_sha256, installed_packages
 from .errors import UsageError
 from .explain.membership import Membership
-from .explain.ranking import UnitScores, members_of, rank_kernels, score_units
+from .explain.ranking import UnitScores, members_of, rank_kernels
 from .explain.scores import KernelScores, RankingTask
 from .files import read_json, write_json
 from .inputs import Inputs
@@ -25,12 +25,13 @@ from .network.probe import pick_logits
 from .network.training import History
 from .prune import surgery
 from .prune.cost import Cost, CostModel, measure_cost
+from .prune.orders import measure_orders, units_by
 from .prune.plan import PruningPlan, keep_all, obstacle, plan_pruning
 from .prune.recover import recover, recover_with_pathway
 from .prune.repair import RepairReport, repair
 from .prune.rounds import combine
 from .prune.search import Search, Trial, search
-from .prune.sensitivity import Sensitivity, measure_sensitivity
+from .prune.sensitivity import Sensitivity
 from .recipe import BudgetSettings, Recipe
 from .stages import Progress, Stages, silent
 
@@ -176,16 +177,17 @@ class Pruner:
             work,
             lambda folder: KernelScores.load(folder / SCORES_FILE),
         )
-        units, key = score_units(groups, scores), self.stages.keys[explained]
+        key = self.stages.keys[explained]
         if recipe.budget.allocation != "sensitivity":
-            return Ranked(groups, costs, scores, units, None, key)
+            return Ranked(groups, costs, scores, units_by(groups, scores, None), None, key)
         measured = f"sensitivity{suffix}"
         sensitivity = self.stages.run(
             measured,
             {"explain": key},
-            lambda folder, progress: measure(inputs, groups, units, progress).save(folder / SENSITIVITY_FILE),
+            lambda folder, progress: measure(inputs, groups, scores, progress).save(folder / SENSITIVITY_FILE),
             lambda folder: Sensitivity.load(folder / SENSITIVITY_FILE),
         )
+        units = units_by(groups, scores, sensitivity)
         return Ranked(groups, costs, scores, units, sensitivity, self.stages.keys[measured])
 
     def _plan(
@@ -294,12 +296,10 @@ def explain(inputs: Inputs, progress: Progress = silent, scratch: Path | None = 
 
 
 def measure(
-    inputs: Inputs, groups: tuple[ChannelGroup, ...], units: Mapping[str, UnitScores], progress: Progress = silent
+    inputs: Inputs, groups: tuple[ChannelGroup, ...], scores: KernelScores, progress: Progress = silent
 ) -> Sensitivity:
-    """Measure what each group loses at each width on the calibration images."""
-    return measure_sensitivity(
-        inputs.network, groups, units, inputs.calibration, device=inputs.device, progress=progress
-    )
+    """Measure what each group loses at each width on the calibration images; of a consensus by the best of its orders."""
+    return measure_orders(inputs.network, groups, scores, inputs.calibration, device=inputs.device, progress=progress)
 
 
 def plan(inputs: Inputs, scores: KernelScores, progress: Progress = silent) -> tuple[PruningPlan, Sensitivity | None]:
@@ -307,9 +307,9 @@ def plan(inputs: Inputs, scores: KernelScores, progress: Progress = silent) -> t
     groups = find_groups(inputs.network.module, inputs.network.example(2))
     if reason := obstacle(groups, inputs.recipe.budget.round_to):
         raise UsageError(reason)
-    units = score_units(groups, scores)
     measured = inputs.recipe.budget.allocation == "sensitivity"
-    sensitivity = measure(inputs, groups, units, progress) if measured else None
+    sensitivity = measure(inputs, groups, scores, progress) if measured else None
+    units = units_by(groups, scores, sensitivity)
     return plan_pruning(groups, units, measure_cost(inputs.network), inputs.recipe.budget, sensitivity), sensitivity
 
 

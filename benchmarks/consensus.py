@@ -7,23 +7,25 @@ the drop is measured on all test images at 1/1.3, 1/1.5, 1/2 and 1/3 of the MACs
 benchmarks/results/consensus.json.
 """
 
+import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from torch import Tensor
 
 from benchmarks.sections import Case, Rows, Work, run_sections
 from secateur.explain.consensus import MEMBERS
-from secateur.explain.ranking import rank_kernels, score_units
+from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import RankingTask
 from secateur.network.channels import find_groups
 from secateur.network.evaluation import paired_drop_interval, predict
 from secateur.network.model import Network
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
+from secateur.prune.orders import measure_orders, units_by
 from secateur.prune.plan import plan_pruning
 from secateur.prune.repair import repair
-from secateur.prune.sensitivity import measure_sensitivity
 from secateur.recipe import BudgetSettings
 
 RESULTS = Path(__file__).parent / "results" / "consensus.json"
@@ -39,11 +41,11 @@ def compare(case: Case, ranking: str, seed: int) -> Rows:
     network, test = case.network, case.splits.test
     calibration = case.splits.train.sample(1000, seed)
     start = time.perf_counter()
-    scores = rank_kernels(RankingTask(network, calibration, seed), ranking)
+    scores = rank_kernels(RankingTask(network, calibration, seed, scratch=_scratch(case.name, seed, ranking)), ranking)
     seconds = time.perf_counter() - start
     groups = find_groups(network.module, network.example(2))
-    units = score_units(groups, scores)
-    sensitivity = measure_sensitivity(network, groups, units, calibration)
+    sensitivity = measure_orders(network, groups, scores, calibration)
+    units = units_by(groups, scores, sensitivity)
     costs = measure_cost(network)
 
     def right(one: Network) -> Tensor:
@@ -62,8 +64,19 @@ def compare(case: Case, ranking: str, seed: int) -> Rows:
             "macs": name, "left": plan.after.macs / plan.before.macs, "seed": seed,
             "drop": 100 * float(whole.double().mean() - now.double().mean()), "low": interval.low, "high": interval.high,
             "ranking seconds": seconds, "weights": scores.details.get("weights"), "areas": scores.details.get("areas"),
+            "groups": dict(Counter(sensitivity.decided_by.values())) or None,
         })  # fmt: skip
     return rows
+
+
+_KEPT = tempfile.TemporaryDirectory()
+
+
+def _scratch(network: str, seed: int, ranking: str) -> Path:
+    """Where AGIC keeps graphs and encoder for the consensuses, whose members rank on the same half; gone with the process."""
+    folder = Path(_KEPT.name, network, str(seed), "together" if ranking == "consensus" or "," in ranking else ranking)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def work() -> Work:
@@ -79,4 +92,4 @@ def work() -> Work:
 
 
 if __name__ == "__main__":
-    run_sections(__doc__, RESULTS, work)
+    run_sections(__doc__, RESULTS, work, timed=False)

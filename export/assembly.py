@@ -1,5 +1,6 @@
 """Everything that a run measured, brought into the form of ``report.schema.json`` and judged by the recipe's gates."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
             },
             "unlabelled": list(inputs.splits.unlabelled),
         },
-        "notes": [*notes, *ranking_notes(measured.scores)],
+        "notes": [*notes, *ranking_notes(measured.scores), *_deciding(plan)],
     }
 
 
@@ -137,6 +138,15 @@ def ranking_notes(scores: KernelScores) -> list[str]:
     if unscored := details.get("not scored"):
         notes.append(f"Without a score by {scores.method}: {', '.join(unscored)}.")
     return notes
+
+
+def _deciding(plan: PruningPlan) -> list[str]:
+    """How many groups each order of a consensus decides, where it is not the same everywhere."""
+    counts = Counter(group.decided_by for group in plan.groups if not group.locked)
+    if len(counts) < 2:
+        return []
+    shares = ", ".join(f"{method} in {count}" for method, count in counts.most_common())
+    return [f"Group by group the order that was measured to lose least decides: {shares} of {counts.total()} groups."]
 
 
 def _consensus_notes(details: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ the fit; no label is read. Activations are made once, in network order, and reus
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,14 @@ WORK_MACS, FEWEST_IMAGES = 10_000_000_000_000, 64
 class Sensitivity:
     """Measured losses. ``curves``: group to (units kept, loss in nats), ascending by units, the whole group with loss 0 last.
 
-    ``fitted_images`` took part in the reconstruction of readers, ``judged_images`` in the loss.
+    ``fitted_images`` took part in the reconstruction of readers, ``judged_images`` in the loss. ``decided_by`` names, where
+    several rankings stand behind one, whose order of removal each group's curve is of; otherwise it is empty.
     """
 
     curves: Mapping[str, tuple[tuple[int, float], ...]]
     fitted_images: int
     judged_images: int
+    decided_by: Mapping[str, str] = field(default_factory=dict)
 
     def loss(self, group: str) -> Callable[[int], float]:
         """The loss of a group as a function of the units it keeps: monotone cubic interpolation between measurements.
@@ -70,8 +72,10 @@ class Sensitivity:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **asdict(self),
             "curves": {name: [list(point) for point in curve] for name, curve in self.curves.items()},
+            "fitted_images": self.fitted_images,
+            "judged_images": self.judged_images,
+            **({"decided_by": dict(self.decided_by)} if self.decided_by else {}),
         }
 
     def save(self, path: Path) -> None:
@@ -88,7 +92,7 @@ class Sensitivity:
         values = read_json(path)
         try:
             curves = {name: tuple((int(k), float(v)) for k, v in curve) for name, curve in values["curves"].items()}
-            return cls(curves, values["fitted_images"], values["judged_images"])
+            return cls(curves, values["fitted_images"], values["judged_images"], values.get("decided_by", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} does not hold sensitivities of secateur ({error}).") from error
 

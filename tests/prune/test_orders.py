@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from secateur.errors import InputError
+from secateur.explain.ranking import score_units
+from secateur.explain.scores import KernelScores
+from secateur.network.channels import find_groups
+from secateur.prune.orders import best_orders, measure_orders, unit_orders, units_by
+from secateur.prune.sensitivity import Sensitivity, measure_sensitivity
+
+
+@pytest.fixture
+def network(tiny, network_of):
+    return network_of(tiny("padded"))
+
+
+@pytest.fixture
+def groups(network):
+    return find_groups(network.module, network.example())
+
+
+@pytest.fixture
+def drawn(groups):
+    """Seeded scores of every kernel."""
+
+    def draw(method, seed, layers=None, members=()):
+        generator = torch.Generator().manual_seed(seed)
+        widths = {member.layer: member.width for group in groups for member in group.producers if not group.locked}
+        scores = {name: torch.rand(width, generator=generator) for name, width in widths.items()}
+        kept = {name: values for name, values in scores.items() if layers is None or name in layers}
+        return KernelScores(method, "", kept, members={one.method: one for one in members})
+
+    return draw
+
+
+def curves(**losses):
+    return Sensitivity({"a": tuple((k, loss) for k, loss in zip((2, 4, 8), (*losses["a"], 0.0), strict=True))}, 9, 9)
+
+
+def test_the_order_that_loses_least_over_all_widths_decides():
+    steep = curves(a=(1.0, 0.1))
+    even = curves(a=(1.2, 0.01))  # 1.2 times as much at the narrowest, a tenth at the other
+    found = best_orders({"steep": steep, "even": even})
+    assert found.decided_by == {"a": "even"}
+    assert found.curves["a"] == even.curves["a"]
+    assert best_orders({"even": even, "steep": steep}).decided_by == {"a": "even"}
+    assert best_orders({"one": steep, "other": steep}).decided_by == {"a": "one"}
+
+
+def test_a_branch_gone_whole_tells_no_orders_apart():
+    first = Sensitivity({"a": ((0, 5.0), (4, 0.2), (8, 0.0))}, 9, 9)
+    second = Sensitivity({"a": ((0, 0.1), (4, 0.3), (8, 0.0))}, 9, 9)
+    assert best_orders({"first": first, "second": second}).decided_by == {"a": "first"}
+
+
+def test_a_ranking_that_lacks_a_group_takes_no_part_in_it():
+    whole = Sensitivity({"a": ((4, 0.2), (8, 0.0)), "b": ((4, 0.2), (8, 0.0))}, 9, 9)
+    partial = Sensitivity({"b": ((4, 0.1), (8, 0.0))}, 9, 9)
+    assert best_orders({"whole": whole, "partial": partial}).decided_by == {"a": "whole", "b": "partial"}
+
+
+def test_a_consensus_takes_the_best_order_of_each_group(network, groups, drawn, noise_images):
+    images = noise_images(48)
+    first, second = drawn("first", 1), drawn("second", 2)
+    both = drawn("consensus", 3, members=(first, second))
+    found = measure_orders(network, groups, both, images)
+    alone = {
+        one.method: measure_sensitivity(network, groups, score_units(groups, one), images)
+        for one in (both, first, second)
+    }
+    assert set(found.decided_by) == {group.name for group in groups if not group.locked}
+    assert len(set(found.decided_by.values())) > 1
+    for group, method in found.decided_by.items():
+        assert found.curves[group] == alone[method].curves[group]
+        ratio = {name: sum(loss for _, loss in one.curves[group][:-1]) for name, one in alone.items()}
+        assert ratio[method] <= max(ratio.values())
+    units = units_by(groups, both, found)
+    for group, method in found.decided_by.items():
+        assert units[group].method == method
+        expected = score_units(groups, {"consensus": both, "first": first, "second": second}[method])[group]
+        assert torch.equal(units[group].values, expected.values)
+
+
+def test_one_ranking_is_measured_as_ever(network, groups, drawn, noise_images):
+    images, scores = noise_images(32), drawn("only", 1)
+    found = measure_orders(network, groups, scores, images)
+    assert found == measure_sensitivity(network, groups, score_units(groups, scores), images)
+    assert not found.decided_by
+    assert units_by(groups, scores, found).keys() == units_by(groups, scores, None).keys()
+
+
+def test_a_member_without_a_group_is_left_out_of_it(groups, drawn):
+    some = next(group for group in groups if not group.locked)
+    partial = drawn("partial", 1, layers={member.layer for member in some.producers})
+    orders = unit_orders(groups, drawn("whole", 2, members=(partial,)))
+    assert set(orders["partial"]) == {some.name}
+    with pytest.raises(InputError, match="scored none of"):
+        unit_orders(groups, partial)
+
+
+def test_what_decided_is_saved_with_the_curves(tmp_path):
+    found = best_orders({"one": curves(a=(1.0, 0.1)), "other": curves(a=(0.5, 0.1))})
+    found.save(tmp_path / "sensitivity.json")
+    assert Sensitivity.load(tmp_path / "sensitivity.json") == found
