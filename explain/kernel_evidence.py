@@ -77,7 +77,7 @@ def gather_kernel_evidence(
     """Gather it on the task's calibration images, which have labels or the network's predictions for labels."""
     missing: dict[str, str] = {}
     part = in_parts(progress, ("beside", 4), ("activity", 3), ("patches", 4), ("neighbours", 2))
-    members = tuple(getattr(ranking, "members", {}).values())
+    members = tuple(ranking.members.values()) if ranking is not None else ()
     known = {scores.method for scores in (*members, *([ranking] if ranking else []))}
     beside = _beside(task, [name for name in BESIDE if name not in known], missing, part("beside"))
     sites: tuple[SiteEvidence, ...] = ()
