@@ -48,8 +48,8 @@ class SiteEvidence:
 class KernelEvidence:
     """Sites in network order; the ranking that was used, its members and those beside it; neighbours in attribution graphs.
 
-    ``patched`` is how many kernels of a site have patches at most (None: all). ``missing`` says by part what is not here,
-    and why.
+    ``patched`` is how many kernels of a site have patches, besides those that must (None: all). ``missing`` says by part what
+    is not here, and why.
     """
 
     sites: tuple[SiteEvidence, ...]
@@ -167,12 +167,12 @@ def _sites(
 
 
 def _shown(kernels: int, scores: Tensor | None, count: int | None, always: frozenset[int]) -> list[int]:
-    """The kernels with patches: those that must, then the highest and the lowest scores in turn."""
+    """The kernels with patches: ``count`` of the highest and the lowest scores in turn, and those that must."""
     if count is None or count >= kernels:
         return list(range(kernels))
     order = list(range(kernels)) if scores is None else scores.argsort(descending=True, stable=True).tolist()
     in_turn = [kernel for pair in zip(order, reversed(order), strict=True) for kernel in pair]
-    return sorted(list(dict.fromkeys([*sorted(always), *in_turn]))[: max(count, len(always))])
+    return sorted({*list(dict.fromkeys(in_turn))[:count], *always})
 
 
 def _fed_by(topology: Topology, name: str, channel: int) -> tuple[str, int] | None:

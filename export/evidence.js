@@ -264,7 +264,7 @@ function profileOf(site, kernel) {
 
 function patchesOf(site, kernel) {
   const patches = site.patches[kernel];
-  if (patches === null) return element("p", { class: "note" }, `This page shows patches of ${data.patched} kernels a layer, those with the highest and the lowest scores; --evidence-kernels asks for more.`);
+  if (patches === null) return element("p", { class: "note" }, `This page shows patches of ${data.patched} kernels a layer, those with the highest and the lowest scores, and of those in evidence trees; --evidence-kernels asks for more.`);
   if (!patches.length) return element("p", { class: "soft" }, "It is never above zero on the calibration images.");
   return element("div", {}, element("ul", { class: "patches" }, patches.map(([image, left, top, right, bottom, value], place) => {
     const label = data.classes[data.atlas.labels[image]], box = [left, top, right, bottom];
@@ -288,7 +288,7 @@ function neighboursOf(site, kernel, width) {
 // Addresses
 
 function followAddress() {
-  const address = decodeAddress(location.hash.slice(1)), kernel = /^kernel-(.+)-(\d+)$/.exec(address), layer = /^layer-(.+)$/.exec(address);
+  const address = decodeAddress(location.hash.slice(1)), kernel = /^kernel-([^]+)-(\d+)$/.exec(address), layer = /^layer-([^]+)$/.exec(address);
   if (kernel) {
     const site = data.sites[siteNumber.get(kernel[1])];
     if (site && Number(kernel[2]) < site.kernels) return openCard(site, Number(kernel[2]));
@@ -359,11 +359,11 @@ function fillAbout() {
   facts.push(["Evidence trees", "Contributions are gradient times activation, averaged over places; each kernel is taken at its strongest place, and explained by the stage before (Cheng et al., IJCV 131(5), 2023). Guided gradients: Springenberg et al., 2015."]);
   if (data.neighbours) facts.push(["Neighbourhoods", `Interventional Shapley values between kernels (${[...new Set(Object.values(data.neighbours.explainers))].join(", ")}), as on the edges of attribution graphs (Zheng et al., Neural Networks 179, 2024).`]);
   if (data.clusters) facts.push(["Clusters", "PICNN (Guo et al., AAAI 2024); Grad-CAM (Selvaraju et al., ICCV 2017)."]);
-  if (data.patched) facts.push(["Patches", `Limited to ${data.patched} kernels a layer, so that the page stays small: those in evidence trees, then the highest and the lowest scores. --evidence-kernels N asks for another number.`]);
+  if (data.patched) facts.push(["Patches", `Limited to ${data.patched} kernels a layer, so that the page stays small: the highest and the lowest scores; and those in evidence trees. --evidence-kernels N asks for another number.`]);
   byId("about-body").append(element("dl", { class: "facts" }, facts.flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)])));
   const kernels = data.sites.filter((site) => site.layer && !site.isClasses).reduce((sum, site) => sum + site.kernels, 0);
   byId("kernels-intro").textContent = data.sites.length
-    ? `${kernels} kernels in ${data.sites.filter((site) => site.layer && !site.isClasses).length} layers: scores by every method, classes, strongest patches, neighbours. ${data.planned ? "Stays or goes: by the plan." : "No plan was made yet, so nothing stays or goes so far."}${data.patched ? ` Patches are shown for ${data.patched} kernels a layer.` : ""}`
+    ? `${kernels} kernels in ${data.sites.filter((site) => site.layer && !site.isClasses).length} layers: scores by every method, classes, strongest patches, neighbours. ${data.planned ? "Stays or goes: by the plan." : "No plan was made yet, so nothing stays or goes so far."}${data.patched ? ` Patches are shown for ${data.patched} kernels a layer and for those in evidence trees.` : ""}`
     : data.missing.kernels || "";
 }
 

@@ -103,12 +103,11 @@ function colouredMap(bytes, [rows, columns], colours) {
 function overlayCanvas(sheet, index, map, size, colours, label, box = null, image = null) {
   const factor = enlargement(sheet), canvas = canvasOf(sheet.width * factor, sheet.height * factor, label);
   drawPart(canvas, sheet, index, [0, 0, sheet.width, sheet.height]).then(() => {
-    const context = canvas.getContext("2d"), drawn = context.getImageData(0, 0, canvas.width, canvas.height);
-    for (let at = 0; at < drawn.data.length; at += 4) {
-      const grey = 0.299 * drawn.data[at] + 0.587 * drawn.data[at + 1] + 0.114 * drawn.data[at + 2];
-      drawn.data.fill(grey, at, at + 3);
-    }
-    context.putImageData(drawn, 0, 0);
+    const context = canvas.getContext("2d");
+    context.globalCompositeOperation = "saturation"; // of grey: none
+    context.fillStyle = "#808080";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.globalCompositeOperation = "source-over";
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "high";
     context.globalAlpha = 0.6;
