@@ -130,15 +130,15 @@ function drawHeat(canvas, bytes, rows, columns, order, colours) {
 // Edges into a kernel on the left, those from it on the right; each is {label, href, share, strength}. Width in pixels.
 function neighbourhood(middle, incoming, outgoing, width) {
   const row = 30, head = 26, height = head + row * Math.max(1, incoming.length, outgoing.length);
-  const side = Math.min(230, Math.max(92, (width - 110) / 2.6)), centre = width / 2, y = head + (height - head) / 2;
+  const half = width < 520 ? 18 : 34, side = width < 520 ? (width - 2 * half - 52) / 2 : Math.min(230, (width - 110) / 2.6), centre = width / 2, y = head + (height - head) / 2;
   const svg = shaped("svg", { viewBox: `0 0 ${width} ${height}`, class: "links", role: "group", "aria-label": `Neighbourhood of ${middle}` });
   const most = Math.max(...[...incoming, ...outgoing].map((edge) => edge.strength), 1e-9);
-  const letters = Math.max(8, Math.floor(side / 7.6));
+  const letters = Math.max(8, Math.floor(side / 8.2));
   const text = (content, attributes) => shaped("text", attributes, content);
   const draw = (edges, left) => {
     const start = head + (height - head - row * edges.length) / 2;
     edges.forEach((edge, index) => {
-      const at = start + row * (index + 0.5), x = left ? side : width - side, box = 34;
+      const at = start + row * (index + 0.5), x = left ? side : width - side, box = half;
       const end = left ? centre - box : centre + box, bend = (x + end) / 2;
       svg.append(shaped("path", { d: `M${x} ${at} C${bend} ${at} ${bend} ${y} ${end} ${y}`, class: edge.share < 0 ? "minus" : "for",
         "stroke-width": (0.8 + 7 * edge.strength / most).toFixed(2), "stroke-opacity": 0.75 }));
@@ -154,6 +154,6 @@ function neighbourhood(middle, incoming, outgoing, width) {
   draw(incoming, true);
   draw(outgoing, false);
   const number = middle.slice(middle.lastIndexOf(" ") + 1);
-  svg.append(shaped("rect", { x: centre - 34, y: y - 15, width: 68, height: 30, rx: 8 }), text(number, { x: centre, y: y + 5, class: "middle" }));
+  svg.append(shaped("rect", { x: centre - half, y: y - 15, width: 2 * half, height: 30, rx: 8 }), text(number, { x: centre, y: y + 5, class: "middle" }));
   return svg;
 }
