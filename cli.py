@@ -13,6 +13,9 @@ from .cli_options import (
     Device,
     DropClasses,
     Epochs,
+    EvidenceImages,
+    EvidenceKernels,
+    EvidencePage,
     Flip,
     InputShape,
     KeepClasses,
@@ -21,6 +24,7 @@ from .cli_options import (
     Macs,
     MaxDrop,
     Mean,
+    Misclassified,
     Model,
     Out,
     Params,
@@ -92,6 +96,10 @@ def prune_and_export_command(
     ] = None,
     latency_batch: LatencyBatch = None,
     provider: Provider = None,
+    evidence: EvidencePage = None,
+    evidence_images: EvidenceImages = None,
+    misclassified: Misclassified = None,
+    evidence_kernels: EvidenceKernels = None,
     device: Device = None,
     seed: Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Take finished stages from the run folder.")] = False,
@@ -112,7 +120,8 @@ def prune_and_export_command(
         calibration=calibration, input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
         std=numbers("std", std, float), require_drop_below=require_drop_below, require_speedup=require_speedup,
         require_size_below=require_size_below, require_provider=require_provider, latency_batch=latency_batch,
-        provider=provider, device=device, seed=seed,
+        provider=provider, device=device, seed=seed, page=evidence, evidence_images=evidence_images,
+        misclassified=misclassified, evidence_kernels=evidence_kernels,
     )  # fmt: skip
     console = console_of()
     from .export.report import closing_rows
@@ -127,6 +136,8 @@ def prune_and_export_command(
                 f"gate {gate['name']}: {gate['verdict']} ({gate['value']} against {gate['limit']}; {gate['meaning']})"
             )
     console.print(f"report: {out / 'report.html'}", soft_wrap=True, highlight=False)
+    if settings.evidence.page:
+        console.print(f"evidence: {out / 'evidence.html'}", soft_wrap=True, highlight=False)
     return int(result.exit_code)
 
 
@@ -166,6 +177,10 @@ def explain_command(
             help="With IMAGE: cover LEFT,TOP,RIGHT,BOTTOM (pixels of the input) and measure again; repeatable."
         ),
     ] = None,
+    evidence: EvidencePage = None,
+    evidence_images: EvidenceImages = None,
+    misclassified: Misclassified = None,
+    evidence_kernels: EvidenceKernels = None,
     input_shape: InputShape = None,
     mean: Mean = None,
     std: Std = None,
@@ -176,14 +191,16 @@ def explain_command(
 ) -> None:
     """Score every kernel: writes scores.safetensors and recipe.toml, which `plan`, `prune` and `export` go on from.
 
+    And evidence.html, a page to look at: decisions on a few images, every kernel with its scores, classes and patches.
     With pictures: the evidence for the network's decision on each, as a tree of kernels and places; writes
-    evidence/NAME.json and evidence/NAME.png.
+    evidence/NAME.json, evidence/NAME.png and evidence/evidence.html.
     """
     settings = recipe_of(
         recipe, None, model=model, weights=weights, data=data, rank_by=rank_by, calibration=calibration,
         keep_classes=names(keep_classes), drop_classes=names(drop_classes),
         input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
-        std=numbers("std", std, float), device=device, seed=seed,
+        std=numbers("std", std, float), device=device, seed=seed, page=evidence, evidence_images=evidence_images,
+        misclassified=misclassified, evidence_kernels=evidence_kernels,
     )  # fmt: skip
     from .evidence_steps import EvidenceSettings, evidence_settings, explain_pictures
     from .steps import explain_into
@@ -199,11 +216,15 @@ def explain_command(
         rows = explain_into(settings, out, observer)
         show_table(console, ("layer", "kernels", "lowest", "median", "highest"), rows)
         console.print(f"scores: {out / 'scores.safetensors'}", soft_wrap=True, highlight=False)
+        if settings.evidence.page:
+            console.print(f"evidence: {out / 'evidence.html'}", soft_wrap=True, highlight=False)
         return
     if any(option is not None for option in (rank_by, calibration, keep_classes, drop_classes)):
         raise UsageError(
             "--rank-by, --calibration, --keep-classes and --drop-classes rank kernels; with pictures nothing is ranked."
         )
+    if evidence_images is not None or misclassified is not None:
+        raise UsageError("--evidence-images and --misclassified choose images; with pictures those are explained.")
     for tree, path in explain_pictures(settings, pictures, asked, out, observer):
         show_tree(console, tree)
         console.print(f"evidence: {path}", soft_wrap=True, highlight=False)

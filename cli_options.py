@@ -85,6 +85,15 @@ LatencyBatch = Annotated[int | None, typer.Option(help="The batch size whose spe
 Device = Annotated[str | None, typer.Option(help="torch on auto, cpu or cuda.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn at random.")]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe.toml; options given beside it win.")]
+EvidencePage = Annotated[
+    bool | None, typer.Option("--evidence/--no-evidence", help="Whether evidence.html is written (it is by default).")
+]
+EvidenceImages = Annotated[int | None, typer.Option(help="Validation images whose decisions evidence.html explains.")]
+Misclassified = Annotated[int | None, typer.Option(help="Of those that the network gets wrong, so many more.")]
+EvidenceKernels = Annotated[
+    int | None,
+    typer.Option(help="Kernels of each layer with patches in evidence.html; by default what fits into 20 MB."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result and what is wrong.")]
 
 

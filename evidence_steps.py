@@ -1,21 +1,28 @@
 """``secateur explain IMAGE``: the evidence for decisions on single pictures, written beside a run's other files."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from .environment import choose_device
 from .errors import InputError, UsageError
+from .evidence_stage import Explained, PageTask, write_page
 from .explain.decomposition import Decomposer, DecompositionSettings
 from .explain.duplicates import Selection
 from .explain.evidence import MOST, EvidenceTree, PictureTask, explain_picture
 from .explain.regions import Box
+from .explain.scores import KernelScores
 from .export.evidence import draw_evidence
+from .export.evidence_data import ExplainedPicture
+from .export.evidence_page import EVIDENCE_PAGE
 from .files import locked_folder, write_json
-from .network.images import load_images, open_picture
-from .network.model import Network, load_model, match_classes
+from .network.images import Splits, load_images, open_picture
+from .network.labelling import label_images
+from .network.model import PLAN_FILE, Network, load_model, match_classes
+from .prune.plan import PruningPlan
+from .pruner import SCORES_FILE
 from .recipe import Recipe
 from .stages import Observer
 
@@ -83,6 +90,8 @@ def explain_pictures(
 ) -> Iterator[tuple[EvidenceTree, Path]]:
     """Write ``evidence/NAME.json`` and ``evidence/NAME.png`` for each picture; the trees and where their pictures are.
 
+    In the end a page of all of them, ``evidence/evidence.html``, with the kernels where there are data to look at them with.
+
     The recipe's data name the classes where the model does not, and give the means. All pictures are looked at before the
     first is explained; what was explained is written before the next.
 
@@ -100,7 +109,7 @@ def explain_pictures(
         for path in pictures:
             _check_name(path)
             open_picture(path)
-        averaged = None
+        averaged = splits = None
         if data is not None:
             splits = load_images(data, network.preprocessing, seed=recipe.seed)
             network, splits = match_classes(network, splits)
@@ -114,6 +123,7 @@ def explain_pictures(
     folder = out / EVIDENCE_FOLDER
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; the evidence is written into a folder of that name. Move it away.")
+    explained: list[tuple[ExplainedPicture, torch.Tensor]] = []
     with locked_folder(out), observer.stage("evidence") as progress:
         if averaged is not None:
             decomposer.subtract_averages(averaged, 64)
@@ -124,7 +134,26 @@ def explain_pictures(
             write_json(folder / f"{name}.json", tree.to_json())
             draw_evidence(tree, folder / f"{name}.png")
             progress(done + 1, len(pictures))
+            explained.append((ExplainedPicture(tree), image))
             yield tree, folder / f"{name}.png"
+        (folder / EVIDENCE_PAGE).unlink(missing_ok=True)
+        if recipe.evidence.page:
+            shown, images = zip(*explained, strict=True)
+            page = _page_task(recipe, network, splits, out)
+            write_page(page, Explained.of(decomposer, shown, images), folder / EVIDENCE_PAGE, progress=progress)
+
+
+def _page_task(recipe: Recipe, network: Network, splits: Splits | None, out: Path) -> PageTask:
+    """What a page of named pictures shows of kernels: with data, and with what a run left in the folder."""
+    device = choose_device(recipe.device)
+    if splits is None:
+        return PageTask(network, recipe, device)
+    sample, none = splits.train.sample(recipe.data.calibration, recipe.seed), torch.arange(0)
+    few = replace(splits, train=sample, validation=splits.validation.subset(none), test=splits.test.subset(none))
+    calibration = label_images(network, few, device=device).train
+    scores = KernelScores.load(out / SCORES_FILE) if (out / SCORES_FILE).is_file() else None
+    plan = PruningPlan.load(out / PLAN_FILE) if (out / PLAN_FILE).is_file() else None
+    return PageTask(network, recipe, device, calibration, scores, plan)
 
 
 def _check_name(path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from .environment import describe_environment
 from .errors import ExitCode, InputError
+from .evidence_stage import write_run_evidence
 from .explain.ranking import members_of
 from .export.accuracy import Accuracy, measure_accuracy, measure_drop
 from .export.assembly import Measured, assemble_report, locked
+from .export.evidence_page import EVIDENCE_PAGE
 from .export.latency import Comparison, compare_latency
 from .export.onnx_model import OnnxModel, export_onnx
 from .export.report import REPORT_FILES, to_html, to_markdown, write_report
@@ -60,6 +62,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         pruned, search = pruner.prune()
         if missed := search.missed if search else pruned.plan.missed:
             observer.say(f"Budget missed: {missed}")
+        evidence = _evidence(inputs, pruner, pruned, stages)
         files = stages.run(
             "export",
             {"network": pruned.key},
@@ -102,7 +105,34 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         )
         report = assemble_report(inputs, measured)
         _deliver(out, inputs, pruner, pruned, files, report)
+        _deliver_evidence(evidence, out)
         return RunResult(out, report, ExitCode(report["exit_code"]))
+
+
+def _evidence(inputs: Inputs, pruner: Pruner, pruned: Candidate, stages: Stages) -> Path | None:
+    """The evidence page in its stage's folder; None where it is not wanted."""
+    if not inputs.recipe.evidence.page:
+        return None
+    return stages.run(
+        "evidence",
+        {
+            "ranked": pruner.first.key,
+            "plan": sha256_json(pruned.plan.to_json()),
+            "validation": inputs.content["validation"],
+            "settings": [asdict(inputs.recipe.evidence), asdict(inputs.recipe.picnn)],
+        },
+        lambda folder, progress: write_run_evidence(
+            inputs, pruner.first.scores, pruned.plan, folder / EVIDENCE_PAGE, progress
+        ),
+        lambda folder: folder / EVIDENCE_PAGE,
+    )
+
+
+def _deliver_evidence(page: Path | None, out: Path) -> None:
+    (out / EVIDENCE_PAGE).unlink(missing_ok=True)
+    if page is not None:
+        with replacing(out / EVIDENCE_PAGE) as temporary:
+            shutil.copyfile(page, temporary)
 
 
 def _pathways(inputs: Inputs, pruned: Candidate, stages: Stages) -> list[dict[str, Any]] | None:

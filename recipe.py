@@ -17,6 +17,7 @@ from .sections import BUDGETS, DEVICES, check_one_of, check_whole
 from .sections import AgicSettings as AgicSettings
 from .sections import BudgetSettings as BudgetSettings
 from .sections import DataSettings as DataSettings
+from .sections import EvidencePageSettings as EvidencePageSettings
 from .sections import GateSettings as GateSettings
 from .sections import MeasurementSettings as MeasurementSettings
 from .sections import ModelSettings as ModelSettings
@@ -42,6 +43,7 @@ class Recipe:
     seed: int = 0
     agic: AgicSettings = field(default_factory=AgicSettings)
     picnn: PicnnSettings = field(default_factory=PicnnSettings)
+    evidence: EvidencePageSettings = field(default_factory=EvidencePageSettings)
 
     def __post_init__(self) -> None:
         check_one_of("device", self.device, DEVICES)
@@ -145,6 +147,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "recovery": RecoverySettings,
     "measurement": MeasurementSettings,
     "gates": GateSettings,
+    "evidence": EvidencePageSettings,
 }
 _OPTIONLESS = ("agic", "picnn")  # settings of methods have no option of their own: names may recur
 _SECTION_OF = {

@@ -282,6 +282,24 @@ class MeasurementSettings:
 
 
 @dataclass(frozen=True)
+class EvidencePageSettings:
+    """The page on kernels and images. ``page``: whether it is written. ``evidence_images`` validation images are explained on
+    it, and ``misclassified`` of those that the network gets wrong. ``evidence_kernels`` of each layer are shown with patches;
+    None: as many as keep the page below 20 MB."""
+
+    page: bool = True
+    evidence_images: int = 10
+    misclassified: int = 0
+    evidence_kernels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("evidence_images", "misclassified"):
+            check_whole(name, getattr(self, name), 0)
+        if self.evidence_kernels is not None:
+            check_whole("evidence_kernels", self.evidence_kernels, 1)
+
+
+@dataclass(frozen=True)
 class GateSettings:
     """Thresholds of the CI step. None: not asked for."""
 

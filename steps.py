@@ -9,10 +9,12 @@ import torch
 
 from .environment import available_cores, installed_packages
 from .errors import InputError, UsageError
+from .evidence_stage import write_run_evidence
 from .explain.ranking import members_of
 from .explain.scores import KernelScores
 from .export.accuracy import MEASURES, accuracy_of, measure_accuracy, measure_drop
 from .export.assembly import ranking_notes
+from .export.evidence_page import EVIDENCE_PAGE
 from .export.latency import compare_latency
 from .export.onnx_model import export_onnx, read_metadata
 from .export.runtime import choose_provider, open_session, why_not
@@ -57,7 +59,8 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def explain_into(recipe: Recipe, out: Path, observer: Observer) -> list[Row]:
-    """Score the kernels and write ``scores.safetensors`` and ``recipe.toml``; a row per layer for the terminal.
+    """Score the kernels and write ``scores.safetensors``, ``recipe.toml`` and ``evidence.html``, the last with the verdicts of
+    the plan in the folder, if there is one; a row per layer for the terminal.
 
     What the ranker keeps for a stop stays if it is stopped; the next time it goes on from there if nothing has changed.
     """
@@ -79,6 +82,11 @@ def explain_into(recipe: Recipe, out: Path, observer: Observer) -> list[Row]:
         scores.save(out / SCORES_FILE)
         write_text(out / RECIPE_FILE, recipe.to_toml())
         shutil.rmtree(unfinished)
+        (out / EVIDENCE_PAGE).unlink(missing_ok=True)  # it is of other scores
+        if recipe.evidence.page:
+            chosen = PruningPlan.load(out / PLAN_FILE) if (out / PLAN_FILE).is_file() else None
+            with observer.stage("evidence") as progress:
+                write_run_evidence(inputs, scores, chosen, out / EVIDENCE_PAGE, progress)
     return [
         (layer, str(len(values)), *(f"{float(values.quantile(share)):.3g}" for share in (0.0, 0.5, 1.0)))
         for layer, values in scores.layers.items()

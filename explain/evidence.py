@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import InputError
-from ..network.feature_stages import FeaturePoint, named_points
+from ..network.feature_stages import named_points
 from ..network.model import Network
 from ..network.pictures import Preprocessing
 from .decomposition import ClassDecision, Decomposer, Decomposition, DecompositionSettings, KernelDecision, Level
+from .field_map import FieldMaps
 from .guided import ClassDecisions, KernelDecisions, guided_backpropagation
 from .occlusion import OcclusionEffect, measure_occlusion
-from .regions import Box, receptive_fields, strong_pixels
+from .regions import Box, strong_pixels
 
 MOST = 9  # pieces of evidence for each layer of a picture
 
@@ -145,8 +146,11 @@ class PictureTask:
     occlude: tuple[Box, ...] = ()
 
 
-def explain_picture(decomposer: Decomposer, task: PictureTask) -> EvidenceTree:
+def explain_picture(decomposer: Decomposer, task: PictureTask, fields: FieldMaps | None = None) -> EvidenceTree:
     """The evidence tree of one picture; the decomposer says of which network, how far down, and how much of it.
+
+    Args:
+        fields: the fields of the decomposer's view, where several pictures are explained.
 
     Raises:
         InputError: what :func:`decompose` and :func:`measure_occlusion` raise.
@@ -172,7 +176,7 @@ def explain_picture(decomposer: Decomposer, task: PictureTask) -> EvidenceTree:
         named = f"kernel {place[0]} of {layer} at row {place[1]}, column {place[2]}"
         node = named_points(view, decomposer.example, [layer])[0].node
         guided = guided_backpropagation(view, inputs, KernelDecisions(node, zero, kernel, row, column))
-    evidence = _evidence(view, inputs, found)
+    evidence = _evidence(view, inputs, found, fields or FieldMaps(view, decomposer.example))
     return EvidenceTree(
         task.name,
         named,
@@ -189,13 +193,13 @@ def explain_picture(decomposer: Decomposer, task: PictureTask) -> EvidenceTree:
     )
 
 
-def _evidence(view: fx.GraphModule, inputs: Tensor, found: Decomposition) -> tuple[Evidence, ...]:
+def _evidence(view: fx.GraphModule, inputs: Tensor, found: Decomposition, fields: FieldMaps) -> tuple[Evidence, ...]:
     """The nested form of one image's levels."""
     below: dict[int, list[Evidence]] = {}
     for level in reversed(found.levels):
         decisions = KernelDecisions(level.point.node, level.image, level.kernel, level.row, level.column)
         views = guided_backpropagation(view, inputs, decisions).cpu()
-        boxes = _boxes(view, level.point, level, inputs)
+        boxes = _boxes(fields, level)
         above: dict[int, list[Evidence]] = {}
         for row in range(len(level)):
             one = Evidence(
@@ -218,11 +222,9 @@ def _evidence(view: fx.GraphModule, inputs: Tensor, found: Decomposition) -> tup
     return tuple(below.get(0, ()))
 
 
-def _boxes(view: fx.GraphModule, point: FeaturePoint, level: Level, inputs: Tensor) -> list[Box]:
-    places = list(zip(level.row.tolist(), level.column.tolist(), strict=True))
-    distinct = sorted(set(places))
-    boxes = dict(zip(distinct, receptive_fields(view, point.node, distinct, inputs), strict=True))
-    return [boxes[place] for place in places]
+def _boxes(fields: FieldMaps, level: Level) -> list[Box]:
+    point, places = level.point, list(zip(level.row.tolist(), level.column.tolist(), strict=True))
+    return fields.boxes(point.node, point.height, point.width, places)
 
 
 def _occlusions(

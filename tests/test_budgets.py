@@ -29,7 +29,7 @@ ARTEFACTS = ("plan.json", "model.onnx", "baseline.onnx", "model.safetensors", "r
 
 def recipe(**options):
     """Quick: no fine-tuning, no measured sensitivities, latency at one batch size."""
-    quick = Recipe().override(epochs=0, allocation="uniform", repair="bn", calibration=200, **options)
+    quick = Recipe().override(page=False, epochs=0, allocation="uniform", repair="bn", calibration=200, **options)
     return replace(quick, measurement=replace(quick.measurement, batches=(1,)))
 
 

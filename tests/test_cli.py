@@ -218,6 +218,7 @@ def test_the_steps_follow_each_other(tmp_path, model, data):
     explained = secateur("explain", "--model", model, "--data", data, "--calibration", "8", "--out", out)
     assert explained[0] == 0, explained[2]
     assert "scores.safetensors" in explained[1]
+    assert "no plan" in (out / "evidence.html").read_text()
     planned = secateur("plan", "--out", out, "--macs", "0.6")
     assert planned[0] == 0, planned[2]
     assert json.loads((out / "plan.json").read_text())["after"]["macs"] > 0
@@ -280,9 +281,11 @@ def test_main_job_from_a_shell_without_a_terminal(tmp_path, model, data):
     )
     assert done.returncode == 0, done.stderr
     assert "\x1b[" not in done.stdout
-    for stage in ("load", "explain", "plan", "repair", "recover", "export", "accuracy", "latency"):
+    for stage in ("load", "explain", "plan", "repair", "recover", "evidence", "export", "accuracy", "latency"):
         assert re.search(rf"✓ {stage}\s+\d+\.\d s", done.stdout), stage
     assert "run/report.html" in done.stdout
+    assert "run/evidence.html" in done.stdout
+    assert (tmp_path / "run" / "evidence.html").is_file()
     assert (tmp_path / "run" / "report.html").is_file()
     again = subprocess.run([SCRIPT, "report", "--out", "run"], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0
@@ -360,7 +363,9 @@ def test_explain_a_picture_writes_its_evidence(model, data, tmp_path):
         "explain", picture, twin, "--model", model, "--data", data, "--out", out, "--top", 2, "--occlude", "0,0,4,4"
     )
     assert code == 0, stderr
-    assert {path.name for path in (out / "evidence").iterdir()} == {"1.json", "1.png", "1-2.json", "1-2.png"}
+    assert {path.name for path in (out / "evidence").iterdir()} == {
+        "1.json", "1.png", "1-2.json", "1-2.png", "evidence.html",
+    }  # fmt: skip
     tree = json.loads((out / "evidence" / "1.json").read_text())
     assert tree["predicted"] in ("cat", "dog")
     assert len(tree["evidence"]) <= 2
@@ -379,6 +384,8 @@ def test_explain_a_picture_writes_its_evidence(model, data, tmp_path):
     [
         (["--top", "2"], ExitCode.USAGE, "belong to pictures"),
         (["PICTURE", "--rank-by", "gap"], ExitCode.USAGE, "nothing is ranked"),
+        (["PICTURE", "--misclassified", "2"], ExitCode.USAGE, "choose images"),
+        (["PICTURE", "--evidence-kernels", "0"], ExitCode.USAGE, "evidence_kernels must be"),
         (["PICTURE", "--top", "0"], ExitCode.USAGE, "at least 1"),
         (["PICTURE", "--baseline", "median"], ExitCode.USAGE, "zero or mean"),
         (["PICTURE", "--baseline", "mean"], ExitCode.USAGE, "give --data"),

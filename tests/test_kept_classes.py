@@ -24,7 +24,9 @@ def secateur(*arguments):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("kept") / "run"
-    recipe = Recipe().override(epochs=0, calibration=200, keep_classes=("7", "1", "4"), allocation="uniform")
+    recipe = Recipe().override(
+        page=False, epochs=0, calibration=200, keep_classes=("7", "1", "4"), allocation="uniform"
+    )
     recipe = replace(recipe, measurement=replace(recipe.measurement, batches=(1,)))
     return out, prune_and_export(recipe, out).report
 

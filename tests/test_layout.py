@@ -22,7 +22,7 @@ FLOORS = [
     {"explain"},
     {"prune"},
     {"export", "pruner"},
-    {"pathways"},
+    {"pathways", "evidence_stage"},
     {"pipeline"},
     {"steps", "evidence_steps", "training_steps", "terminal"},
     {"cli_options"},

@@ -35,7 +35,7 @@ KEPT_BYTE_FOR_BYTE = (
 
 @pytest.fixture(scope="module")
 def quick():
-    return Recipe().override(epochs=1)
+    return Recipe().override(page=False, epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def data():
     pairs = [(image, index % 2) for index, image in enumerate(noise)]
     return {"train": pairs[:20], "val": pairs[20:30], "test": pairs[30:]}
 """
-    recipe = Recipe().override(model=f"{source}:build", data=f"{source}:data", epochs=0, calibration=10)
+    recipe = Recipe().override(page=False, model=f"{source}:build", data=f"{source}:data", epochs=0, calibration=10)
     recipe = replace(recipe, measurement=replace(recipe.measurement, batches=(1,)))
     skips = []
     for edited in (
@@ -168,7 +168,7 @@ def test_gates_decide_the_exit_code(run, quick, tmp_path):
 
 
 def test_a_budget_out_of_reach_is_named_and_fails(tmp_path):
-    result = prune_and_export(Recipe().override(macs=0.0005, epochs=0), tmp_path / "narrow")
+    result = prune_and_export(Recipe().override(page=False, macs=0.0005, epochs=0), tmp_path / "narrow")
     assert result.exit_code == ExitCode.GATE_FAILED
     assert "narrowest" in result.report["gates"][0]["meaning"]
 
@@ -224,6 +224,7 @@ def test_torchvision_networks_go_through_the_whole_line(architecture, allocation
         "    return {'train': pairs[:18], 'val': pairs[18:24], 'test': pairs[24:]}\n"
     )
     recipe = Recipe().override(
+        page=False,
         model=f"{factory}:build",
         data=f"{factory}:data",
         macs=0.6,
@@ -260,6 +261,7 @@ def test_torchvision_networks_go_through_the_whole_line(architecture, allocation
 def test_cifar_resnet_with_zero_padding_shortcuts(shared, cifar, tmp_path):
     """Real weights and real images: the old-format checkpoint's architecture, residual streams open to the cut."""
     recipe = Recipe().override(
+        page=False,
         model=f"{shared}/models/resnet_cifar.py:resnet20",
         weights=f"{shared}/models/resnet20-cifar10-jpeg.pth",
         data=str(cifar),

@@ -23,7 +23,7 @@ SCRIPT = Path(sys.executable).with_name("secateur")
 NAMES = (
     "plan.json", "recipe.toml", "sensitivity.json", "scores.safetensors", "model.safetensors", "model.onnx", "baseline.onnx",
 )  # fmt: skip
-COMMAND = ("prune-and-export", "--epochs", "2", "--calibration", "300", "--out")
+COMMAND = ("prune-and-export", "--no-evidence", "--epochs", "2", "--calibration", "300", "--out")
 
 
 def hashes(folder):
@@ -98,7 +98,9 @@ def kept(monkeypatch):
 
 @pytest.fixture
 def recipe():
-    recipe = Recipe().override(epochs=0, calibration=20, rank_by="long", allocation="uniform", repair="none")
+    recipe = Recipe().override(
+        page=False, epochs=0, calibration=20, rank_by="long", allocation="uniform", repair="none"
+    )
     return replace(recipe, measurement=replace(recipe.measurement, batches=(1,)))
 
 

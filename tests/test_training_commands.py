@@ -33,7 +33,7 @@ def secateur(*arguments):
 
 @pytest.fixture(scope="module")
 def recipe():
-    return replace(Recipe().override(calibration=200), picnn=BRIEF)
+    return replace(Recipe().override(page=False, calibration=200), picnn=BRIEF)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,8 @@ def test_the_command_trains_with_a_new_layer(tmp_path):
 def slim(tmp_path_factory):
     out = tmp_path_factory.mktemp("slim") / "run"
     recipe = replace(
-        Recipe().override(epochs=1, calibration=200, allocation="uniform", repair="bn", pathway="picnn"), picnn=BRIEF
+        Recipe().override(page=False, epochs=1, calibration=200, allocation="uniform", repair="bn", pathway="picnn"),
+        picnn=BRIEF,
     )
     recipe = replace(recipe, measurement=replace(recipe.measurement, batches=(1,)))
     return out, prune_and_export(recipe, out)
@@ -154,7 +155,7 @@ def test_the_report_shows_the_measures_before_and_after_the_recovery(slim):
 
 
 def test_without_a_pathway_the_report_has_none(slim, tmp_path):
-    recipe = Recipe().override(epochs=0, calibration=100, allocation="uniform", repair="none")
+    recipe = Recipe().override(page=False, epochs=0, calibration=100, allocation="uniform", repair="none")
     recipe = replace(recipe, measurement=replace(recipe.measurement, batches=(1,)))
     report = prune_and_export(recipe, tmp_path / "run").report
     assert report["pathways"] is None
@@ -269,7 +270,7 @@ def test_a_recovery_of_other_weights_begins_anew(slim, tmp_path, monkeypatch):
 
 
 def test_a_new_layer_is_not_silently_left_out_of_a_recovery(tmp_path):
-    recipe = replace(Recipe().override(pathway="picnn", epochs=1), picnn=PicnnSettings(filters=8))
+    recipe = replace(Recipe().override(page=False, pathway="picnn", epochs=1), picnn=PicnnSettings(filters=8))
     with pytest.raises(UsageError, match="a new layer into a network"):
         prune_and_export(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -74,7 +74,7 @@ def data(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe():
-    recipe = Recipe().override(epochs=1, calibration=150, macs=0.4)
+    recipe = Recipe().override(page=False, epochs=1, calibration=150, macs=0.4)
     return replace(recipe, measurement=replace(recipe.measurement, batches=(1,)))
 
 

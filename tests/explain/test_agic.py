@@ -74,7 +74,9 @@ def test_graphs_that_were_built_before_a_stop_are_taken_up(task, tmp_path):
 @pytest.mark.slow
 def test_the_main_job_ranks_by_agic_within_the_recipes_budget(tmp_path):
     recipe = replace(
-        Recipe().override(rank_by="agic", calibration=150, epochs=0, macs=0.6, repair="bn", allocation="uniform"),
+        Recipe().override(
+            page=False, rank_by="agic", calibration=150, epochs=0, macs=0.6, repair="bn", allocation="uniform"
+        ),
         agic=replace(BRIEF, images=150),
     )
     result = prune_and_export(recipe, tmp_path / "run")

@@ -216,7 +216,7 @@ def test_the_first_images_count_and_the_seed_draws_the_background(network, noise
 
 def test_it_ranks_the_digits_network(tmp_path):
     recipe = Recipe().override(
-        rank_by="shapley", epochs=0, calibration=60, macs=0.6, allocation="uniform", repair="none"
+        page=False, rank_by="shapley", epochs=0, calibration=60, macs=0.6, allocation="uniform", repair="none"
     )
     recipe = replace(recipe, measurement=replace(recipe.measurement, batches=(1,)))
     result = prune_and_export(recipe, tmp_path / "run")
