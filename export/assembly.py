@@ -14,7 +14,7 @@ from ..prune.cost import Cost, CostModel
 from ..prune.plan import GroupPlan, PruningPlan
 from ..prune.repair import RepairReport
 from ..prune.search import Search
-from .accuracy import MEASURES, Accuracy, Drop
+from .accuracy import MEASURES, Accuracy, Drop, pack_correct
 from .gates import BudgetCheck, exit_code, judge
 from .latency import Comparison
 from .onnx_model import OnnxModel
@@ -67,6 +67,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
             "accuracy": accuracy.accuracy,
             "accuracy_interval": asdict(accuracy.interval),
             "accuracy_per_class": accuracy.per_class,
+            "correct": pack_correct(accuracy.predictions == inputs.splits.test.labels.numpy()),
             "macs": cost.macs,
             "parameters": cost.parameters,
             "onnx_bytes": model.onnx_bytes,
@@ -102,6 +103,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
         "repair": measured.repairs[-1].to_json(),
         "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in measured.repairs],
         "history": measured.history.to_json() if measured.history else None,
+        "evidence": None,
         "pathways": [dict(row) for row in measured.pathways] if measured.pathways is not None else None,
         "timings_s": dict(measured.timings),
         "environment": describe_environment().to_json(),
@@ -115,10 +117,19 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
                 "validation": len(inputs.splits.validation),
                 "test": len(inputs.splits.test),
             },
+            "test_sha256": inputs.content["test"],
+            "test_per_class": _per_class(inputs),
             "unlabelled": list(inputs.splits.unlabelled),
         },
         "notes": [*notes, *ranking_notes(measured.scores)],
     }
+
+
+def _per_class(inputs: Inputs) -> dict[str, int]:
+    """Test images of every class."""
+    names = inputs.network.class_names
+    counts = inputs.splits.test.labels.bincount(minlength=len(names))
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def ranking_notes(scores: KernelScores) -> list[str]:
@@ -182,6 +193,7 @@ def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:
         if shape.inputs is None or group is None:
             continue
         removed = len(plan.cut[name].out_removed) if name in plan.cut else 0
+        gone = set(group.removed) if group.scores else set()
         rows.append(
             {
                 "name": name,
@@ -191,6 +203,12 @@ def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:
                 "aligned": group.aligned,
                 "decided_by": group.decided_by,
                 "locked": group.locked,
+                "highest_gone": max((group.scores[unit] for unit in gone), default=None),
+                "lowest_kept": min(
+                    (group.scores[unit] for unit in range(group.units) if unit not in gone), default=None
+                )
+                if group.scores
+                else None,
             }
         )
     return rows

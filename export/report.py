@@ -12,6 +12,8 @@ from ..errors import InputError
 from ..files import read_json, replacing, write_json, write_text
 from .accuracy import MEASURES
 from .curves import in_points, search_curve
+from .page_view import headings, page_view
+from .wording import count, figure, in_bytes, markdown_cell, markdown_line, milliseconds, points, share, times
 
 SCHEMA_VERSION = 1
 REPORT_FILES = ("report.json", "report.md", "report.html", "junit.xml")
@@ -90,30 +92,30 @@ def closing_rows(report: Report) -> list[tuple[str, str, str, str]]:
     rows = [
         (
             MEASURES[report["accuracy_against"]],
-            _share(before["accuracy"]),
-            _share(after["accuracy"]),
-            f"{_points(drop['points'])} points ({_points(drop['high'])} to {_points(drop['low'])})",
+            share(before["accuracy"]),
+            share(after["accuracy"]),
+            f"{points(drop['points'])} points ({points(drop['high'])} to {points(drop['low'])})",
         ),
-        ("MACs", _count(before["macs"]), _count(after["macs"]), _times(ratios["macs"], "fewer")),
+        ("MACs", count(before["macs"]), count(after["macs"]), times(ratios["macs"], "fewer")),
         (
             "parameters",
-            _count(before["parameters"]),
-            _count(after["parameters"]),
-            _times(ratios["parameters"], "fewer"),
+            count(before["parameters"]),
+            count(after["parameters"]),
+            times(ratios["parameters"], "fewer"),
         ),
         (
             "ONNX file",
-            _bytes(before["onnx_bytes"]),
-            _bytes(after["onnx_bytes"]),
-            _times(ratios["onnx_bytes"], "smaller"),
+            in_bytes(before["onnx_bytes"]),
+            in_bytes(after["onnx_bytes"]),
+            times(ratios["onnx_bytes"], "smaller"),
         ),
     ]
     for batch, ratio in ratios["latency"].items():
         rows.append(
             (
                 f"latency, batch {batch}",
-                _milliseconds(before["latency"][batch]["median_ms"]),
-                _milliseconds(after["latency"][batch]["median_ms"]),
+                milliseconds(before["latency"][batch]["median_ms"]),
+                milliseconds(after["latency"][batch]["median_ms"]),
                 f"{ratio['ratio']:.2f}x speed ({ratio['low']:.2f} to {ratio['high']:.2f})",
             )
         )
@@ -126,7 +128,7 @@ def pathway_rows(pathways: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]
         (
             f"{row['state']}, P {row['membership']}",
             *(
-                f"{_share(row[name]['value'])} ({100 * row[name]['low']:.1f} to {100 * row[name]['high']:.1f})"
+                f"{share(row[name]['value'])} ({100 * row[name]['low']:.1f} to {100 * row[name]['high']:.1f})"
                 for name in ("acc1", "acc2", "acc3")
             ),
             f"{row['mis']:.3f} ({row['mis_interval']['low']:.3f} to {row['mis_interval']['high']:.3f})",
@@ -164,15 +166,9 @@ def _steps(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _view(report: Report) -> dict[str, Any]:
-    """What the templates are given besides the report: headline, table, the search's curve, repair steps, classes by drop."""
+    """What the templates are given besides the report: headline, tables, curves and charts."""
     from markupsafe import Markup
 
-    before, after = report["baseline"]["accuracy_per_class"], report["pruned"]["accuracy_per_class"]
-    classes = [
-        {"name": name, "before": before[name], "after": after[name], "points": 100 * (after[name] - before[name])}
-        for name in before
-        if before[name] is not None and after[name] is not None
-    ]
     return {
         "report": report,
         "headline": headline(report),
@@ -182,9 +178,9 @@ def _view(report: Report) -> dict[str, Any]:
         "curve": Markup(search_curve(report["search"])) if report["search"] else "",
         "steps": _steps(report["rounds"]),
         "pathways": pathway_rows(report.get("pathways") or ()),
-        "classes": sorted(classes, key=lambda row: row["points"]),
         "passed": all(gate["verdict"] == "pass" for gate in report["gates"]),
         "total_s": sum(report["timings_s"].values()),
+        **page_view(report),
     }
 
 
@@ -201,56 +197,15 @@ def _templates() -> Any:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        share=_share,
-        points=_points,
-        count=_count,
-        milliseconds=_milliseconds,
-        bytes=_bytes,
-        cell=_markdown_cell,
-        value=_value,
+        share=share,
+        points=points,
+        count=count,
+        milliseconds=milliseconds,
+        bytes=in_bytes,
+        cell=markdown_cell,
+        line=markdown_line,
+        value=figure,
         limit=in_points,
+        headings=headings,
     )
     return environment
-
-
-def _points(drop: float) -> str:
-    """A drop as a signed change of accuracy, without a negative zero."""
-    return f"{-drop + 0.0:+.2f}" if abs(drop) >= 0.005 else "0.00"
-
-
-def _value(value: float | str | None) -> str:
-    if value is None:
-        return "–"
-    return value if isinstance(value, str) else f"{value:.4g}"
-
-
-def _markdown_cell(text: str) -> str:
-    """User text inside a Markdown table: nothing that starts markup, a column or a line."""
-    escaped = "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#+!|~" else letter for letter in str(text))
-    return " ".join(escaped.split())
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.2f}%"
-
-
-def _count(value: float) -> str:
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.2f} {suffix}"
-    return f"{value:.0f}"
-
-
-def _bytes(value: float) -> str:
-    for limit, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= limit:
-            return f"{value / limit:.2f} {suffix}"
-    return f"{value:.0f} B"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
-
-
-def _times(ratio: float, word: str) -> str:
-    return f"{ratio:.2f}x {word}"
