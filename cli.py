@@ -8,6 +8,12 @@ import typer
 from . import cli_training  # noqa: F401 (it registers commands)
 from .cli_options import (
     Allocation,
+    AllowAccuracy,
+    AllowLatency,
+    AllowMacs,
+    AllowSize,
+    Baseline,
+    BaselineLatency,
     Calibration,
     Data,
     Device,
@@ -91,6 +97,12 @@ def prune_and_export_command(
         str | None, typer.Option(help="End with exit code 4 unless this provider runs: cpu, cuda or tensorrt.")
     ] = None,
     latency_batch: LatencyBatch = None,
+    baseline: Baseline = None,
+    allow_accuracy_regression: AllowAccuracy = None,
+    allow_latency_regression: AllowLatency = None,
+    allow_size_regression: AllowSize = None,
+    allow_macs_regression: AllowMacs = None,
+    baseline_latency: BaselineLatency = None,
     provider: Provider = None,
     device: Device = None,
     seed: Seed = None,
@@ -112,6 +124,9 @@ def prune_and_export_command(
         calibration=calibration, input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
         std=numbers("std", std, float), require_drop_below=require_drop_below, require_speedup=require_speedup,
         require_size_below=require_size_below, require_provider=require_provider, latency_batch=latency_batch,
+        baseline=baseline, allow_accuracy_regression=allow_accuracy_regression,
+        allow_latency_regression=allow_latency_regression, allow_size_regression=allow_size_regression,
+        allow_macs_regression=allow_macs_regression, baseline_latency=baseline_latency,
         provider=provider, device=device, seed=seed,
     )  # fmt: skip
     console = console_of()

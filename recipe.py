@@ -23,6 +23,7 @@ from .sections import ModelSettings as ModelSettings
 from .sections import PicnnSettings as PicnnSettings
 from .sections import RankingSettings as RankingSettings
 from .sections import RecoverySettings as RecoverySettings
+from .sections import ReleaseSettings as ReleaseSettings
 from .sections import RepairSettings as RepairSettings
 
 
@@ -42,6 +43,7 @@ class Recipe:
     seed: int = 0
     agic: AgicSettings = field(default_factory=AgicSettings)
     picnn: PicnnSettings = field(default_factory=PicnnSettings)
+    release: ReleaseSettings = field(default_factory=ReleaseSettings)
 
     def __post_init__(self) -> None:
         check_one_of("device", self.device, DEVICES)
@@ -145,6 +147,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "recovery": RecoverySettings,
     "measurement": MeasurementSettings,
     "gates": GateSettings,
+    "release": ReleaseSettings,
 }
 _OPTIONLESS = ("agic", "picnn")  # settings of methods have no option of their own: names may recur
 _SECTION_OF = {

@@ -18,6 +18,7 @@ from .accuracy import MEASURES, Accuracy, Drop, pack_correct
 from .gates import BudgetCheck, exit_code, judge
 from .latency import Comparison
 from .onnx_model import OnnxModel
+from .release import judge_release
 from .report import SCHEMA_VERSION
 from .runtime import ProviderChoice
 
@@ -40,6 +41,7 @@ class Measured:
     provider: ProviderChoice
     timings: Mapping[str, float]
     pathways: Sequence[Mapping[str, Any]] | None = None
+    release: Mapping[str, Any] | None = None
 
 
 def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
         }
     notes = [*inputs.notes, *([measured.provider.note] if measured.provider.note else [])]
     notes += [f"{name} stays whole: {reason}" for name, reason in locked(plan.groups)]
-    return {
+    report = {
         "schema_version": SCHEMA_VERSION,
         "secateur_version": installed_packages().get("secateur", "unknown"),
         "model": Path(recipe.model.model).name,
@@ -121,8 +123,14 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
             "test_per_class": _per_class(inputs),
             "unlabelled": list(inputs.splits.unlabelled),
         },
+        "release": None,
         "notes": [*notes, *ranking_notes(measured.scores)],
     }
+    if measured.release is not None:
+        held, report["release"] = judge_release(recipe.release, measured.release, report)
+        report["gates"] = [gate.to_json() for gate in (*gates, *held)]
+        report["exit_code"] = int(exit_code((*gates, *held)))
+    return report
 
 
 def _per_class(inputs: Inputs) -> dict[str, int]:

@@ -122,6 +122,30 @@ def closing_rows(report: Report) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def release_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """The run against the last release: (what, release, this run, change); empty where there was none."""
+    release = report.get("release")
+    if not release:
+        return []
+    now, drop, slower = report["pruned"], release["drop"], release["latency"]
+    rows = [
+        (
+            MEASURES[report["accuracy_against"]],
+            share(release["accuracy"]),
+            share(now["accuracy"]),
+            f"{points(drop['points'])} points ({points(drop['high'])} to {points(drop['low'])})",
+        ),
+        ("MACs", count(release["macs"]), count(now["macs"]), f"{release['macs_percent']:+.2f}%"),
+        ("ONNX file", in_bytes(release["onnx_bytes"]), in_bytes(now["onnx_bytes"]), f"{release['size_percent']:+.2f}%"),
+    ]
+    if slower:
+        change = (
+            f"{slower['percent']:+.1f}% ({slower['low']:+.1f} to {slower['high']:+.1f}), noise {slower['noise']:.1f}%"
+        )
+        rows.append((f"time, batch {slower['batch']}", "", "", change))
+    return rows
+
+
 def pathway_rows(pathways: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """The table of PICNN's measures: (network, ACC1, ACC2, ACC3, MIS), each with its interval."""
     return [
@@ -173,6 +197,7 @@ def _view(report: Report) -> dict[str, Any]:
         "report": report,
         "headline": headline(report),
         "rows": closing_rows(report),
+        "release_rows": release_rows(report),
         "measure": MEASURES[report["accuracy_against"]],
         "agreement": report["accuracy_against"] == "original",
         "curve": Markup(search_curve(report["search"])) if report["search"] else "",
