@@ -350,12 +350,38 @@ def bench_command(
 
 
 @command("report")
-def report_command(out: Out = Path("secateur-run")) -> None:
-    """Write report.md, report.html and junit.xml again from report.json."""
+def report_command(
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder (secateur-run); with --compare: where to write the comparison.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Two run folders or report.json files, laid side by side."),
+    ] = None,
+) -> None:
+    """Write everything that is made from report.json again; or compare two reports: printed, and with --out as files."""
     from .export.report import read_report, write_report
 
-    paths = write_report(read_report(out), out)
-    console_of().print(f"report: {paths['report.html']}", soft_wrap=True, highlight=False)
+    console = console_of()
+    if compare is None:
+        folder = out or Path("secateur-run")
+        paths = write_report(read_report(folder), folder)
+        console.print(f"report: {paths['report.html']}", soft_wrap=True, highlight=False)
+        return
+    from .export.compare import compare_reports, write_comparison
+    from .terminal import show_table
+
+    first, second = compare
+    found = compare_reports(read_report(first), read_report(second), (str(first), str(second)))
+    for alarm in found.alarms:
+        typer.echo(f"secateur: {alarm}", err=True)
+    show_table(console, ("", "first", "second", "change (95% interval)"), found.rows)
+    for title, rows in (("gates", found.gates), ("recipe", found.recipes), ("environment", found.environments)):
+        if rows:
+            show_table(console, ("", "first", "second"), rows, title)
+    if out is not None:
+        for path in write_comparison(found, out):
+            console.print(f"comparison: {path}", soft_wrap=True, highlight=False)
 
 
 @command("rankers")

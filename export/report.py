@@ -55,12 +55,12 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def to_markdown(report: Report) -> str:
     """The report for a pull request or a step summary."""
-    return str(_templates().get_template("report.md.jinja").render(**_view(report)))
+    return str(templates().get_template("report.md.jinja").render(**_view(report)))
 
 
 def to_html(report: Report) -> str:
     """One self-contained page; names from the user's data are escaped."""
-    return str(_templates().get_template("report.html.jinja").render(**_view(report)))
+    return str(templates().get_template("report.html.jinja").render(**_view(report)))
 
 
 def to_junit(report: Report) -> "ElementTree.ElementTree[ElementTree.Element]":
@@ -210,7 +210,8 @@ def _view(report: Report) -> dict[str, Any]:
 
 
 @functools.cache
-def _templates() -> Any:
+def templates() -> Any:
+    """What the pages are rendered in: names are escaped in HTML, and a missing value is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader(__package__.rpartition(".")[0], "export")
