@@ -72,4 +72,6 @@ def _option(name: str, value: Any) -> list[str] | None:
             return None
         value = ",".join(parts)
     text = value if isinstance(value, str) else repr(value)
+    if not text.isprintable():  # a line break would end the code block that shows the command
+        return None
     return [f"{flag}={text}"] if text.startswith("-") else [flag, text]

@@ -22,6 +22,7 @@ def page_view(report: Report) -> dict[str, Any]:
     classes, layers, batches = class_rows(report), layer_rows(report), batch_rows(report)
     return {
         "classes": classes,
+        "moved": [row for row in classes if row["points"]],
         "classes_drawn": min(CLASS_ROWS, len(classes)),
         "class_chart": Markup(class_chart(classes, MEASURES[report["accuracy_against"]])) if classes else "",
         "layers": layers,

@@ -1,4 +1,4 @@
-"""One result, four forms: report.json, report.md, report.html and junit.xml."""
+"""One result in several forms: JSON, Markdown, a page, JUnit, a model card, and figures for github-action-benchmark."""
 
 import functools
 import json
@@ -11,12 +11,18 @@ from typing import Any
 from ..errors import InputError
 from ..files import read_json, replacing, write_json, write_text
 from .accuracy import MEASURES
+from .benchmark_json import bigger_is_better, smaller_is_better
 from .curves import in_points, search_curve
+from .model_card import card_view
 from .page_view import headings, page_view
 from .wording import count, figure, in_bytes, markdown_cell, markdown_line, milliseconds, points, share, times
 
 SCHEMA_VERSION = 1
-REPORT_FILES = ("report.json", "report.md", "report.html", "junit.xml")
+MARKDOWN_BYTES = 60_000
+"""A pull request's comment takes 65,536 characters; a report stays below this many bytes."""
+REPORT_FILES = (
+    "report.json", "report.md", "report.html", "junit.xml", "model-card.md", "benchmark-smaller.json", "benchmark-bigger.json",
+)  # fmt: skip
 Report = Mapping[str, Any]
 """The content of ``report.json``; its form is ``report.schema.json`` beside this module."""
 
@@ -28,11 +34,14 @@ def schema() -> dict[str, Any]:
 
 
 def write_report(report: Report, folder: Path) -> dict[str, Path]:
-    """Write all four forms of a report into ``folder``; by file name where they lie."""
+    """Write all forms of a report into ``folder``; by file name where they lie."""
     paths = {name: folder / name for name in REPORT_FILES}
     write_json(paths["report.json"], dict(report))
     write_text(paths["report.md"], to_markdown(report))
     write_text(paths["report.html"], to_html(report))
+    write_text(paths["model-card.md"], to_model_card(report))
+    write_json(paths["benchmark-smaller.json"], smaller_is_better(report))
+    write_json(paths["benchmark-bigger.json"], bigger_is_better(report))
     with replacing(paths["junit.xml"]) as temporary:
         to_junit(report).write(temporary, encoding="utf-8", xml_declaration=True)
     return paths
@@ -54,8 +63,26 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def to_markdown(report: Report) -> str:
-    """The report for a pull request or a step summary."""
-    return str(templates().get_template("report.md.jinja").render(**_view(report)))
+    """The report for a pull request or a step summary, below ``MARKDOWN_BYTES``.
+
+    Long tables are cut, each with a line that says how much was left out and where it is.
+    """
+    view, template = _view(report), templates().get_template("report.md.jinja")
+    text = ""
+    for most in (150, 60, 25, 10, 3):
+        text = str(template.render(**view, most=most))
+        if len(text.encode()) < MARKDOWN_BYTES:
+            break
+    else:
+        end = "\n\nThe rest is in report.html.\n"
+        text = text.encode()[: MARKDOWN_BYTES - 100].decode(errors="ignore").rpartition("\n")[0] + end
+    return text
+
+
+def to_model_card(report: Report) -> str:
+    """The card of ``model.onnx``: README.md in Hugging Face's form."""
+    view = {**_view(report), **card_view(report)}
+    return str(templates().get_template("model-card.md.jinja").render(**view))
 
 
 def to_html(report: Report) -> str:
