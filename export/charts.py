@@ -111,7 +111,7 @@ def throughput_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     height = 290
 
     def y(value: float) -> float:
-        return TOP + (high - math.log10(value)) / (high - low) * (height - TOP - BOTTOM)
+        return float(TOP + (high - math.log10(value)) / (high - low) * (height - TOP - BOTTOM))
 
     parts = _opening("throughput", WIDTH, height, "Images a second over batch sizes", told)
     for tick in _log_ticks(low, high):
@@ -144,7 +144,7 @@ def speedup_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     low, high, height = low - margin, high + margin, 290
 
     def y(value: float) -> float:
-        return TOP + float(high - value) / (high - low) * (height - TOP - BOTTOM)
+        return float(TOP + (high - value) / (high - low) * (height - TOP - BOTTOM))
 
     last = rows[-1]["ratio"]
     told = (

@@ -46,7 +46,7 @@ def compare_reports(first: Report, second: Report, names: tuple[str, str]) -> Re
     if images:
         alarms.append(f"Accuracy is not comparable. {'; '.join(map(str, images))}.")
     rows = [_accuracy(first, second, comparable=not images)]
-    rows.append(("drop from its baseline", *(_drop(side) for side in (first, second)), ""))
+    rows.append(("drop from its baseline", _drop(first), _drop(second), ""))
     for what, key, words in (
         ("MACs", "macs", count),
         ("parameters", "parameters", count),

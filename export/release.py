@@ -65,7 +65,7 @@ def machine_differences(first: Report, second: Report) -> list[Difference]:
     for name in names:
         ours, theirs = (side["environment"].get(name) for side in (first, second))
         if ours != theirs:
-            found.append(Difference(name, *(_told(value) for value in (ours, theirs)), "latency"))
+            found.append(Difference(name, _told(ours), _told(theirs), "latency"))
     return found
 
 
@@ -159,7 +159,7 @@ def latency_change(first: Report, second: Report, batch: int) -> Change | None:
     else:
         slower = second["pruned"]["latency"][key]["median_ms"] / first["pruned"]["latency"][key]["median_ms"]
         low, high = slower / (1 + noise), slower * (1 + noise)
-    return Change(batch, *(100 * (value - 1) for value in (slower, low, high)), 100 * noise, anchored)
+    return Change(batch, 100 * (slower - 1), 100 * (low - 1), 100 * (high - 1), 100 * noise, anchored)
 
 
 def judge_release(
