@@ -136,13 +136,19 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def driver_in(text: str) -> str | None:
+    """The version in what NVIDIA's kernel module says of itself in ``/proc/driver/nvidia/version``."""
+    found = re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text, re.MULTILINE)
+    return found[1] if found else None
+
+
 @functools.cache
 def _driver_version() -> str | None:
     """The version of NVIDIA's driver: from the kernel module where Linux tells it, else from nvidia-smi."""
     with contextlib.suppress(OSError):
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
-        if found := re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text, re.MULTILINE):
-            return found[1]
+        if found := driver_in(text):
+            return found
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

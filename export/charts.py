@@ -15,7 +15,7 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM = 440, 54, 20, 18, 46
 """Width and margins of a chart in units of its view box."""
 CLASS_ROWS = 24
 """Classes that are drawn; the table has all of them."""
-ROW, NAMES = 24, 104
+ROW, NAMES = 24, 120
 """Height of a class's row, and the room for its name."""
 
 
@@ -51,7 +51,7 @@ def class_chart(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
         words = f"{row['name']}: {share(row['before'])} to {share(row['after'])}"
         parts.append(f'<g class="{kind}"><title>{escape(words)}</title>')
         parts.append(
-            f'<text x="{NAMES - 9}" y="{y + 4.5:.1f}" text-anchor="end">{escape(_short(row["name"], 14))}</text>'
+            f'<text x="{NAMES - 9}" y="{y + 4.5:.1f}" text-anchor="end">{escape(_short(row["name"], 12))}</text>'
         )
         if row["interval"]:
             low, high = row["interval"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from secateur.environment import driver_in
 from secateur.errors import ExitCode, InputError, UsageError
 from secateur.export.accuracy import pack_correct, unpack_correct
 from secateur.export.gates import FAIL, NOT_MEASURED, PASS, exit_code
@@ -203,6 +204,18 @@ def test_another_gpu_or_driver_differs(release, change, what):
     other = {**first, "environment": {**first["environment"], **change}}
     assert [difference.what for difference in machine_differences(first, other)] == what
     assert machine_differences(first, {**first, "provider": "cpu"})[0].what == "provider"
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Wed Jan 15 2025\nGCC version: 12.2.0\n", "570.86.10"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release Build  (x)\n", "580.65"),
+        ("GCC version:  gcc version 12.2.0 (Debian)\n", None),
+    ],
+)  # fmt: skip
+def test_the_driver_is_read_from_the_kernel_module(text, version):
+    assert driver_in(text) == version
 
 
 def test_another_machine_and_other_images_are_refused(release):
