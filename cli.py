@@ -8,6 +8,12 @@ import typer
 from . import cli_training  # noqa: F401 (it registers commands)
 from .cli_options import (
     Allocation,
+    AllowAccuracy,
+    AllowLatency,
+    AllowMacs,
+    AllowSize,
+    Baseline,
+    BaselineLatency,
     Calibration,
     Data,
     Device,
@@ -95,8 +101,14 @@ def prune_and_export_command(
         str | None, typer.Option(help="End with exit code 4 unless this provider runs: cpu, cuda or tensorrt.")
     ] = None,
     latency_batch: LatencyBatch = None,
+    baseline: Baseline = None,
+    allow_accuracy_regression: AllowAccuracy = None,
+    allow_latency_regression: AllowLatency = None,
+    allow_size_regression: AllowSize = None,
+    allow_macs_regression: AllowMacs = None,
+    baseline_latency: BaselineLatency = None,
     provider: Provider = None,
-    evidence: EvidencePage = None,
+    page: EvidencePage = None,
     evidence_images: EvidenceImages = None,
     misclassified: Misclassified = None,
     evidence_kernels: EvidenceKernels = None,
@@ -120,8 +132,11 @@ def prune_and_export_command(
         calibration=calibration, input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
         std=numbers("std", std, float), require_drop_below=require_drop_below, require_speedup=require_speedup,
         require_size_below=require_size_below, require_provider=require_provider, latency_batch=latency_batch,
-        provider=provider, device=device, seed=seed, page=evidence, evidence_images=evidence_images,
+        provider=provider, device=device, seed=seed, page=page, evidence_images=evidence_images,
         misclassified=misclassified, evidence_kernels=evidence_kernels,
+        baseline=baseline, allow_accuracy_regression=allow_accuracy_regression,
+        allow_latency_regression=allow_latency_regression, allow_size_regression=allow_size_regression,
+        allow_macs_regression=allow_macs_regression, baseline_latency=baseline_latency,
     )  # fmt: skip
     console = console_of()
     from .export.report import closing_rows
@@ -177,7 +192,7 @@ def explain_command(
             help="With IMAGE: cover LEFT,TOP,RIGHT,BOTTOM (pixels of the input) and measure again; repeatable."
         ),
     ] = None,
-    evidence: EvidencePage = None,
+    page: EvidencePage = None,
     evidence_images: EvidenceImages = None,
     misclassified: Misclassified = None,
     evidence_kernels: EvidenceKernels = None,
@@ -199,7 +214,7 @@ def explain_command(
         recipe, None, model=model, weights=weights, data=data, rank_by=rank_by, calibration=calibration,
         keep_classes=names(keep_classes), drop_classes=names(drop_classes),
         input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
-        std=numbers("std", std, float), device=device, seed=seed, page=evidence, evidence_images=evidence_images,
+        std=numbers("std", std, float), device=device, seed=seed, page=page, evidence_images=evidence_images,
         misclassified=misclassified, evidence_kernels=evidence_kernels,
     )  # fmt: skip
     from .evidence_steps import EvidenceSettings, evidence_settings, explain_pictures
@@ -356,12 +371,38 @@ def bench_command(
 
 
 @command("report")
-def report_command(out: Out = Path("secateur-run")) -> None:
-    """Write report.md, report.html and junit.xml again from report.json."""
+def report_command(
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder (secateur-run); with --compare: where to write the comparison.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Two run folders or report.json files, laid side by side."),
+    ] = None,
+) -> None:
+    """Write everything that is made from report.json again; or compare two reports: printed, and with --out as files."""
     from .export.report import read_report, write_report
 
-    paths = write_report(read_report(out), out)
-    console_of().print(f"report: {paths['report.html']}", soft_wrap=True, highlight=False)
+    console = console_of()
+    if compare is None:
+        folder = out or Path("secateur-run")
+        paths = write_report(read_report(folder), folder)
+        console.print(f"report: {paths['report.html']}", soft_wrap=True, highlight=False)
+        return
+    from .export.compare import compare_reports, write_comparison
+    from .terminal import show_table
+
+    first, second = compare
+    found = compare_reports(read_report(first), read_report(second), (str(first), str(second)))
+    for alarm in found.alarms:
+        typer.echo(f"secateur: {alarm}", err=True)
+    show_table(console, ("", "first", "second", "change (95% interval)"), found.rows)
+    for title, rows in (("gates", found.gates), ("recipe", found.recipes), ("environment", found.environments)):
+        if rows:
+            show_table(console, ("", "first", "second"), rows, title)
+    if out is not None:
+        for path in write_comparison(found, out):
+            console.print(f"comparison: {path}", soft_wrap=True, highlight=False)
 
 
 @command("rankers")

@@ -94,6 +94,31 @@ EvidenceKernels = Annotated[
     int | None,
     typer.Option(help="Kernels of each layer with patches in evidence.html; by default what fits into 20 MB."),
 ]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        help="report.json of the last release (or its folder): fail on regressions; refuse another device, provider or driver."
+    ),
+]
+AllowAccuracy = Annotated[
+    float | None, typer.Option("--allow-accuracy-regression", help="Points of accuracy below --baseline, at most (1).")
+]
+AllowLatency = Annotated[
+    float | None, typer.Option("--allow-latency-regression", help="Percent slower than --baseline, at most (10).")
+]
+AllowSize = Annotated[
+    float | None, typer.Option("--allow-size-regression", help="Percent more bytes than --baseline, at most (5).")
+]
+AllowMacs = Annotated[
+    float | None, typer.Option("--allow-macs-regression", help="Percent more MACs than --baseline, at most (5).")
+]
+BaselineLatency = Annotated[
+    bool | None,
+    typer.Option(
+        "--baseline-latency/--no-baseline-latency",
+        help="Compare latency with --baseline too; it needs the same machine.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result and what is wrong.")]
 
 

@@ -1,10 +1,13 @@
 """What this machine is, which device work runs on, and the seeds."""
 
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import random
+import re
+import subprocess
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +31,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Environment:
-    """The machine that a figure was measured on. ``gpu`` is None where torch sees none."""
+    """The machine that a figure was measured on. ``gpu`` and ``driver`` (NVIDIA's version) are None without one."""
 
     python: str
     system: str
@@ -37,6 +40,7 @@ class Environment:
     memory_gib: float | None
     gpu: str | None
     cuda: str | None
+    driver: str | None
     packages: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -56,6 +60,7 @@ def describe_environment() -> Environment:
         memory_gib=_memory_gib(),
         gpu=torch.cuda.get_device_name(0) if has_gpu else None,
         cuda=torch.version.cuda if has_gpu else None,
+        driver=_driver_version() if has_gpu else None,
         packages=installed_packages(),
     )
 
@@ -129,6 +134,26 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def driver_in(text: str) -> str | None:
+    """The version in what NVIDIA's kernel module says of itself in ``/proc/driver/nvidia/version``."""
+    found = re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+@functools.cache
+def _driver_version() -> str | None:
+    """The version of NVIDIA's driver: from the kernel module where Linux tells it, else from nvidia-smi."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        if found := driver_in(text):
+            return found
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return next(iter(done.stdout.split()), None)
+    return None
 
 
 def _memory_gib() -> float | None:

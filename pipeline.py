@@ -15,7 +15,8 @@ from .export.assembly import Measured, assemble_report, locked
 from .export.evidence_page import EVIDENCE_PAGE
 from .export.latency import Comparison, compare_latency
 from .export.onnx_model import OnnxModel, export_onnx
-from .export.report import REPORT_FILES, to_html, to_markdown, write_report
+from .export.release import check_images, check_machine
+from .export.report import REPORT_FILES, read_report, to_html, to_markdown, write_report
 from .export.runtime import choose_provider
 from .files import locked_folder, read_json, replacing, sha256_file, sha256_json, write_json, write_text
 from .inputs import Inputs, load_inputs
@@ -50,10 +51,17 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
     provider = choose_provider(recipe.gates.require_provider or recipe.measurement.provider)
     members_of(recipe.ranking.rank_by)
     check_pathway(recipe)
+    release = read_report(Path(recipe.release.baseline)) if recipe.release.baseline else None
+    if release is not None:
+        check_machine(release, recipe.release, provider.provider)
     with locked_folder(out):
         stages = Stages(out / ".secateur" / "stages", resume, observer)
         with stages.timed("load") as progress:
             inputs = load_inputs(recipe, progress)
+        if release is not None:
+            test = inputs.splits.test
+            against = "labels" if test.labelled else "original"
+            check_images(release, recipe.release, inputs.content["test"], inputs.splits.listing_sha256, against)
         for note in (*inputs.notes, *filter(None, [provider.note])):
             observer.say(note)
         pruner = Pruner(inputs, stages)
@@ -102,6 +110,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             provider=provider,
             timings=stages.timings,
             pathways=pathways,
+            release=release,
         )
         report = assemble_report(inputs, measured)
         _deliver(out, inputs, pruner, pruned, files, report)

@@ -24,6 +24,7 @@ from .sections import ModelSettings as ModelSettings
 from .sections import PicnnSettings as PicnnSettings
 from .sections import RankingSettings as RankingSettings
 from .sections import RecoverySettings as RecoverySettings
+from .sections import ReleaseSettings as ReleaseSettings
 from .sections import RepairSettings as RepairSettings
 
 
@@ -44,6 +45,7 @@ class Recipe:
     agic: AgicSettings = field(default_factory=AgicSettings)
     picnn: PicnnSettings = field(default_factory=PicnnSettings)
     evidence: EvidencePageSettings = field(default_factory=EvidencePageSettings)
+    release: ReleaseSettings = field(default_factory=ReleaseSettings)
 
     def __post_init__(self) -> None:
         check_one_of("device", self.device, DEVICES)
@@ -148,6 +150,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "measurement": MeasurementSettings,
     "gates": GateSettings,
     "evidence": EvidencePageSettings,
+    "release": ReleaseSettings,
 }
 _OPTIONLESS = ("agic", "picnn")  # settings of methods have no option of their own: names may recur
 _SECTION_OF = {

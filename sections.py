@@ -1,7 +1,7 @@
 """The sections of a recipe: frozen dataclasses that validate when they are made."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import UsageError
@@ -315,6 +315,30 @@ class GateSettings:
         check_positive("require_size_below", self.require_size_below)
         if self.require_provider is not None:
             check_one_of("require_provider", self.require_provider, PROVIDERS[1:])
+
+
+@dataclass(frozen=True)
+class ReleaseSettings:
+    """What a run is held to by the report of the last release, ``baseline`` (a report.json or its folder; None: by none).
+
+    How much worse it may be: points of accuracy, percent of latency, of the ONNX file's bytes and of MACs. Without
+    ``baseline_latency`` latency is left out, and the release may come from another machine.
+    """
+
+    baseline: str | None = None
+    allow_accuracy_regression: float = 1.0
+    allow_latency_regression: float = 10.0
+    allow_size_regression: float = 5.0
+    allow_macs_regression: float = 5.0
+    baseline_latency: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("accuracy", "latency", "size", "macs"):
+            value = getattr(self, f"allow_{name}_regression")
+            if not 0 <= value < math.inf:
+                raise UsageError(f"allow_{name}_regression must be a number of at least 0 (got {value}).")
+        if self.baseline is None and any(getattr(self, entry.name) != entry.default for entry in fields(self)):
+            raise UsageError("what a regression may be belongs to a release: give its report with --baseline.")
 
 
 def in_csv(values: tuple[Any, ...]) -> str:

@@ -313,4 +313,7 @@ def _preprocessing(
     mean, std = settings.mean or metadata.get("mean"), settings.std or metadata.get("std")
     if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple):
         raise InputError(f"{path} does not say how its images were normalised; give --mean and --std.")
-    return Preprocessing(shape, tuple(map(float, mean)), tuple(map(float, std)))
+    resize = metadata.get("resize")
+    return Preprocessing(
+        shape, tuple(map(float, mean)), tuple(map(float, std)), resize if isinstance(resize, int) else None
+    )

@@ -3,6 +3,7 @@
 For images without labels all of it is agreement with the original network: its predictions are the labels then.
 """
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,23 @@ class Accuracy:
     def from_json(cls, values: Mapping[str, Any]) -> "Accuracy":
         predictions = np.array(values["predictions"], dtype=np.int64)
         return cls(values["accuracy"], Interval(**values["interval"]), values["per_class"], predictions)
+
+
+def pack_correct(correct: NDArray[np.bool_]) -> str:
+    """Which images ``[n]`` were classified right, eight to a byte, as base64: for a paired comparison with a later run."""
+    return base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
+
+
+def unpack_correct(text: str, images: int) -> NDArray[np.bool_]:
+    """What :func:`pack_correct` was given.
+
+    Raises:
+        ValueError: not base64, or not of so many images.
+    """
+    packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(packed) != (images + 7) // 8:
+        raise ValueError(f"{len(packed)} bytes for {images} images")
+    return np.unpackbits(packed, count=images).astype(np.bool_)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from ..prune.cost import Cost, CostModel
 from ..prune.plan import GroupPlan, PruningPlan
 from ..prune.repair import RepairReport
 from ..prune.search import Search
-from .accuracy import MEASURES, Accuracy, Drop
+from .accuracy import MEASURES, Accuracy, Drop, pack_correct
+from .evidence_page import EVIDENCE_PAGE
 from .gates import BudgetCheck, exit_code, judge
 from .latency import Comparison
 from .onnx_model import OnnxModel
+from .release import judge_release
 from .report import SCHEMA_VERSION
 from .runtime import ProviderChoice
 
@@ -41,6 +43,7 @@ class Measured:
     provider: ProviderChoice
     timings: Mapping[str, float]
     pathways: Sequence[Mapping[str, Any]] | None = None
+    release: Mapping[str, Any] | None = None
 
 
 def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
@@ -68,6 +71,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
             "accuracy": accuracy.accuracy,
             "accuracy_interval": asdict(accuracy.interval),
             "accuracy_per_class": accuracy.per_class,
+            "correct": pack_correct(accuracy.predictions == inputs.splits.test.labels.numpy()),
             "macs": cost.macs,
             "parameters": cost.parameters,
             "onnx_bytes": model.onnx_bytes,
@@ -77,7 +81,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
         }
     notes = [*inputs.notes, *([measured.provider.note] if measured.provider.note else [])]
     notes += [f"{name} stays whole: {reason}" for name, reason in locked(plan.groups)]
-    return {
+    report = {
         "schema_version": SCHEMA_VERSION,
         "secateur_version": installed_packages().get("secateur", "unknown"),
         "model": Path(recipe.model.model).name,
@@ -103,6 +107,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
         "repair": measured.repairs[-1].to_json(),
         "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in measured.repairs],
         "history": measured.history.to_json() if measured.history else None,
+        "evidence": EVIDENCE_PAGE if recipe.evidence.page else None,
         "pathways": [dict(row) for row in measured.pathways] if measured.pathways is not None else None,
         "timings_s": dict(measured.timings),
         "environment": describe_environment().to_json(),
@@ -116,10 +121,25 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
                 "validation": len(inputs.splits.validation),
                 "test": len(inputs.splits.test),
             },
+            "test_sha256": inputs.content["test"],
+            "test_per_class": _per_class(inputs),
             "unlabelled": list(inputs.splits.unlabelled),
         },
+        "release": None,
         "notes": [*notes, *ranking_notes(measured.scores), *_deciding(plan)],
     }
+    if measured.release is not None:
+        held, report["release"] = judge_release(recipe.release, measured.release, report)
+        report["gates"] = [gate.to_json() for gate in (*gates, *held)]
+        report["exit_code"] = int(exit_code((*gates, *held)))
+    return report
+
+
+def _per_class(inputs: Inputs) -> dict[str, int]:
+    """Test images of every class."""
+    names = inputs.network.class_names
+    counts = inputs.splits.test.labels.bincount(minlength=len(names))
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def ranking_notes(scores: KernelScores) -> list[str]:
@@ -192,6 +212,7 @@ def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:
         if shape.inputs is None or group is None:
             continue
         removed = len(plan.cut[name].out_removed) if name in plan.cut else 0
+        gone = set(group.removed) if group.scores else set()
         rows.append(
             {
                 "name": name,
@@ -201,6 +222,12 @@ def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:
                 "aligned": group.aligned,
                 "decided_by": group.decided_by,
                 "locked": group.locked,
+                "highest_gone": max((group.scores[unit] for unit in gone), default=None),
+                "lowest_kept": min(
+                    (group.scores[unit] for unit in range(group.units) if unit not in gone), default=None
+                )
+                if group.scores
+                else None,
             }
         )
     return rows

@@ -18,11 +18,16 @@ SAMPLE_SECONDS = 2e-3
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall-clock time of one run of a whole batch, copies to and from the device included."""
+    """Wall-clock time of one run of a whole batch, copies to and from the device included.
+
+    ``low_ms`` and ``high_ms`` are the bootstrap 95% interval of the median.
+    """
 
     median_ms: float
     p95_ms: float
     samples: int
+    low_ms: float
+    high_ms: float
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,8 @@ def compare_latency(
         progress(index + 1, rounds)
     return Comparison(
         batch,
-        _latency(samples[:, 0]),
-        _latency(samples[:, 1]),
+        _latency(samples[:, 0], seed),
+        _latency(samples[:, 1], seed),
         _ratio(samples[:, 0] / samples[:, 1], seed),
         _ratio(samples[:, 0] / samples[:, 2], seed),
     )
@@ -123,8 +128,10 @@ def _warm_up(run: Callable[[], Any]) -> float:
     return max(min(times), 1e-7)
 
 
-def _latency(seconds: NDArray[np.float64]) -> Latency:
-    return Latency(1e3 * float(np.median(seconds)), 1e3 * float(np.percentile(seconds, 95)), len(seconds))
+def _latency(seconds: NDArray[np.float64], seed: int) -> Latency:
+    interval = median_interval(seconds, seed)
+    median, p95 = float(np.median(seconds)), float(np.percentile(seconds, 95))
+    return Latency(1e3 * median, 1e3 * p95, len(seconds), 1e3 * interval.low, 1e3 * interval.high)
 
 
 def _ratio(ratios: NDArray[np.float64], seed: int) -> Ratio:

@@ -87,6 +87,7 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
         "input_shape": list(network.input_shape),
         "mean": list(network.preprocessing.mean),
         "std": list(network.preprocessing.std),
+        "resize": network.preprocessing.resize,
         "class_names": list(network.class_names),
         "model": Path(network.source.model).name,
         "weights_sha256": network.source.weights_sha256,

@@ -1,4 +1,4 @@
-"""One result, four forms: report.json, report.md, report.html and junit.xml."""
+"""One result in several forms: JSON, Markdown, a page, JUnit, a model card, and figures for github-action-benchmark."""
 
 import functools
 import json
@@ -11,10 +11,18 @@ from typing import Any
 from ..errors import InputError
 from ..files import read_json, replacing, write_json, write_text
 from .accuracy import MEASURES
+from .benchmark_json import bigger_is_better, smaller_is_better
 from .curves import in_points, search_curve
+from .model_card import card_view
+from .page_view import headings, page_view
+from .wording import count, figure, in_bytes, markdown_cell, markdown_line, milliseconds, points, share, times
 
 SCHEMA_VERSION = 1
-REPORT_FILES = ("report.json", "report.md", "report.html", "junit.xml")
+MARKDOWN_BYTES = 60_000
+"""A pull request's comment takes 65,536 characters; a report stays below this many bytes."""
+REPORT_FILES = (
+    "report.json", "report.md", "report.html", "junit.xml", "model-card.md", "benchmark-smaller.json", "benchmark-bigger.json",
+)  # fmt: skip
 Report = Mapping[str, Any]
 """The content of ``report.json``; its form is ``report.schema.json`` beside this module."""
 
@@ -26,11 +34,14 @@ def schema() -> dict[str, Any]:
 
 
 def write_report(report: Report, folder: Path) -> dict[str, Path]:
-    """Write all four forms of a report into ``folder``; by file name where they lie."""
+    """Write all forms of a report into ``folder``; by file name where they lie."""
     paths = {name: folder / name for name in REPORT_FILES}
     write_json(paths["report.json"], dict(report))
     write_text(paths["report.md"], to_markdown(report))
     write_text(paths["report.html"], to_html(report))
+    write_text(paths["model-card.md"], to_model_card(report))
+    write_json(paths["benchmark-smaller.json"], smaller_is_better(report))
+    write_json(paths["benchmark-bigger.json"], bigger_is_better(report))
     with replacing(paths["junit.xml"]) as temporary:
         to_junit(report).write(temporary, encoding="utf-8", xml_declaration=True)
     return paths
@@ -52,13 +63,31 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def to_markdown(report: Report) -> str:
-    """The report for a pull request or a step summary."""
-    return str(_templates().get_template("report.md.jinja").render(**_view(report)))
+    """The report for a pull request or a step summary, below ``MARKDOWN_BYTES``.
+
+    Long tables are cut, each with a line that says how much was left out and where it is.
+    """
+    view, template = _view(report), templates().get_template("report.md.jinja")
+    text = ""
+    for most in (150, 60, 25, 10, 3):
+        text = str(template.render(**view, most=most))
+        if len(text.encode()) < MARKDOWN_BYTES:
+            break
+    else:
+        end = "\n\nThe rest is in report.html.\n"
+        text = text.encode()[: MARKDOWN_BYTES - 100].decode(errors="ignore").rpartition("\n")[0] + end
+    return text
+
+
+def to_model_card(report: Report) -> str:
+    """The card of ``model.onnx``: README.md in Hugging Face's form."""
+    view = {**_view(report), **card_view(report)}
+    return str(templates().get_template("model-card.md.jinja").render(**view))
 
 
 def to_html(report: Report) -> str:
     """One self-contained page; names from the user's data are escaped."""
-    return str(_templates().get_template("report.html.jinja").render(**_view(report)))
+    return str(templates().get_template("report.html.jinja").render(**_view(report)))
 
 
 def to_junit(report: Report) -> "ElementTree.ElementTree[ElementTree.Element]":
@@ -90,33 +119,57 @@ def closing_rows(report: Report) -> list[tuple[str, str, str, str]]:
     rows = [
         (
             MEASURES[report["accuracy_against"]],
-            _share(before["accuracy"]),
-            _share(after["accuracy"]),
-            f"{_points(drop['points'])} points ({_points(drop['high'])} to {_points(drop['low'])})",
+            share(before["accuracy"]),
+            share(after["accuracy"]),
+            f"{points(drop['points'])} points ({points(drop['high'])} to {points(drop['low'])})",
         ),
-        ("MACs", _count(before["macs"]), _count(after["macs"]), _times(ratios["macs"], "fewer")),
+        ("MACs", count(before["macs"]), count(after["macs"]), times(ratios["macs"], "fewer")),
         (
             "parameters",
-            _count(before["parameters"]),
-            _count(after["parameters"]),
-            _times(ratios["parameters"], "fewer"),
+            count(before["parameters"]),
+            count(after["parameters"]),
+            times(ratios["parameters"], "fewer"),
         ),
         (
             "ONNX file",
-            _bytes(before["onnx_bytes"]),
-            _bytes(after["onnx_bytes"]),
-            _times(ratios["onnx_bytes"], "smaller"),
+            in_bytes(before["onnx_bytes"]),
+            in_bytes(after["onnx_bytes"]),
+            times(ratios["onnx_bytes"], "smaller"),
         ),
     ]
     for batch, ratio in ratios["latency"].items():
         rows.append(
             (
                 f"latency, batch {batch}",
-                _milliseconds(before["latency"][batch]["median_ms"]),
-                _milliseconds(after["latency"][batch]["median_ms"]),
+                milliseconds(before["latency"][batch]["median_ms"]),
+                milliseconds(after["latency"][batch]["median_ms"]),
                 f"{ratio['ratio']:.2f}x speed ({ratio['low']:.2f} to {ratio['high']:.2f})",
             )
         )
+    return rows
+
+
+def release_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """The run against the last release: (what, release, this run, change); empty where there was none."""
+    release = report.get("release")
+    if not release:
+        return []
+    now, drop, slower = report["pruned"], release["drop"], release["latency"]
+    rows = [
+        (
+            MEASURES[report["accuracy_against"]],
+            share(release["accuracy"]),
+            share(now["accuracy"]),
+            f"{points(drop['points'])} points ({points(drop['high'])} to {points(drop['low'])})",
+        ),
+        ("MACs", count(release["macs"]), count(now["macs"]), f"{release['macs_percent']:+.2f}%"),
+        ("ONNX file", in_bytes(release["onnx_bytes"]), in_bytes(now["onnx_bytes"]), f"{release['size_percent']:+.2f}%"),
+    ]
+    if slower:
+        change = (
+            f"{slower['percent']:+.1f}% ({slower['low']:+.1f} to {slower['high']:+.1f}), noise {slower['noise']:.1f}%"
+        )
+        rows.append((f"time, batch {slower['batch']}", "", "", change))
     return rows
 
 
@@ -126,7 +179,7 @@ def pathway_rows(pathways: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]
         (
             f"{row['state']}, P {row['membership']}",
             *(
-                f"{_share(row[name]['value'])} ({100 * row[name]['low']:.1f} to {100 * row[name]['high']:.1f})"
+                f"{share(row[name]['value'])} ({100 * row[name]['low']:.1f} to {100 * row[name]['high']:.1f})"
                 for name in ("acc1", "acc2", "acc3")
             ),
             f"{row['mis']:.3f} ({row['mis_interval']['low']:.3f} to {row['mis_interval']['high']:.3f})",
@@ -164,32 +217,28 @@ def _steps(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _view(report: Report) -> dict[str, Any]:
-    """What the templates are given besides the report: headline, table, the search's curve, repair steps, classes by drop."""
+    """What the templates are given besides the report: headline, tables, curves and charts."""
     from markupsafe import Markup
 
-    before, after = report["baseline"]["accuracy_per_class"], report["pruned"]["accuracy_per_class"]
-    classes = [
-        {"name": name, "before": before[name], "after": after[name], "points": 100 * (after[name] - before[name])}
-        for name in before
-        if before[name] is not None and after[name] is not None
-    ]
     return {
         "report": report,
         "headline": headline(report),
         "rows": closing_rows(report),
+        "release_rows": release_rows(report),
         "measure": MEASURES[report["accuracy_against"]],
         "agreement": report["accuracy_against"] == "original",
         "curve": Markup(search_curve(report["search"])) if report["search"] else "",
         "steps": _steps(report["rounds"]),
         "pathways": pathway_rows(report.get("pathways") or ()),
-        "classes": sorted(classes, key=lambda row: row["points"]),
         "passed": all(gate["verdict"] == "pass" for gate in report["gates"]),
         "total_s": sum(report["timings_s"].values()),
+        **page_view(report),
     }
 
 
 @functools.cache
-def _templates() -> Any:
+def templates() -> Any:
+    """What the pages are rendered in: names are escaped in HTML, and a missing value is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader(__package__.rpartition(".")[0], "export")
@@ -201,56 +250,15 @@ def _templates() -> Any:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        share=_share,
-        points=_points,
-        count=_count,
-        milliseconds=_milliseconds,
-        bytes=_bytes,
-        cell=_markdown_cell,
-        value=_value,
+        share=share,
+        points=points,
+        count=count,
+        milliseconds=milliseconds,
+        bytes=in_bytes,
+        cell=markdown_cell,
+        line=markdown_line,
+        value=figure,
         limit=in_points,
+        headings=headings,
     )
     return environment
-
-
-def _points(drop: float) -> str:
-    """A drop as a signed change of accuracy, without a negative zero."""
-    return f"{-drop + 0.0:+.2f}" if abs(drop) >= 0.005 else "0.00"
-
-
-def _value(value: float | str | None) -> str:
-    if value is None:
-        return "–"
-    return value if isinstance(value, str) else f"{value:.4g}"
-
-
-def _markdown_cell(text: str) -> str:
-    """User text inside a Markdown table: nothing that starts markup, a column or a line."""
-    escaped = "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#+!|~" else letter for letter in str(text))
-    return " ".join(escaped.split())
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.2f}%"
-
-
-def _count(value: float) -> str:
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.2f} {suffix}"
-    return f"{value:.0f}"
-
-
-def _bytes(value: float) -> str:
-    for limit, suffix in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= limit:
-            return f"{value / limit:.2f} {suffix}"
-    return f"{value:.0f} B"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
-
-
-def _times(ratio: float, word: str) -> str:
-    return f"{ratio:.2f}x {word}"

@@ -329,16 +329,6 @@ def test_bench_needs_to_know_the_normalisation(tmp_path, data):
     assert code == 0, stderr
 
 
-def test_ci_example_names_options_that_exist():
-    text = (Path(__file__).resolve().parent.parent / "examples" / "ci" / "github.yml").read_text()
-    command = text[text.index("secateur prune-and-export") :].partition("- name")[0]
-    code, stdout, _ = secateur("prune-and-export", "--help")
-    assert code == 0
-    for option in re.findall(r"--[a-z-]+", command):
-        assert option in stdout, option
-    assert "report.md" in text
-
-
 def test_another_model_in_the_same_folder_is_not_exported_as_the_pruned_one(tmp_path, model, data):
     out = tmp_path / "out"
     for command in (

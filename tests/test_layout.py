@@ -173,7 +173,13 @@ def test_wheel_is_whole_and_runs_in_an_empty_environment(tmp_path):
     data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
     expected = {f"secateur/{path.relative_to(ROOT).as_posix()}" for path in package_files()}
     for package, names in data.items():
-        expected |= {f"{package.replace('.', '/')}/{name}" for name in names}
+        room = ROOT.joinpath(*package.split(".")[1:])
+        expected |= {
+            f"secateur/{path.relative_to(ROOT).as_posix()}"
+            for name in names
+            for path in room.glob(name)
+            if path.is_file()
+        }
     assert found == expected
 
     environment = tmp_path / "env"

@@ -20,7 +20,8 @@ from secateur.recipe import GateSettings, Recipe
 
 FILES = {
     "baseline.onnx", "model.onnx", "model.safetensors", "plan.json", "scores.safetensors", "recipe.toml", "report.json",
-    "report.md", "report.html", "junit.xml", "sensitivity.json",
+    "report.md", "report.html", "junit.xml", "sensitivity.json", "model-card.md",
+    "benchmark-smaller.json", "benchmark-bigger.json",
 }  # fmt: skip
 KEPT_BYTE_FOR_BYTE = (
     "plan.json",

@@ -1,4 +1,3 @@
-import copy
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -19,91 +18,7 @@ from secateur.export.report import (
     write_report,
 )
 
-HOSTILE = "<script>alert('x')</script>|`a`"
-
-
-@pytest.fixture(scope="module")
-def report():
-    side = {
-        "accuracy": 0.9,
-        "accuracy_interval": {"low": 0.88, "high": 0.92},
-        "accuracy_per_class": {HOSTILE: 0.8, "dog": 1.0, "empty": None},
-        "macs": 4_000_000,
-        "parameters": 1000,
-        "onnx_bytes": 4096,
-        "onnx_sha256": "0" * 64,
-        "opset": 20,
-        "latency": {"1": {"median_ms": 1.0, "p95_ms": 1.5, "samples": 30}},
-    }
-    pruned = {**copy.deepcopy(side), "accuracy": 0.88, "macs": 2_000_000}
-    ratio = {"ratio": 1.4, "low": 1.3, "high": 1.5}
-    return {
-        "schema_version": 1,
-        "secateur_version": "0",
-        "model": HOSTILE,
-        "exit_code": 1,
-        "accuracy_against": "labels",
-        "baseline": side,
-        "pruned": pruned,
-        "drop": {"points": 2.0, "low": 1.0, "high": 3.0, "images": 500},
-        "ratios": {"macs": 2.0, "parameters": 1.0, "onnx_bytes": 1.0, "latency": {"1": ratio}},
-        "noise_floor": {"1": {"ratio": 1.0, "low": 0.99, "high": 1.01}},
-        "parity": {"max_relative_difference": 1e-7, "batch_sizes": [1, 3, 8]},
-        "provider": "cpu",
-        "layers": [
-            {
-                "name": "conv1",
-                "group": "conv1",
-                "before": 8,
-                "after": 4,
-                "aligned": True,
-                "decided_by": "gap",
-                "locked": "",
-            }
-        ],
-        "gates": [
-            {"name": "budget", "value": 0.5, "limit": 0.5, "verdict": "pass", "meaning": "left"},
-            {"name": "drop", "value": 3.0, "limit": 2.5, "verdict": "fail", "meaning": "upper end"},
-            {"name": "speedup", "value": None, "limit": 1.2, "verdict": "not measured", "meaning": "lower end"},
-        ],
-        "search": None,
-        "rounds": [{"steps": []}],
-        "repair": {
-            "kind": "bn",
-            "images": 10,
-            "steps": [{"name": "bn", "divergence_before": 1.0, "divergence_after": 0.5, "kept": True}],
-            "compensated": [],
-            "reestimated": [],
-            "fits": [],
-            "reconstruction_images": 0,
-        },
-        "history": {
-            "best": 1,
-            "epochs": [
-                {"epoch": 0, "train_loss": None, "validation_loss": 1.0, "validation_accuracy": 0.5},
-                {"epoch": 1, "train_loss": 0.5, "validation_loss": 0.5, "validation_accuracy": 0.9},
-            ],
-        },
-        "timings_s": {"load": 1.0},
-        "environment": {
-            "python": "3",
-            "system": "s",
-            "processor": "p",
-            "cores": 2,
-            "memory_gib": 1.0,
-            "gpu": None,
-            "cuda": None,
-            "packages": {},
-        },
-        "recipe": {"ranking": {"rank_by": "gap"}, "budget": {"macs": 0.5}, "recovery": {"epochs": 1}, "seed": 0},
-        "inputs": {
-            "weights_sha256": "0" * 64,
-            "data_listing_sha256": "0" * 64,
-            "images": {"test": 500},
-            "unlabelled": [],
-        },
-        "notes": [HOSTILE],
-    }
+HOSTILE = "<script>alert('x')</script>|`a`"  # as in conftest.py
 
 
 def trial(left, points, low, high, limit=1.0):
@@ -167,6 +82,8 @@ def test_page_is_well_formed_loads_nothing_and_escapes_names(request, kind):
     assert parser.bad == []
     assert parser.open == []
     assert parser.loads == []
+    assert page.count("<h1>") == 1
+    assert set(re.findall(r'aria-labelledby="([a-z]+)"', page)) <= set(re.findall(r' id="([a-z]+)"', page))
     assert "script" not in parser.count
     assert "&lt;script&gt;" in page
 
@@ -183,12 +100,32 @@ def test_markdown_tables_hold_their_columns_and_escape_names(request, kind):
             assert len(widths) == 1, block
 
 
-def test_markdown_stays_below_60_kilobytes_with_a_thousand_layers_classes_and_steps(report, searched):
-    large = {**searched, "layers": report["layers"] * 1000, "rounds": searched["rounds"] * 500}
-    classes = {f"class number {index}": 0.5 for index in range(1000)}
+@pytest.mark.parametrize("length", [20, 3000])
+def test_markdown_stays_below_60_kilobytes_whatever_the_network(report, searched, length):
+    """A thousand classes, layers, steps, tries and notes, with names as long as that; what was left out is told."""
+
+    def name(index):
+        return f"{index}|`é<".ljust(length, "n")
+
+    large = {
+        **searched,
+        "layers": [{**report["layers"][0], "name": name(index), "locked": name(index)} for index in range(1000)],
+        "rounds": searched["rounds"] * 500,
+        "notes": [name(index) for index in range(1000)],
+        "search": {**searched["search"], "trials": searched["search"]["trials"] * 250},
+        "model": name(0),
+    }
     for side in ("baseline", "pruned"):
-        large[side] = {**report[side], "accuracy_per_class": classes}
-    assert len(to_markdown(large).encode()) < 60_000
+        large[side] = {**report[side], "accuracy_per_class": {name(index): 0.5 for index in range(1000)}}
+    large["pruned"]["accuracy_per_class"][name(7)] = 0.25
+    text = to_markdown(large)
+    assert len(text.encode()) < 60_000
+    for what in ("layers", "classes", "steps", "notes"):
+        (left,) = re.findall(rf"The other (\d+) {what} are in report\.json", text)
+        rows = 1 if what == "classes" else len(re.findall(r"\\\|\\`é", text))
+        assert 0 < int(left) < 1000 or rows
+    assert "secateur prune-and-export" in text
+    assert text.count("<details>") == text.count("</details>")
 
 
 def test_schema_knows_searches_and_rounds(searched, barren):
@@ -257,19 +194,3 @@ def test_write_and_read_back(report, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps({**report, "schema_version": 99}))
     with pytest.raises(InputError, match="schema version"):
         read_report(tmp_path)
-
-
-@pytest.mark.parametrize("width", [400, 1280, 1920])
-def test_page_renders_in_a_browser_without_sideways_scrolling(searched, tmp_path, browser, width):
-    write_report(searched, tmp_path)
-    with browser.open(tmp_path / "report.html", width) as opened:
-        assert not opened.scrolls_sideways()
-        assert not opened.faults
-        assert not opened.requests
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_has_no_serious_fault_of_accessibility(searched, tmp_path, browser, scheme):
-    write_report(searched, tmp_path)
-    with browser.open(tmp_path / "report.html", scheme=scheme) as opened:
-        assert not opened.serious()
