@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 READY := $(VENV)/.secateur-ready
 
-.PHONY: setup demo test lint format lock clean
+.PHONY: setup demo test docs lint format lock clean
 
 setup: $(READY)
 
@@ -24,6 +24,11 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+
+# The pages of docs/ and the reference from docstrings, into build/docs, without a network.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 # mypy sees the checkout under the package's name, whatever the folder is called.
 lint: setup

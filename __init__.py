@@ -1,33 +1,111 @@
-"""Secateur cuts the kernels that a convolutional network does not need, and shows why."""
+"""Secateur cuts the kernels that a convolutional network does not need, and shows why.
+
+The names in ``__all__`` are the stable interface; everything else may move between versions.
+
+Examples:
+    The whole chain, on the embedded digits.
+
+
+
+    >>> import secateur
+    >>> network = secateur.load_model("digits")
+    >>> images = secateur.load_images("digits", network.preprocessing)
+    >>> network, images = secateur.match_classes(network, images)
+    >>> calibration = images.train.sample(200, seed=0)
+
+    Explain: every kernel gets a score, and every unit (what must be cut together) the sum of its kernels'.
+
+    >>> scores = secateur.rank_kernels(secateur.RankingTask(network, calibration), "gap")
+    >>> groups = secateur.find_groups(network.module, network.example())
+    >>> units = secateur.score_units(groups, scores)
+
+    Plan: what each group loses at each width is measured, and what loses least goes until the budget holds.
+
+    >>> costs = secateur.measure_cost(network)
+    >>> sensitivity = secateur.measure_sensitivity(network, groups, units, calibration)
+    >>> plan = secateur.plan_pruning(groups, units, costs, secateur.BudgetSettings(macs=0.5), sensitivity)
+    >>> 0.4 < plan.after.macs / plan.before.macs <= 0.5
+    True
+
+    Cut, repair without labels, fine-tune with them. Every call gives a new network; those before it stay as they are.
+
+    >>> small = secateur.cut(network, plan)
+    >>> small, repaired = secateur.repair(network, small, calibration, validation=images.validation)
+    >>> small, history = secateur.recover(network, small, images, secateur.RecoverySettings(epochs=1))
+
+    Ship, and measure what was shipped.
+
+    >>> from pathlib import Path
+    >>> slim = secateur.export_onnx(small, Path("slim.onnx"))
+    >>> slim.parity.max_relative_difference < 1e-4
+    True
+    >>> secateur.measure_accuracy(slim.path, images.test, network.class_names).accuracy > 0.97
+    True
+    >>> folder = secateur.save(small, plan, Path("slim")).parent
+    >>> secateur.measure_cost(secateur.load_model(str(folder))).whole.macs == plan.after.macs
+    True
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .errors import InputError as InputError
+    from .errors import MachineError as MachineError
+    from .errors import SecateurError as SecateurError
+    from .errors import UsageError as UsageError
     from .explain.ranking import rank_kernels as rank_kernels
+    from .explain.ranking import score_units as score_units
+    from .explain.scores import RankingTask as RankingTask
+    from .export.accuracy import measure_accuracy as measure_accuracy
+    from .export.latency import compare_latency as compare_latency
     from .export.onnx_model import export_onnx as export_onnx
+    from .network.channels import find_groups as find_groups
     from .network.images import load_images as load_images
     from .network.labelling import label_images as label_images
     from .network.model import load_model as load_model
+    from .network.model import match_classes as match_classes
     from .pipeline import prune_and_export as prune_and_export
+    from .prune.cost import measure_cost as measure_cost
     from .prune.plan import plan_pruning as plan_pruning
     from .prune.recover import recover as recover
     from .prune.repair import repair as repair
+    from .prune.sensitivity import measure_sensitivity as measure_sensitivity
     from .prune.surgery import cut as cut
+    from .prune.surgery import save as save
+    from .recipe import BudgetSettings as BudgetSettings
+    from .recipe import Recipe as Recipe
+    from .recipe import RecoverySettings as RecoverySettings
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BudgetSettings": "recipe",
+    "InputError": "errors",
+    "MachineError": "errors",
+    "RankingTask": "explain.scores",
+    "Recipe": "recipe",
+    "RecoverySettings": "recipe",
+    "SecateurError": "errors",
+    "UsageError": "errors",
+    "compare_latency": "export.latency",
     "cut": "prune.surgery",
     "export_onnx": "export.onnx_model",
+    "find_groups": "network.channels",
     "label_images": "network.labelling",
     "load_images": "network.images",
     "load_model": "network.model",
+    "match_classes": "network.model",
+    "measure_accuracy": "export.accuracy",
+    "measure_cost": "prune.cost",
+    "measure_sensitivity": "prune.sensitivity",
     "plan_pruning": "prune.plan",
     "prune_and_export": "pipeline",
     "rank_kernels": "explain.ranking",
     "recover": "prune.recover",
     "repair": "prune.repair",
+    "save": "prune.surgery",
+    "score_units": "explain.ranking",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -15,7 +15,16 @@ class ExitCode(IntEnum):
 
 
 class SecateurError(Exception):
-    """Something the user can mend. The message names the thing, what was expected and the next step."""
+    """Something the user can mend. The message names the thing, what was expected and the next step.
+
+    Examples:
+        >>> import secateur
+        >>> try:
+        ...     secateur.load_model("digits", weights="missing.safetensors")
+        ... except secateur.SecateurError as error:
+        ...     print(f"{error} (exit code {int(error.exit_code)})")
+        The weights missing.safetensors do not exist. (exit code 3)
+    """
 
     exit_code = ExitCode.DEFECT
 

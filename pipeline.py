@@ -46,6 +46,16 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
 
     Raises:
         SecateurError: of the kind whose exit code fits; nothing in ``out`` has changed then.
+
+    Examples:
+        >>> import secateur
+        >>> from pathlib import Path
+        >>> recipe = secateur.Recipe().override(model="digits", macs=0.5, repair="bn", epochs=0, batches=(1,))
+        >>> result = secateur.prune_and_export(recipe, Path("slim"))
+        >>> int(result.exit_code), result.report["drop"]["points"] < 5
+        (0, True)
+        >>> sorted(path.name for path in Path("slim").glob("*.onnx"))
+        ['baseline.onnx', 'model.onnx']
     """
     observer = observer or Observer()
     provider = choose_provider(recipe.gates.require_provider or recipe.measurement.provider)

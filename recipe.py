@@ -30,7 +30,17 @@ from .sections import RepairSettings as RepairSettings
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run's result."""
+    """Everything that decides a run's result.
+
+    Examples:
+        >>> import secateur
+        >>> recipe = secateur.Recipe().override(model="network.py:build", data="images", macs=0.5, epochs=0)
+        >>> recipe.model.model, recipe.budget.macs, recipe.recovery.epochs
+        ('network.py:build', 0.5, 0)
+        >>> secateur.Recipe().override(macs=1.4)
+        Traceback (most recent call last):
+        secateur.errors.UsageError: macs must be between 0 and 1, the fraction that is left (got 1.4).
+    """
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)

@@ -181,6 +181,12 @@ class BudgetSettings:
     ``macs``, ``params``, ``size`` (bytes of weights and running statistics) or ``max_drop``: the most points of top-1 accuracy
     to lose on validation images, by the upper end of the interval, for as few MACs as can be. ``allocation``: sensitivity
     (measured, the widths that lose least) or uniform (equal shares). ``rounds``: how often to explain, cut and repair.
+
+    Examples:
+        >>> import secateur
+        >>> budget = secateur.BudgetSettings(params=0.25)
+        >>> budget.resource, budget.fraction
+        ('params', 0.25)
     """
 
     macs: float | None = None
@@ -238,6 +244,11 @@ class RecoverySettings:
     """Fine-tuning with distillation. ``flip`` None: mirror colour images, leave grey ones (digits, letters) as they are.
 
     ``pathway``: none, or picnn to train with PICNN's interpretation loss too, by the settings under ``picnn``.
+
+    Examples:
+        >>> import secateur
+        >>> secateur.RecoverySettings(epochs=1, learning_rate=0.02).distillation
+        0.7
     """
 
     epochs: int = 3

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ from .files import locked_folder, sha256_json, write_text
 from .inputs import load_inputs
 from .network.channels import find_groups
 from .network.cutting import apply_cut
-from .network.images import Preprocessing, load_images
+from .network.images import Preprocessing, load_images, reorder_classes
 from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
 from .pathways import check_pathway, write_membership
 from .pipeline import BASELINE_ONNX, PRUNED_ONNX, RECIPE_FILE
@@ -228,8 +229,10 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
         raise InputError(f"{baseline} takes images of {shape}, {pruned} of {other}; they cannot be compared.")
     rows: list[Row] = []
     if settings.data is not None:
-        preprocessing = _preprocessing(read_metadata(baseline), shape, settings, baseline)
-        splits = load_images(settings.data, preprocessing, seed=settings.seed)
+        about = read_metadata(baseline)
+        splits = load_images(settings.data, _preprocessing(about, shape, settings, baseline), seed=settings.seed)
+        if set(named := about.get("class_names", ())) == set(splits.class_names):  # labels count as the outputs do
+            splits = reorder_classes(splits, named)
         test, names = splits.test, splits.class_names or _class_names(baseline)
         with observer.stage("accuracy") as progress:
             first = measure_accuracy(baseline, test, names, choice.provider, progress)
@@ -308,12 +311,12 @@ def _class_names(path: Path) -> tuple[str, ...]:
 
 
 def _preprocessing(
-    metadata: dict[str, object], shape: tuple[int, int, int], settings: BenchSettings, path: Path
+    metadata: dict[str, Any], shape: tuple[int, int, int], settings: BenchSettings, path: Path
 ) -> Preprocessing:
     mean, std = settings.mean or metadata.get("mean"), settings.std or metadata.get("std")
     if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple):
         raise InputError(f"{path} does not say how its images were normalised; give --mean and --std.")
-    resize = metadata.get("resize")
+    resize = metadata.get("resize") if settings.input_shape is None else None
     return Preprocessing(
         shape, tuple(map(float, mean)), tuple(map(float, std)), resize if isinstance(resize, int) else None
     )

@@ -41,6 +41,15 @@ def rank_kernels(task: RankingTask, method: str = "gap") -> KernelScores:
         UsageError: no such method, or no such several.
         InputError: there are no images, or some have no label (-1).
         InputError: the method cannot run on this network, or gave NaN.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> task = secateur.RankingTask(network, images.train.sample(200, seed=0))
+        >>> scores = secateur.rank_kernels(task, "gap")
+        >>> scores.layers["block3.conv1"].shape
+        torch.Size([64])
     """
     members = members_of(method)
     needy = len(members) > 1 or get_ranker(method).needs != "weights"
@@ -61,6 +70,15 @@ def score_units(groups: Sequence[ChannelGroup], scores: KernelScores) -> dict[st
 
     Raises:
         InputError: the scores are of another network, or the method scored no layer of a group.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> scores = secateur.rank_kernels(secateur.RankingTask(network, images.train.sample(200, seed=0)), "gap")
+        >>> units = secateur.score_units(secateur.find_groups(network.module, network.example()), scores)
+        >>> units["stem.0"].counted  # both layers that make the stream's channels
+        ('stem.0', 'block1.conv2')
     """
     result = {}
     for group in groups:

@@ -100,6 +100,13 @@ class RankingTask:
 
     ``scratch`` is a folder, for this network, these images and this method alone, where long work keeps what it needs to go on
     after a stop; None: nothing is kept. ``agic`` and ``picnn`` are those rankers' settings.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> secateur.RankingTask(network, images.train.sample(200, seed=0)).batch_size
+        128
     """
 
     network: Network

@@ -77,6 +77,16 @@ def measure_accuracy(
 
     Raises:
         InputError: the file does not take such images or gives other classes.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> from pathlib import Path
+        >>> path = secateur.export_onnx(network, Path("digits.onnx")).path
+        >>> found = secateur.measure_accuracy(path, images.test, network.class_names)
+        >>> f"{100 * found.accuracy:.2f}%"
+        '99.44%'
     """
     session = open_session(path, provider).session
     inputs, outputs = session.get_inputs(), session.get_outputs()

@@ -78,6 +78,14 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
     Raises:
         InputError: torch cannot export the network, or its weights are not finite.
         SecateurError: the file's results differ from torch's.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> from pathlib import Path
+        >>> exported = secateur.export_onnx(network, Path("digits.onnx"))
+        >>> exported.parity.max_relative_difference < 1e-4, exported.parity.batch_sizes
+        (True, (1, 3, 8))
     """
     import onnx
 

@@ -88,6 +88,17 @@ def find_groups(module: nn.Module, example: Tensor) -> tuple[ChannelGroup, ...]:
 
     Raises:
         InputError: torch-pruning cannot follow the network; the layer is named.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> groups = secateur.find_groups(network.module, network.example())
+        >>> [(group.name, group.units) for group in groups][:2]
+        [('stem.0', 32), ('block1.conv1', 32)]
+        >>> [member.layer for member in groups[0].producers]  # a residual stream: cut together
+        ['stem.0', 'block1.conv2']
+        >>> groups[-1].locked
+        'its units are the classes of the head.'
     """
     plain = followable(module, example[:1])
     graph = _build_graph(plain, example[:1])

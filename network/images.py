@@ -149,6 +149,15 @@ def load_images(data: str, preprocessing: Preprocessing, *, validation_share: fl
 
     Raises:
         InputError: the data do not exist, a class folder is empty, an image cannot be read, labels are off.
+
+    Examples:
+        >>> import secateur
+        >>> images = secateur.load_images("digits", secateur.load_model("digits").preprocessing)
+        >>> len(images.train), len(images.validation), len(images.test)
+        (1077, 360, 360)
+        >>> batch, labels = next(images.test.batches(32))  # normalised
+        >>> batch.shape, labels.dtype
+        (torch.Size([32, 1, 8, 8]), torch.int64)
     """
     try:
         data.encode("utf-8")
@@ -199,6 +208,17 @@ def carve_validation(splits: Splits, share: float, seed: int) -> Splits:
     }
     note = f"Validation: {wanted} images carved from the training images (seed {seed}); supplied weights may have seen them."
     return make_splits(parts, splits.class_names, (*splits.notes, note))
+
+
+def reorder_classes(splits: Splits, class_names: Sequence[str]) -> Splits:
+    """The same images with their classes counted in another order; ``class_names`` are the splits' own, rearranged."""
+    order = torch.tensor([list(class_names).index(name) for name in splits.class_names])
+    relabelled = {
+        name: replace(part, labels=order[part.labels])
+        for name in ("train", "validation", "test")
+        if (part := getattr(splits, name)).labelled
+    }
+    return replace(splits, class_names=tuple(class_names), **relabelled)
 
 
 def _read(data: str, preprocessing: Preprocessing, seed: int) -> Found:

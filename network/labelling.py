@@ -27,6 +27,16 @@ def label_images(
 
     Args:
         progress: called with (images done, images in all).
+
+    Examples:
+        >>> import secateur, torch
+        >>> from dataclasses import replace
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> unknown = replace(images.train, labels=torch.full_like(images.train.labels, -1), labelled=False)
+        >>> labelled = secateur.label_images(network, replace(images, train=unknown))
+        >>> labelled.unlabelled, int(labelled.train.labels.min())
+        (('train',), 0)
     """
     missing = {name: part for name in splits.unlabelled if len(part := getattr(splits, name))}
     if not missing:

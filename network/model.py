@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..files import read_json, replacing, sha256_file
 from ..recipe import ModelSettings
 from .cutting import Cut, apply_cut, cut_from_json, cut_to_json
-from .images import Preprocessing, Splits
+from .images import Preprocessing, Splits, reorder_classes
 from .loading import describe, first_line, import_file, read_checkpoint, split_function
 from .probe import pick_logits
 from .target_layer import NewLayer, insert_layer
@@ -95,6 +95,14 @@ def load_model(settings: ModelSettings | str = "digits", weights: str | None = N
 
     Raises:
         InputError: naming what is wrong and what to do.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> network.input_shape
+        (1, 8, 8)
+        >>> network.logits(network.example(3)).shape  # class scores of three noise images
+        torch.Size([3, 10])
     """
     if isinstance(settings, str):
         settings = ModelSettings(model=settings, weights=weights)
@@ -174,6 +182,14 @@ def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:
 
     Raises:
         InputError: the counts differ, or the declared names are others than the data's.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> network, images = secateur.match_classes(network, images)
+        >>> network.class_names == images.class_names
+        True
     """
     with torch.no_grad():
         outputs = network.logits(network.example()).shape[1]
@@ -196,13 +212,7 @@ def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:
             )
         odd = sorted(set(network.class_names) ^ set(splits.class_names))
         raise InputError(f"The model's class names and the data's differ: {', '.join(map(repr, odd[:6]))}.")
-    order = torch.tensor([network.class_names.index(name) for name in splits.class_names])
-    relabelled = {
-        name: replace(part, labels=order[part.labels])
-        for name in ("train", "validation", "test")
-        if (part := getattr(splits, name)).labelled
-    }
-    return network, replace(splits, class_names=network.class_names, **relabelled)
+    return network, reorder_classes(splits, network.class_names)
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

@@ -81,6 +81,11 @@ class CostModel:
     layers: Mapping[str, LayerShape]
     fixed: Cost
 
+    @property
+    def whole(self) -> Cost:
+        """The cost of the network as it is."""
+        return self.of({})
+
     def of(self, removed: Removed) -> Cost:
         """The cost when that many channels have left the layers."""
         macs, parameters, size = self.fixed.macs, self.fixed.parameters, self.fixed.bytes
@@ -105,6 +110,14 @@ def measure_cost(network: Network) -> CostModel:
 
     MACs of matrix products outside layers (attention, ``F.conv2d``) are counted as fixed: torch's ``FlopCounterMode``,
     halved, less what the layers account for.
+
+    Examples:
+        >>> import secateur
+        >>> costs = secateur.measure_cost(secateur.load_model("digits"))
+        >>> costs.whole.macs
+        3295872
+        >>> costs.of({("block1.conv1", "out"): 8, ("block1.conv2", "in"): 8}).macs  # without 8 of its 32 kernels
+        3000960
     """
     module = followable(network.module, network.example(1))
     shapes = _layer_shapes(module, network.example(1))

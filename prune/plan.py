@@ -157,6 +157,17 @@ def plan_pruning(
 
     Raises:
         UsageError: nothing can be cut, or ``round_to`` is wider than every group.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> scores = secateur.rank_kernels(secateur.RankingTask(network, images.train), "magnitude")
+        >>> groups, costs = secateur.find_groups(network.module, network.example()), secateur.measure_cost(network)
+        >>> units = secateur.score_units(groups, scores)
+        >>> plan = secateur.plan_pruning(groups, units, costs, secateur.BudgetSettings(macs=0.5))
+        >>> [(group.name, group.units, group.kept) for group in plan.groups[:2]]  # uniform shares: no sensitivity was given
+        [('stem.0', 32, 32), ('block1.conv1', 32, 16)]
     """
     if reason := obstacle(groups, budget.round_to):
         raise UsageError(reason)

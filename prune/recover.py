@@ -40,6 +40,19 @@ def recover(
 
     Args:
         checkpoint: a file where training is kept after every epoch, and taken up from.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> scores = secateur.rank_kernels(secateur.RankingTask(network, images.train), "magnitude")
+        >>> groups, costs = secateur.find_groups(network.module, network.example()), secateur.measure_cost(network)
+        >>> units = secateur.score_units(groups, scores)
+        >>> plan = secateur.plan_pruning(groups, units, costs, secateur.BudgetSettings(macs=0.5))
+        >>> small = secateur.cut(network, plan)
+        >>> small, history = secateur.recover(network, small, images, secateur.RecoverySettings(epochs=1))
+        >>> history.epochs[history.best].validation_accuracy > 0.9
+        True
     """
     student = followable(pruned.module, pruned.example(1)).to(device)
     teacher = original.copy().module.to(device)

@@ -23,7 +23,8 @@ def combine(
 
     Args:
         step: the plan of the network that ``earlier`` left; its units count what is left there.
-        groups, costs: the original's.
+        groups: the original's.
+        costs: the original's.
         fraction: the budget of the whole after this round, as a fraction of the original.
         number: the round that ``step`` belongs to, from 2.
 

@@ -20,6 +20,18 @@ def cut(network: Network, plan: PruningPlan, start: Network | None = None) -> Ne
     Raises:
         InputError: the plan is another network's.
         SecateurError: the result does not cost what the plan said (a defect in secateur).
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> scores = secateur.rank_kernels(secateur.RankingTask(network, images.train), "magnitude")
+        >>> groups, costs = secateur.find_groups(network.module, network.example()), secateur.measure_cost(network)
+        >>> units = secateur.score_units(groups, scores)
+        >>> plan = secateur.plan_pruning(groups, units, costs, secateur.BudgetSettings(macs=0.5))
+        >>> small = secateur.cut(network, plan)
+        >>> network.module.block1.conv1.out_channels, small.module.block1.conv1.out_channels
+        (32, 16)
     """
     started = start is not None and len(start.cuts) > len(network.cuts)
     if start is None or not started:
@@ -38,6 +50,23 @@ def cut(network: Network, plan: PruningPlan, start: Network | None = None) -> Ne
 
 
 def save(network: Network, plan: PruningPlan, folder: Path) -> Path:
-    """Write ``plan.json`` and ``model.safetensors``, from which ``load_model(folder)`` brings the network back."""
+    """Write ``plan.json`` and ``model.safetensors``, from which ``load_model(folder)`` brings the network back.
+
+    Returns:
+        The path of ``model.safetensors``.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> scores = secateur.rank_kernels(secateur.RankingTask(network, images.train), "magnitude")
+        >>> groups, costs = secateur.find_groups(network.module, network.example()), secateur.measure_cost(network)
+        >>> units = secateur.score_units(groups, scores)
+        >>> plan = secateur.plan_pruning(groups, units, costs, secateur.BudgetSettings(macs=0.5))
+        >>> from pathlib import Path
+        >>> secateur.save(secateur.cut(network, plan), plan, Path("slim")).as_posix()
+        'slim/model.safetensors'
+        >>> again = secateur.load_model("slim")
+    """
     plan.save(folder / PLAN_FILE)
     return save_network(network, folder, sha256_file(folder / PLAN_FILE))

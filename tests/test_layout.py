@@ -1,6 +1,7 @@
 """The repository as the package: rooms import one way, the wheel is whole, nothing heavy loads early."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -185,8 +186,8 @@ def test_wheel_is_whole_and_runs_in_an_empty_environment(tmp_path):
     environment = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     (site,) = environment.glob("lib/python*/site-packages")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    install = ["install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), *install], check=True)
     # The dependencies are this environment's; its .pth files (the editable install) are not read through a .pth.
     import torch
 
@@ -194,7 +195,7 @@ def test_wheel_is_whole_and_runs_in_an_empty_environment(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     run = subprocess.run(
-        [environment / "bin" / "python", "-m", "secateur.cli", "prune-and-export", "--epochs", "0", "--out", "run"],
+        [environment / "bin" / "secateur", "prune-and-export", "--epochs", "0", "--out", "run"],
         cwd=outside,
         capture_output=True,
         text=True,
@@ -202,6 +203,9 @@ def test_wheel_is_whole_and_runs_in_an_empty_environment(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert (outside / "run" / "model.onnx").is_file()
+    report = json.loads((outside / "run" / "report.json").read_text(encoding="utf-8"))
+    assert report["exit_code"] == 0
+    assert report["pruned"]["macs"] <= report["baseline"]["macs"] / 2
     where = subprocess.run(
         [environment / "bin" / "python", "-c", "import secateur; print(secateur.__file__)"],
         cwd=outside,

@@ -58,6 +58,7 @@ def test_metadata_say_how_to_use_it(exported):
     assert about["class_names"] == list("0123456789")
     assert about["mean"] == list(network.preprocessing.mean)
     assert about["input_shape"] == [1, 8, 8]
+    assert about["resize"] == network.preprocessing.resize
 
 
 def test_equal_networks_give_equal_bytes(exported, tmp_path):

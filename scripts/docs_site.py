@@ -1,0 +1,157 @@
+"""What `mkdocs build` needs beyond its settings: the package under its name, and the pages that the code writes.
+
+The repository is the package, so a folder of links shows it to mkdocstrings as `secateur`, without tests and environments.
+Pages made here: every module by room, every command with its options, the keys of a recipe, and the fields of report.json.
+"""
+
+import json
+import os
+import re
+import shutil
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGE = ROOT / "build" / "docs-package" / "secateur"
+ROOMS = {
+    "network": "The trained network and its images, as secateur sees them.",
+    "explain": "Which kernels matter, and why.",
+    "prune": "The cut and the repair.",
+    "export": "The artefact and the proof.",
+}
+ROLE = re.compile(r":[a-z]+:`~?\.*([^`]+)`")
+
+
+class PlainRoles(griffe.Extension):
+    """Turns reStructuredText's roles in docstrings, such as ``:func:`name```, into code."""
+
+    def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = ROLE.sub(r"`\1`", obj.docstring.value)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Lay out the package as links, by the list of packages in pyproject.toml."""
+    shutil.rmtree(STAGE, ignore_errors=True)
+    STAGE.mkdir(parents=True)
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    rooms = [ROOT / name.partition(".")[2] for name in packages if "." in name]
+    for path in [*ROOT.glob("*.py"), *rooms]:
+        (STAGE / path.name).symlink_to(os.path.relpath(path, STAGE), target_is_directory=path.is_dir())
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that the code writes."""
+    pages = {
+        "commands": commands_page(),
+        "recipe": recipe_page(),
+        "report": report_page(json.loads((ROOT / "export" / "report.schema.json").read_text(encoding="utf-8"))),
+        "modules": modules_page("Modules", "The modules above the rooms.", "", ROOT),
+    }
+    for room, what in ROOMS.items():
+        pages[room] = modules_page(f"secateur.{room}", what, f"{room}.", ROOT / room)
+    for name, text in pages.items():
+        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    return files
+
+
+def modules_page(title: str, what: str, prefix: str, folder: Path) -> str:
+    """Every module of a folder, from its docstrings."""
+    found = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    return (
+        f"# {title}\n\n{what}\n\n" + "\n\n".join(f"## {name}\n\n::: secateur.{prefix}{name}" for name in found) + "\n"
+    )
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options, as `--help` gives them."""
+    import typer.main
+
+    from secateur.cli import app
+
+    group = typer.main.get_command(app)
+    parts = ["# Commands", "`secateur COMMAND --help` prints the same."]
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        parts += [f"## secateur {name}", _paragraphs(command.help or "")]
+        rows = [(_option(one), _cell(getattr(one, "help", None) or "")) for one in command.params if one.name != "help"]
+        if rows:
+            parts.append(_table(("option", "what"), rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def recipe_page() -> str:
+    """Every key of a recipe with its default."""
+    from secateur.recipe import Recipe
+
+    parts = [
+        "# The recipe",
+        "`--recipe FILE` reads these keys, options given beside it win, and every run writes the whole of what it went by as "
+        "`recipe.toml`. A key without a default may be left out. A key that does not exist is an error.",
+        "```toml\n" + Recipe().to_toml().strip() + "\n```",
+    ]
+    for section in ("Model", "Data", "Ranking", "Budget", "Repair", "Recovery", "Measurement", "Gate", "Agic", "Picnn"):
+        name = "gates" if section == "Gate" else section.lower()
+        parts += [
+            f"## [{name}]",
+            f"::: secateur.sections.{section}Settings\n    options:\n      show_root_heading: false",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def report_page(schema: Mapping[str, Any]) -> str:
+    """Every field of report.json with its type and meaning, from the schema that the package holds."""
+    rows = [(f"`{path}`", kind, meaning) for path, kind, meaning in _fields(schema, schema, "")]
+    return (
+        "# report.json\n\nEvery run of `secateur prune-and-export` writes one; the schema lies in the package as "
+        "`secateur/export/report.schema.json`. `[]` stands for the items of a list, `*` for the keys of a mapping (batch "
+        "sizes, class names, stages).\n\n" + _table(("field", "type", "what"), rows) + "\n"
+    )
+
+
+def _fields(schema: Mapping[str, Any], node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, str]]:
+    for name, value in node.get("properties", {}).items():
+        yield from _field(schema, value, f"{path}.{name}" if path else name)
+    if isinstance(others := node.get("additionalProperties"), dict):
+        yield from _field(schema, others, f"{path}.*")
+    if isinstance(items := node.get("items"), dict):
+        yield from _field(schema, items, f"{path}[]")
+
+
+def _field(schema: Mapping[str, Any], node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, str]]:
+    if "$ref" in node:
+        node = {**schema["$defs"][node["$ref"].rpartition("/")[2]], **node}
+    kinds = node.get("type", "")
+    kind = kinds if isinstance(kinds, str) else " or ".join(kinds)
+    if "enum" in node:
+        kind = " or ".join(f"`{json.dumps(value)}`" for value in node["enum"])
+    if "const" in node:
+        kind = f"`{json.dumps(node['const'])}`"
+    yield path, kind, _cell(node.get("description", ""))
+    yield from _fields(schema, node, path)
+
+
+def _option(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.metavar or parameter.name.upper()}`"
+    return " ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+
+
+def _paragraphs(text: str) -> str:
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = tuple(header)
+    lines = [header, tuple("---" for _ in header), *map(tuple, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
