@@ -22,7 +22,7 @@ FLOORS = [
     {"explain"},
     {"prune"},
     {"export", "pruner"},
-    {"pathways"},
+    {"pathways", "latency_budget"},
     {"pipeline"},
     {"steps", "evidence_steps", "training_steps", "terminal"},
     {"cli_options"},
