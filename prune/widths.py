@@ -8,8 +8,9 @@ from ..explain.ranking import UnitScores
 from ..network.channels import ChannelGroup
 from ..network.cutting import Side
 from ..recipe import BudgetSettings
-from .allocation import Widths, allocate
+from .allocation import NEARBY, Widths, allocate
 from .cost import CostModel
+from .layer_times import BLOCK
 from .sensitivity import Sensitivity
 
 INNER_SHARE = 0.75
@@ -78,9 +79,9 @@ class WidthBook:
     def by_shares(self) -> Widths:
         """Every group loses the same share of its units, as far as the budget asks, groups inside blocks first."""
         if self.resource == "latency":  # a narrower layer may be slower, so that halving would miss the least effort
-            efforts = (step / EFFORTS for step in range(EFFORTS + 1))
-            enough = next((effort for effort in efforts if self.used(self._shares(effort)) <= self.limit), None)
-            return self._shares(1.0) if enough is None else self._filled(self._shares(enough))
+            tried = [self._shares(step / EFFORTS) for step in range(EFFORTS + 1)]
+            enough = next((kept for kept in tried if self.used(kept) <= self.limit), None)
+            return min(tried, key=self.used) if enough is None else self._filled(enough)
         low, high = 0.0, 1.0
         if self.used(self._shares(high)) > self.limit:
             return self._shares(high)
@@ -123,9 +124,10 @@ class WidthBook:
         }
         loss = {name: sensitivity.loss(name) for name in self.open}
         kept: Widths | None = None
+        nearby = BLOCK if self.resource == "latency" else NEARBY  # time falls by whole blocks of channels
         for most in (COARSE_WIDTHS, None):  # broad strokes, then exchanges by single steps
             choices = {name: [*self._choices(name, most), *([0] if name in branches else [])] for name in self.open}
-            kept = allocate(choices, loss, self.used, self.saved, neighbours, self.limit, branches, kept)
+            kept = allocate(choices, loss, self.used, self.saved, neighbours, self.limit, branches, kept, nearby)
         assert kept is not None
         return self._filled(kept)
 
