@@ -125,8 +125,10 @@ def _next_target(tries: list[LatencyTry], asked: float) -> float | None:
     """Where the line through the nearest tries has the latency aimed at; None where that was tried already."""
     aim = asked * (1 - ROOM / 2)
     points = [(1.0, 1.0), *((one.measured, one.planned) for one in tries)]
-    slower = min((point for point in points if point[0] > aim), default=(1.0, 1.0))
     faster = max((point for point in points if point[0] <= aim), default=None)
+    floor = 0.0 if faster is None else faster[1]
+    above = [point for point in points if point[0] > aim and point[1] > floor]
+    slower = min(above, key=lambda point: point[1])  # nearest in the plan: between it and the fast one the answer lies
     if faster is None:  # nothing was fast enough: on along the line from the baseline
         measured, planned = slower
         lowest = min(one.target for one in tries)

@@ -66,6 +66,14 @@ def test_where_cutting_does_not_help_the_fastest_is_kept():
     assert "more than 5% above it" in found.missed(1.05)
 
 
+def test_a_cliff_is_searched_between_the_plans_on_either_side():
+    """Plans above 0.55 leave the runtime's fast path and are slower than the baseline."""
+    attempt, _ = machine(lambda p: p if p <= 0.55 else 1.08)
+    found = search_latency(attempt, 0.7)
+    assert 0.45 <= found.best.measured <= 0.55
+    assert sum(one.measured <= 0.7 for one in found.tries) >= 2, "it goes on from the first plan that is fast enough"
+
+
 def test_the_surer_of_two_measurements_is_judged_with_a_stated_tolerance():
     search = LatencySearch(0.7, (LatencyTry(0.7, 0.69, 0.68, 0.66, 0.70),), 0)
     outcome = LatencyOutcome(search, LatencyTable({}, 0.0, {"batch": 1, "provider": "cpu"}))
