@@ -99,7 +99,7 @@ def test_what_was_measured_is_kept_and_the_same_table_comes_back(measured, tmp_p
     assert measured("padded", second)[-1].sha256 == table.sha256
     assert second.asked == 0
     finer = Reckoned()
-    measured("padded", finer, round_to=4)
+    measured("padded", finer, round_to=2)
     assert 0 < finer.asked < first.asked, "what both alignments share is kept"
     for path in (tmp_path / "cache").glob("*.json"):
         assert json.loads(path.read_text())["key"]["provider"] == "cpu"
