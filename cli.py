@@ -25,6 +25,7 @@ from .cli_options import (
     Flip,
     InputShape,
     KeepClasses,
+    Latency,
     LatencyBatch,
     LearningRate,
     Macs,
@@ -73,6 +74,7 @@ def prune_and_export_command(
     macs: Macs = None,
     params: Params = None,
     size: Size = None,
+    latency: Latency = None,
     max_drop: MaxDrop = None,
     rounds: Rounds = None,
     round_to: RoundTo = None,
@@ -125,7 +127,7 @@ def prune_and_export_command(
     """
     settings = recipe_of(
         recipe, None, model=model, weights=weights, data=data, rank_by=rank_by, macs=macs, params=params,
-        size=size, max_drop=max_drop, rounds=rounds,
+        size=size, latency=latency, max_drop=max_drop, rounds=rounds,
         round_to=rounding(round_to), allocation=allocation, repair=repair, epochs=epochs,
         learning_rate=learning_rate, flip=flip, pathway=pathway, keep_classes=names(keep_classes),
         drop_classes=names(drop_classes),
@@ -251,8 +253,11 @@ def plan_command(
     macs: Macs = None,
     params: Params = None,
     size: Size = None,
+    latency: Latency = None,
     round_to: RoundTo = None,
     allocation: Allocation = None,
+    latency_batch: LatencyBatch = None,
+    provider: Provider = None,
     explain: Annotated[
         str | None,
         typer.Option(help="Say for every kernel of this layer why it stays or goes, by the plan that is there."),
@@ -264,13 +269,14 @@ def plan_command(
     What a group removes may be edited in plan.json by hand; `prune` goes by it.
     """
     settings = recipe_of(
-        None, out, macs=macs, params=params, size=size, round_to=rounding(round_to), allocation=allocation
-    )
+        None, out, macs=macs, params=params, size=size, latency=latency, round_to=rounding(round_to),
+        allocation=allocation, latency_batch=latency_batch, provider=provider,
+    )  # fmt: skip
     from .steps import explain_plan, plan_into
     from .terminal import show_table
 
     if explain is not None:
-        if any(option is not None for option in (macs, params, size, round_to, allocation)):
+        if any(option is not None for option in (macs, params, size, latency, round_to, allocation)):
             raise UsageError("--explain reads the plan that is there; plan first, then explain.")
         show_table(console_of(), ("kernel", "score", "verdict", "why"), explain_plan(settings, out, explain))
         return 0

@@ -57,6 +57,10 @@ DropClasses = Annotated[str | None, typer.Option(help="The same by the classes t
 Macs = Annotated[float | None, typer.Option(help="MACs that may be left, as a fraction.")]
 Params = Annotated[float | None, typer.Option(help="Parameters that may be left, as a fraction.")]
 Size = Annotated[float | None, typer.Option(help="Bytes of weights that may be left, as a fraction.")]
+Latency = Annotated[
+    float | None,
+    typer.Option(help="Measured latency of the ONNX file that may be left at --latency-batch, as a fraction."),
+]
 MaxDrop = Annotated[
     float | None,
     typer.Option(

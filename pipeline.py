@@ -20,6 +20,7 @@ from .export.report import REPORT_FILES, read_report, to_html, to_markdown, writ
 from .export.runtime import choose_provider
 from .files import locked_folder, read_json, replacing, sha256_file, sha256_json, write_json, write_text
 from .inputs import Inputs, load_inputs
+from .latency_budget import prune_to_latency
 from .pathways import check_pathway, measure_pathways, write_membership
 from .prune import surgery
 from .pruner import SCORES_FILE, SENSITIVITY_FILE, Candidate, Pruner, shipped_cost
@@ -77,8 +78,12 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         pruner = Pruner(inputs, stages)
         for name, reason in locked(pruner.groups):
             observer.say(f"{name} stays whole: {reason}")
-        pruned, search = pruner.prune()
-        if missed := search.missed if search else pruned.plan.missed:
+        search = latency = None
+        if recipe.budget.latency is None:
+            pruned, search = pruner.prune()
+        else:
+            pruned, latency = prune_to_latency(pruner, stages, provider.provider)
+        if missed := search.missed if search else latency.missed if latency else pruned.plan.missed:
             observer.say(f"Budget missed: {missed}")
         evidence = _evidence(inputs, pruner, pruned, stages)
         files = stages.run(
@@ -113,6 +118,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             repairs=pruned.repairs,
             history=pruned.history,
             search=search,
+            latency=latency,
             files=files,
             accuracies=accuracies,
             drop=measure_drop(*accuracies, inputs.splits.test, recipe.seed),

@@ -4,7 +4,7 @@ Once, in several rounds, or, where a drop is given instead of a budget, in a sea
 hash of its inputs, so that rounds, searches and runs that were stopped share what they have in common.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .network.probe import pick_logits
 from .network.training import History
 from .prune import surgery
 from .prune.cost import Cost, CostModel, measure_cost
+from .prune.layer_times import LatencyTable
 from .prune.orders import measure_orders, units_by
 from .prune.plan import PruningPlan, keep_all, obstacle, plan_pruning
 from .prune.recover import recover, recover_with_pathway
@@ -105,6 +106,14 @@ class Pruner:
 
         found = search(attempt, limit)
         return (best[1] if best else self._whole()), found
+
+    def plan_by(self, table: LatencyTable) -> None:
+        """Let plans to a latency budget go by a measured table."""
+        self.costs, self._first = replace(self.costs, times=table), None
+
+    def plan_to(self, budget: BudgetSettings, label: str = "") -> PruningPlan:
+        """The plan of one cut of the original."""
+        return self._plan(budget, self.first, None, 1, label)
 
     def candidate(self, budget: BudgetSettings, label: str = "") -> Candidate:
         """Plan, cut, repair and fine-tune to a budget, in as many rounds as the recipe says."""
@@ -196,9 +205,9 @@ class Pruner:
         """A plan from the original on, for one round; every round goes the same factor towards the budget."""
         share = number / budget.rounds
         fraction = budget.fraction**share
-        target = fraction
+        target, times = fraction, self.costs.times
         if earlier is not None:
-            target *= self.costs.of({}).of(budget.resource) / ranked.costs.of({}).of(budget.resource)
+            target *= self.costs.amount(budget.resource) / ranked.costs.amount(budget.resource)
 
         def work(folder: Path, progress: Progress) -> None:
             groups, units, costs = ranked.groups, ranked.units, ranked.costs
@@ -214,7 +223,7 @@ class Pruner:
 
         return self.stages.run(
             f"plan{suffix}",
-            {"ranked": ranked.key, "budget": asdict(budget), "share": share},
+            {"ranked": ranked.key, "budget": asdict(budget), "share": share, "table": times.sha256 if times else None},
             work,
             lambda folder: PruningPlan.load(folder / PLAN_FILE),
         )
@@ -302,15 +311,27 @@ def measure(
     return measure_orders(inputs.network, groups, scores, inputs.calibration, device=inputs.device, progress=progress)
 
 
-def plan(inputs: Inputs, scores: KernelScores, progress: Progress = silent) -> tuple[PruningPlan, Sensitivity | None]:
-    """Find the groups and costs of the network, measure sensitivities if the recipe asks for them, and plan."""
+TableMaker = Callable[[tuple[ChannelGroup, ...], CostModel], LatencyTable]
+
+
+def plan(
+    inputs: Inputs, scores: KernelScores, progress: Progress = silent, table: TableMaker | None = None
+) -> tuple[PruningPlan, Sensitivity | None]:
+    """Find the groups and costs of the network, measure sensitivities if the recipe asks for them, and plan.
+
+    Args:
+        table: measures what layers take; needed for a latency budget.
+    """
     groups = find_groups(inputs.network.module, inputs.network.example(2))
     if reason := obstacle(groups, inputs.recipe.budget.round_to):
         raise UsageError(reason)
     measured = inputs.recipe.budget.allocation == "sensitivity"
     sensitivity = measure(inputs, groups, scores, progress) if measured else None
     units = units_by(groups, scores, sensitivity)
-    return plan_pruning(groups, units, measure_cost(inputs.network), inputs.recipe.budget, sensitivity), sensitivity
+    costs = measure_cost(inputs.network)
+    if table is not None:
+        costs = replace(costs, times=table(groups, costs))
+    return plan_pruning(groups, units, costs, inputs.recipe.budget, sensitivity), sensitivity
 
 
 def revised(inputs: Inputs, plan: PruningPlan) -> PruningPlan:

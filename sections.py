@@ -8,7 +8,7 @@ from .errors import UsageError
 
 REPAIRS = ("none", "mean", "bn", "reconstruct", "distill")
 ALLOCATIONS = ("sensitivity", "uniform")
-BUDGETS = ("macs", "params", "size", "max_drop")
+BUDGETS = ("macs", "params", "size", "latency", "max_drop")
 DEVICES = ("auto", "cpu", "cuda")
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 
@@ -178,7 +178,8 @@ class PicnnSettings:
 class BudgetSettings:
     """What may be left, as a fraction of the baseline, or what may be lost; the alignment of widths; how the cut is shared out.
 
-    ``macs``, ``params``, ``size`` (bytes of weights and running statistics) or ``max_drop``: the most points of top-1 accuracy
+    ``macs``, ``params``, ``size`` (bytes of weights and running statistics), ``latency`` (of the ONNX file, planned by a
+    measured table and then measured) or ``max_drop``: the most points of top-1 accuracy
     to lose on validation images, by the upper end of the interval, for as few MACs as can be. ``allocation``: sensitivity
     (measured, the widths that lose least) or uniform (equal shares). ``rounds``: how often to explain, cut and repair.
 
@@ -192,6 +193,7 @@ class BudgetSettings:
     macs: float | None = None
     params: float | None = None
     size: float | None = None
+    latency: float | None = None
     max_drop: float | None = None
     round_to: str | int = "auto"
     allocation: str = "sensitivity"
@@ -201,11 +203,16 @@ class BudgetSettings:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} are {len(given)} budgets; give one.")
-        for name in ("macs", "params", "size"):
+        for name in ("macs", "params", "size", "latency"):
             check_fraction(name, getattr(self, name))
         if self.max_drop is not None and not 0 < self.max_drop <= 100:
             raise UsageError(f"max_drop must be points of accuracy above 0, up to 100 (got {self.max_drop}).")
         check_whole("rounds", self.rounds, 1)
+        if self.latency is not None and self.rounds > 1:
+            raise UsageError(
+                f"latency is planned, measured and planned again for one cut, so rounds must be 1 (got {self.rounds}). Give "
+                "--macs for several rounds."
+            )
         check_one_of("allocation", self.allocation, ALLOCATIONS)
         if isinstance(self.round_to, str):
             if self.round_to != "auto":
@@ -215,8 +222,8 @@ class BudgetSettings:
 
     @property
     def resource(self) -> str:
-        """``macs``, ``params`` or ``size``; MACs where none is given."""
-        return next((name for name in ("params", "size") if getattr(self, name) is not None), "macs")
+        """``macs``, ``params``, ``size`` or ``latency``; MACs where none is given."""
+        return next((name for name in ("params", "size", "latency") if getattr(self, name) is not None), "macs")
 
     @property
     def fraction(self) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from .export.onnx_model import export_onnx, read_metadata
 from .export.runtime import choose_provider, open_session, why_not
 from .files import locked_folder, sha256_json, write_text
 from .inputs import load_inputs
-from .network.channels import find_groups
+from .latency_budget import make_table
+from .network.channels import ChannelGroup, find_groups
 from .network.cutting import apply_cut
 from .network.images import Preprocessing, load_images, reorder_classes
 from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
 from .pathways import check_pathway, write_membership
 from .pipeline import BASELINE_ONNX, PRUNED_ONNX, RECIPE_FILE
 from .prune import surgery
+from .prune.cost import CostModel
+from .prune.layer_times import LatencyTable
 from .prune.plan import PruningPlan, explain_layer
 from .pruner import (
     SCORES_FILE,
@@ -99,7 +103,7 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> tuple[PruningPla
     if recipe.budget.max_drop is not None:
         raise UsageError(
             f"{out / RECIPE_FILE} asks for a drop of at most {recipe.budget.max_drop:g} points, which only the search of "
-            "`secateur prune-and-export` can find. Give --macs, --params or --size."
+            "`secateur prune-and-export` can find. Give --macs, --params, --size or --latency."
         )
     # rounds would explain again in between; this is one plan
     recipe = replace(recipe, budget=replace(recipe.budget, rounds=1))
@@ -107,8 +111,16 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> tuple[PruningPla
     with locked_folder(out):
         with observer.stage("load"):
             inputs = load_inputs(replace(recipe, recovery=replace(recipe.recovery, epochs=0)))
-        with observer.stage("plan") as progress:
-            result, sensitivity = plan(inputs, scores, progress)
+        by_time = recipe.budget.latency is not None
+        provider = choose_provider(recipe.measurement.provider if by_time else "cpu")
+        if by_time:
+            observer.say("The plan goes by measured layers; only `prune-and-export` times its cut and plans again.")
+        with observer.stage("plan") as progress, tempfile.TemporaryDirectory() as folder:
+
+            def table(groups: tuple[ChannelGroup, ...], costs: CostModel) -> LatencyTable:
+                return make_table(inputs, groups, costs, provider.provider, Path(folder), progress)
+
+            result, sensitivity = plan(inputs, scores, progress, table if by_time else None)
         result.save(out / PLAN_FILE)
         if sensitivity is not None:
             sensitivity.save(out / SENSITIVITY_FILE)

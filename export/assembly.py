@@ -12,13 +12,14 @@ from ..inputs import Inputs
 from ..network.channels import HEAD_LOCK, ChannelGroup
 from ..network.training import History
 from ..prune.cost import Cost, CostModel
+from ..prune.latency_search import TOLERANCE, LatencyOutcome
 from ..prune.plan import GroupPlan, PruningPlan
 from ..prune.repair import RepairReport
 from ..prune.search import Search
 from .accuracy import MEASURES, Accuracy, Drop, pack_correct
 from .evidence_page import EVIDENCE_PAGE
 from .gates import BudgetCheck, exit_code, judge
-from .latency import Comparison
+from .latency import Comparison, Ratio
 from .onnx_model import OnnxModel
 from .release import judge_release
 from .report import SCHEMA_VERSION
@@ -36,6 +37,7 @@ class Measured:
     repairs: Sequence[RepairReport]
     history: History | None
     search: Search | None
+    latency: LatencyOutcome | None
     files: tuple[OnnxModel, OnnxModel]
     accuracies: tuple[Accuracy, Accuracy]
     drop: Drop
@@ -55,7 +57,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
     against = "labels" if inputs.splits.test.labelled else "original"
     gates = judge(
         recipe.gates,
-        budget=_budget(measured),
+        budget=_budget(measured, gated.ratio if gated else None),
         drop=measured.drop,
         speedup=gated.ratio if gated else None,
         onnx_bytes=pruned.onnx_bytes,
@@ -104,6 +106,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
         "layers": _layer_rows(plan, measured.costs),
         "gates": [gate.to_json() for gate in gates],
         "search": measured.search.to_json() if measured.search else None,
+        "latency_budget": _latency(measured.latency, gated.ratio if gated else None),
         "repair": measured.repairs[-1].to_json(),
         "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in measured.repairs],
         "history": measured.history.to_json() if measured.history else None,
@@ -185,7 +188,7 @@ def _consensus_notes(details: Mapping[str, Any]) -> list[str]:
     return [*notes, *(f"{name} was left out: {reason}" for name, reason in details["left out"].items())]
 
 
-def _budget(measured: Measured) -> BudgetCheck:
+def _budget(measured: Measured, speedup: Ratio | None) -> BudgetCheck:
     """What was asked for against what is shipped, repairs included."""
     plan, search = measured.plan, measured.search
     if search is not None:
@@ -194,11 +197,26 @@ def _budget(measured: Measured) -> BudgetCheck:
         )
         meaning = "upper end of the drop on validation images, points, of the cheapest try that held"
         return BudgetCheck(best.high, search.max_drop, search.missed, meaning)
+    if measured.latency is not None and speedup is not None:
+        outcome = measured.latency
+        found = outcome.judged(1 / speedup.ratio, 1 / speedup.high, 1 / speedup.low)
+        meaning = (
+            f"time of model.onnx over baseline.onnx at batch {outcome.table.about['batch']}, the surer of the try and the last "
+            f"measurement, at most {100 * TOLERANCE:g}% above the limit"
+        )
+        return BudgetCheck(found, outcome.search.asked, outcome.search.missed(found), meaning)
     left = measured.shipped.of(plan.resource) / plan.before.of(plan.resource)
     missed = plan.missed
     if not missed and left > plan.fraction:
         missed = f"biases that the repair added bring it to {left:.4f} of the baseline"
     return BudgetCheck(left, plan.fraction, missed, f"fraction of the baseline's {_WORD[plan.resource]} that is left")
+
+
+def _latency(outcome: LatencyOutcome | None, speedup: Ratio | None) -> dict[str, Any] | None:
+    """What was asked of the latency, planned, tried, and measured on the shipped file in the end."""
+    if outcome is None or speedup is None:
+        return None
+    return {**outcome.to_json(), "measured": 1 / speedup.ratio, "low": 1 / speedup.high, "high": 1 / speedup.low}
 
 
 _WORD = {"macs": "MACs", "params": "parameters", "size": "bytes of weights"}

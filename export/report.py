@@ -196,7 +196,8 @@ def headline(report: Report) -> str:
     if search is None:
         resource = next((name for name in _RESOURCES if name in budget), "macs")
         left = next(gate["value"] for gate in report["gates"] if gate["name"] == "budget")
-        return f"cut to {100 * left:.1f}% of the {_RESOURCES[resource]}{several}"
+        where = f" at batch {report['latency_budget']['batch']}" if resource == "latency" else ""
+        return f"cut to {100 * left:.1f}% of the {_RESOURCES[resource]}{where}{several}"
     limit = in_points(search["max_drop"])
     if search["chosen"] is None:
         return f"not cut, as no try lost at most {limit} on validation images"
@@ -204,7 +205,7 @@ def headline(report: Report) -> str:
     return f"cut to {left:.1f}% of the MACs{several}, the least that was found to lose at most {limit} on validation images"
 
 
-_RESOURCES = {"macs": "MACs", "params": "parameters", "size": "bytes of weights"}
+_RESOURCES = {"macs": "MACs", "params": "parameters", "size": "bytes of weights", "latency": "latency"}
 
 
 def _steps(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

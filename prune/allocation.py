@@ -11,7 +11,7 @@ Widths = dict[str, int]
 Saved = Callable[[Mapping[str, int], Mapping[str, int]], float]
 EXCHANGES = 200
 _AHEAD = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-_NEARBY = 3
+NEARBY = 3
 
 
 def allocate(
@@ -23,6 +23,7 @@ def allocate(
     limit: float,
     branches: Mapping[str, Sequence[str]] | None = None,
     start: Mapping[str, int] | None = None,
+    nearby: int = NEARBY,
 ) -> Widths:
     """Choose a width for every group so that the cost is within the limit and the sum of losses small.
 
@@ -35,11 +36,12 @@ def allocate(
         limit: the most that may be used.
         branches: for a group that ends a branch the others in it, which go with it and lose nothing of their own then.
         start: widths within the limit, to be bettered by exchanges alone; the whole network, and greedy steps first, if None.
+        nearby: how many widths to either side an exchange looks at.
 
     Returns:
         The widths; where the narrowest of all are above the limit, those.
     """
-    problem = _Problem(choices, loss, saved, neighbours, branches or {})
+    problem = _Problem(choices, loss, saved, neighbours, branches or {}, nearby)
     whole = {name: widths[0] for name, widths in choices.items()}
     if start is not None:
         return _exchange(problem, dict(start), used, limit)
@@ -95,7 +97,9 @@ class _Problem:
         saved: Saved,
         neighbours: Mapping[str, Sequence[str]],
         branches: Mapping[str, Sequence[str]],
+        nearby: int,
     ) -> None:
+        self.nearby = nearby
         self.choices, self.saved, self.neighbours, self.branches = choices, saved, neighbours, branches
         self.banned: frozenset[str] = frozenset()
         self.losses = {name: {width: loss[name](width) for width in widths} for name, widths in choices.items()}
@@ -183,7 +187,7 @@ class _Problem:
             if kept[name] not in widths:
                 continue
             place = list(widths).index(kept[name])
-            nearby = {*widths[max(0, place - _NEARBY) : place], *widths[place + 1 : place + 1 + _NEARBY]}
+            nearby = {*widths[max(0, place - self.nearby) : place], *widths[place + 1 : place + 1 + self.nearby]}
             if widths[-1] == 0 and kept[name]:
                 nearby.add(0)
             for width in sorted(nearby, reverse=True):

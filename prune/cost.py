@@ -10,9 +10,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import SecateurError
 from ..network.cutting import Cut, Side, followable
 from ..network.model import Network
 from ..network.probe import frozen, pick_logits
+from .layer_times import LatencyTable
 
 ELEMENT_BYTES = 4
 _WIDE = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
@@ -76,10 +78,12 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class CostModel:
-    """The cost of a network as a function of its widths. ``fixed`` is what no width changes."""
+    """The cost of a network as a function of its widths. ``fixed`` is what no width changes. ``times``: a measured table, where
+    latency counts."""
 
     layers: Mapping[str, LayerShape]
     fixed: Cost
+    times: LatencyTable | None = None
 
     @property
     def whole(self) -> Cost:
@@ -98,11 +102,41 @@ class CostModel:
 
     def of_cut(self, cut: Cut) -> Cost:
         """The cost after a cut."""
-        removed: dict[tuple[str, Side], int] = {}
-        for name, part in cut.items():
-            removed[name, "out"] = len(part.out_removed)
-            removed[name, "in"] = len(part.in_removed)
-        return self.of(removed)
+        return self.of(_counts(cut))
+
+    def amount(self, resource: str, cut: Cut | None = None) -> float:
+        """The cost before or after a cut in what a budget is given in; of latency the milliseconds by the table."""
+        if resource != "latency":
+            return self.of(_counts(cut or {})).of(resource)
+        removed = _counts(cut or {})
+        layers = sum(
+            self.layer_amount(resource, name, removed.get((name, "out"), 0), removed.get((name, "in"), 0))
+            for name in self._table.layers
+        )
+        return self._table.offset_ms + layers
+
+    def layer_amount(self, resource: str, layer: str, outputs_removed: int, inputs_removed: int) -> float:
+        """What one layer costs without so many channels, in what a budget is given in."""
+        shape = self.layers[layer]
+        if resource != "latency":
+            return shape.cost(outputs_removed, inputs_removed).of(resource)
+        return self._table.layer_ms(layer, shape.outputs - outputs_removed, (shape.inputs or 0) - inputs_removed)
+
+    @property
+    def _table(self) -> LatencyTable:
+        if self.times is None:
+            raise SecateurError(
+                "A latency budget needs a latency table, and none was handed in. A defect; please report it."
+            )
+        return self.times
+
+
+def _counts(cut: Cut) -> dict[tuple[str, Side], int]:
+    removed: dict[tuple[str, Side], int] = {}
+    for name, part in cut.items():
+        removed[name, "out"] = len(part.out_removed)
+        removed[name, "in"] = len(part.in_removed)
+    return removed
 
 
 def measure_cost(network: Network) -> CostModel:

@@ -52,7 +52,10 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What to cut. ``cut`` lists the channels by layer; ``missed`` says how the budget was missed, or is empty."""
+    """What to cut. ``cut`` lists the channels by layer; ``missed`` says how the budget was missed, or is empty.
+
+    ``latency_table``: the hash of the table that a latency budget was planned by; ``fraction`` is of its milliseconds then.
+    """
 
     resource: str
     fraction: float
@@ -61,6 +64,7 @@ class PruningPlan:
     missed: str
     groups: tuple[GroupPlan, ...]
     cut: Cut = field(repr=False)
+    latency_table: str = ""
 
     def revised(self, groups: Sequence[ChannelGroup], costs: CostModel) -> "PruningPlan":
         """The plan with ``cut`` and costs made anew from what each group removes, so that ``removed`` may be edited by hand.
@@ -73,8 +77,10 @@ class PruningPlan:
         if dict(self.cut) == cut:
             return self
         after = costs.of_cut(cut)
-        used, whole = after.of(self.resource), self.before.of(self.resource)
-        missed = f"the edited plan leaves {used / whole:.3f}" if used > self.fraction * whole else ""
+        missed = ""
+        if self.resource != "latency" or costs.times is not None:  # without the table only timing can tell
+            used, whole = costs.amount(self.resource, cut), costs.amount(self.resource)
+            missed = f"the edited plan leaves {used / whole:.3f}" if used > self.fraction * whole else ""
         by_name = {group.name: group for group in groups}
         rows = tuple(
             replace(group, saves=savings(by_name[group.name], group.removed, costs))
@@ -93,6 +99,7 @@ class PruningPlan:
             "missed": self.missed,
             "groups": [_group_to_json(group) for group in self.groups],
             "cut": cut_to_json(self.cut),
+            **({"latency_table": self.latency_table} if self.latency_table else {}),
         }
 
     def save(self, path: Path) -> None:
@@ -130,6 +137,7 @@ class PruningPlan:
                 values["missed"],
                 groups,
                 cut_from_json(values["cut"]),
+                values.get("latency_table", ""),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
@@ -208,10 +216,11 @@ def _plan_of(
     cut = cut_of(groups, removed)
     before, after = costs.of({}), costs.of_cut(cut)
     missed = ""
-    if after.of(budget.resource) > book.limit:
+    table = costs.times.sha256 if budget.resource == "latency" and costs.times else ""
+    if book.used(kept) > book.limit:
         missed = (
             f"{budget.resource} {budget.fraction:g} was asked for; with every group at its narrowest "
-            f"{after.of(budget.resource) / before.of(budget.resource):.3f} is left. What is locked, and widths of at least one "
+            f"{book.used(kept) / book.used(book.whole):.3f} is left. What is locked, and widths of at least one "
             "aligned step, stay."
         )
     rows = []
@@ -235,7 +244,7 @@ def _plan_of(
                 "",
             )
         )
-    return PruningPlan(budget.resource, budget.fraction, before, after, missed, tuple(rows), cut)
+    return PruningPlan(budget.resource, budget.fraction, before, after, missed, tuple(rows), cut, table)
 
 
 def savings(group: ChannelGroup, removed: Sequence[int], costs: CostModel) -> Cost:

@@ -8,13 +8,15 @@ from ..explain.ranking import UnitScores
 from ..network.channels import ChannelGroup
 from ..network.cutting import Side
 from ..recipe import BudgetSettings
-from .allocation import Widths, allocate
+from .allocation import NEARBY, Widths, allocate
 from .cost import CostModel
+from .layer_times import BLOCK
 from .sensitivity import Sensitivity
 
 INNER_SHARE = 0.75
 """The share that groups inside blocks lose before residual streams are touched."""
 COARSE_WIDTHS = 32
+EFFORTS = 200
 
 
 class WidthBook:
@@ -43,9 +45,9 @@ class WidthBook:
             self._layers[name] = sorted({layer for layer, _ in leaving} & costs.layers.keys())
             for layer in self._layers[name]:
                 self._touching[layer].append((name, leaving.get((layer, "out")), leaving.get((layer, "in"))))
-        self._amounts: dict[tuple[str, int, int], int] = {}
+        self._amounts: dict[tuple[str, int, int], float] = {}
         self.whole = {name: group.units for name, group in self.open.items()}
-        self._before = costs.of({}).of(self.resource)
+        self._before = costs.amount(self.resource)
         self.limit = self._before * budget.fraction
 
     def used(self, kept: Mapping[str, int]) -> float:
@@ -54,7 +56,7 @@ class WidthBook:
 
     def saved(self, kept: Mapping[str, int], changes: Mapping[str, int]) -> float:
         """What changing some groups' widths saves. Only the layers that they touch are reckoned."""
-        total = 0
+        total = 0.0
         for layer in {layer for name in changes for layer in self._layers[name]}:
             before_out = before_in = after_out = after_in = 0
             for name, out_prefix, in_prefix in self._touching[layer]:
@@ -76,6 +78,10 @@ class WidthBook:
 
     def by_shares(self) -> Widths:
         """Every group loses the same share of its units, as far as the budget asks, groups inside blocks first."""
+        if self.resource == "latency":  # a narrower layer may be slower, so that halving would miss the least effort
+            tried = [self._shares(step / EFFORTS) for step in range(EFFORTS + 1)]
+            enough = next((kept for kept in tried if self.used(kept) <= self.limit), None)
+            return min(tried, key=self.used) if enough is None else self._filled(enough)
         low, high = 0.0, 1.0
         if self.used(self._shares(high)) > self.limit:
             return self._shares(high)
@@ -118,9 +124,10 @@ class WidthBook:
         }
         loss = {name: sensitivity.loss(name) for name in self.open}
         kept: Widths | None = None
+        nearby = BLOCK if self.resource == "latency" else NEARBY  # time falls by whole blocks of channels
         for most in (COARSE_WIDTHS, None):  # broad strokes, then exchanges by single steps
             choices = {name: [*self._choices(name, most), *([0] if name in branches else [])] for name in self.open}
-            kept = allocate(choices, loss, self.used, self.saved, neighbours, self.limit, branches, kept)
+            kept = allocate(choices, loss, self.used, self.saved, neighbours, self.limit, branches, kept, nearby)
         assert kept is not None
         return self._filled(kept)
 
@@ -130,10 +137,10 @@ class WidthBook:
         stride = step * max(1, units // (step * most)) if most else step
         return sorted({units, min(step, units), *range(stride, units, stride)}, reverse=True)
 
-    def _amount(self, layer: str, outputs_gone: int, inputs_gone: int) -> int:
+    def _amount(self, layer: str, outputs_gone: int, inputs_gone: int) -> float:
         key = (layer, outputs_gone, inputs_gone)
         if key not in self._amounts:
-            self._amounts[key] = self.costs.layers[layer].cost(outputs_gone, inputs_gone).of(self.resource)
+            self._amounts[key] = self.costs.layer_amount(self.resource, layer, outputs_gone, inputs_gone)
         return self._amounts[key]
 
     def _shares(self, effort: float) -> Widths:

@@ -23,7 +23,7 @@ FLOORS = [
     {"explain"},
     {"prune"},
     {"export", "pruner"},
-    {"pathways", "evidence_stage"},
+    {"pathways", "evidence_stage", "latency_budget"},
     {"pipeline"},
     {"steps", "evidence_steps", "training_steps", "terminal"},
     {"cli_options"},

@@ -59,6 +59,7 @@ def report():
             {"name": "speedup", "value": None, "limit": 1.2, "verdict": "not measured", "meaning": "lower end"},
         ],
         "search": None,
+        "latency_budget": None,
         "rounds": [{"steps": []}],
         "repair": {
             "kind": "bn",

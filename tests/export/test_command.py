@@ -44,6 +44,7 @@ def parsed(monkeypatch, tmp_path):
         {"model": "a dir/it's.py:net", "weights": "$HOME/w;rm -rf", "data": "cifar10:/d a", "learning_rate": 1e-7},
         {"input_shape": (3, 32, 32), "mean": (-0.5, 0.1, 1e-5), "std": (0.2, 0.3, 1.0)},
         {"keep_classes": ("a b", "'c'", "-d"), "require_speedup": 1.25, "require_size_below": 3, "latency_batch": 8},
+        {"latency": 0.7, "latency_batch": 1},
         {"page": False, "evidence_images": 3, "misclassified": 2, "evidence_kernels": 9},
         {"baseline": "old/report.json", "allow_size_regression": 0.0, "baseline_latency": False},
     ],
