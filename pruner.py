@@ -4,7 +4,7 @@ Once, in several rounds, or, where a drop is given instead of a budget, in a sea
 hash of its inputs, so that rounds, searches and runs that were stopped share what they have in common.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,13 @@ class Pruner:
             self._first = self._rank(self.inputs.network, self.groups, self.costs, self.inputs.fingerprint, "")
         return self._first
 
-    def prune(self) -> tuple[Candidate, Search | None]:
-        """The network that the recipe's budget asks for, and the search that led to it, if a drop was given."""
+    def prune(
+        self, keep: Callable[[Candidate, Trial], None] = lambda tried, trial: None
+    ) -> tuple[Candidate, Search | None]:
+        """The network that the recipe's budget asks for, and the search that led to it, if a drop was given.
+
+        ``keep`` is called with every try of a search while its network is in memory.
+        """
         budget = self.recipe.budget
         if budget.max_drop is None:
             return self.candidate(budget), None
@@ -98,6 +103,7 @@ class Pruner:
             nonlocal best
             tried = self.candidate(budget.of(fraction), f" {fraction:.3f}")
             trial = self._judged(tried, fraction)
+            keep(tried, trial)
             if trial.high <= limit and (best is None or trial.rank < best[0]):
                 best = trial.rank, tried  # as the search chooses; the other networks need not stay in memory
             return trial

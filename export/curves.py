@@ -32,7 +32,7 @@ def search_curve(search: Mapping[str, Any]) -> str:
         '<title id="search-title">Drop on validation images against the share of the MACs left</title>',
         f'<desc id="search-desc">{_described(search)}</desc>',
     ]
-    for tick in _ticks(low, high):
+    for tick in ticks(low, high):
         parts.append(f'<path class="{"axis" if tick == 0 else "grid"}" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4.5:.1f}" text-anchor="end">{tick:g}</text>')
     for percent in range(0, widest + 1, 25 if widest > 50 else widest // 5):
@@ -95,7 +95,7 @@ def _span(trials: list[Mapping[str, Any]], limit: float) -> tuple[float, float]:
     return max(low, -FARTHEST * limit), 1.08 * min(high, FARTHEST * limit)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """About five round values between two."""
     rough = (high - low) / 5
     scale = 10.0 ** math.floor(math.log10(rough))

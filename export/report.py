@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..files import read_json, replacing, write_json, write_text
 from .accuracy import MEASURES
 from .curves import in_points, search_curve
+from .fronts import COSTS, front_plot
 
 SCHEMA_VERSION = 1
 REPORT_FILES = ("report.json", "report.md", "report.html", "junit.xml")
@@ -136,6 +137,26 @@ def pathway_rows(pathways: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]
     ]
 
 
+def variant_cells(report: Report) -> list[tuple[str, ...]]:
+    """The table of precisions: (file, bytes, agreement with torch, accuracy, drop, speed at the gate's batch size, memory)."""
+    rows: list[tuple[str, ...]] = []
+    for row in report.get("variants") or ():
+        drop, parity, memory = row["drop"], row["parity"], row["peak_memory_bytes"]
+        speed = row["speedup"].get(str(report["recipe"].get("measurement", {}).get("latency_batch", 1)))
+        rows.append(
+            (
+                row["file"],
+                _bytes(row["onnx_bytes"]),
+                f"{_share(parity['top1_agreement'])} ({parity['max_relative_difference']:.1e})",
+                _share(row["accuracy"]),
+                f"{drop['points']:.2f} ({drop['low']:.2f} to {drop['high']:.2f})" if drop else "–",
+                f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f})" if speed else "–",
+                "–" if memory is None else _bytes(memory),
+            )
+        )
+    return rows
+
+
 def headline(report: Report) -> str:
     """How far the network was cut, in what its budget was given in, and in how many rounds."""
     search, rounds, budget = report["search"], len(report["rounds"]), report["recipe"]["budget"]
@@ -181,6 +202,12 @@ def _view(report: Report) -> dict[str, Any]:
         "agreement": report["accuracy_against"] == "original",
         "curve": Markup(search_curve(report["search"])) if report["search"] else "",
         "steps": _steps(report["rounds"]),
+        "variants": variant_cells(report),
+        "candidates": report.get("candidates") or (),
+        "fronts": {
+            name: [row["name"] for row in report.get("candidates") or () if row["on_front"][name]] for name in COSTS
+        },
+        "front_plots": [Markup(front_plot(report["candidates"], name)) for name in COSTS if report.get("candidates")],
         "pathways": pathway_rows(report.get("pathways") or ()),
         "classes": sorted(classes, key=lambda row: row["points"]),
         "passed": all(gate["verdict"] == "pass" for gate in report["gates"]),
