@@ -103,7 +103,7 @@ class Bench:
         if self.accuracies is not None and self.drop is not None and self.measure is not None:
             shares = [f"{100 * one.accuracy:.2f}%" for one in self.accuracies]
             drop = self.drop
-            change = f"{-drop.points:+.2f} points ({-drop.high:+.2f} to {-drop.low:+.2f})"
+            change = f"{0.0 - drop.points:+.2f} points ({0.0 - drop.high:+.2f} to {0.0 - drop.low:+.2f})"
             rows.append((self.measure, *shares, change))
         rows.append(("bytes", *(str(path.stat().st_size) for path in self.files), ""))
         for row in self.comparisons:

@@ -27,6 +27,8 @@ SECONDS, MIN_BLOCKS, MAX_BLOCKS = 1.3, 8, 30
 """Time for each side of a comparison, and the blocks that are made of it."""
 WIDE, LONGER = 0.05, 1.5
 """While an interval is wider than this more blocks follow, up to so many times the time."""
+DEVICE_ROUNDS = 5
+"""In so many rounds of a block a sample on the device alone follows."""
 SAMPLE_SECONDS = 3e-4
 """A sample is the mean of as many runs as fill this; shorter ones would measure the clock."""
 
@@ -140,7 +142,7 @@ def compare_latencies(
 
 @dataclass(frozen=True)
 class _Block:
-    """Seconds ``[side, round, 2]`` of end-to-end samples, and ``[side]`` of one sample on the device."""
+    """Seconds ``[side, round, 2]`` of end-to-end samples, and ``[side, n]`` of a few samples on the device."""
 
     end_to_end: NDArray[np.float64]
     on_device: NDArray[np.float64]
@@ -172,7 +174,7 @@ def _block(opened: Callable[[int], BoundRuns], repeats: Sequence[int], shuffled:
     sessions = {side: opened(side) for side in shuffled.sample(sides, len(sides))}
     for runs in sessions.values():
         _warm_up(runs, 1)
-    device = np.array([_sample(sessions[side].on_device, repeats[side]) for side in sides])
+    device: list[list[float]] = []
     rounds: list[NDArray[np.float64]] = []
     while not rounds or time.perf_counter() < end:
         order = shuffled.sample(sides, len(sides))
@@ -181,7 +183,9 @@ def _block(opened: Callable[[int], BoundRuns], repeats: Sequence[int], shuffled:
             for side in sequence:
                 times[side, turn] = _sample(sessions[side].end_to_end, repeats[side])
         rounds.append(times)
-    return _Block(np.stack(rounds, axis=1), device)
+        if len(device) < DEVICE_ROUNDS:
+            device.append([_sample(sessions[side].on_device, repeats[side]) for side in sides])
+    return _Block(np.stack(rounds, axis=1), np.array(device).T)
 
 
 def _warm_up(runs: BoundRuns, times: int = 3) -> float:
@@ -210,7 +214,7 @@ def _outputs(classifier: Classifier, images: NDArray[np.float32]) -> int:
 
 def _latency(blocks: Sequence[_Block], side: int, batch: int) -> Latency:
     seconds = np.concatenate([block.end_to_end[side].ravel() for block in blocks])
-    device = float(np.median([block.on_device[side] for block in blocks]))
+    device = float(np.median(np.concatenate([block.on_device[side] for block in blocks])))
     median = float(np.median(seconds))
     return Latency(1e3 * median, 1e3 * float(np.percentile(seconds, 95)), len(seconds), 1e3 * device, batch / median)
 

@@ -1,6 +1,7 @@
 """Ratios from repeated pairs of measurements. Pure mathematics: no clock, no session."""
 
-import math
+import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,17 +53,18 @@ def ratio_of_blocks(logs: NDArray[np.float64]) -> Ratio:
     return Ratio(float(middle), float(low), float(high))
 
 
+@functools.cache
 def signed_rank_cut(blocks: int) -> int:
-    """How many of the lowest (and of the highest) pair means lie outside of the interval, by the exact null distribution."""
+    """How many of the lowest (and of the highest) pair means lie outside of the interval, by the exact null distribution.
+
+    The largest whole number c with P(W <= c) at most 2.5%, W being the sum of the ranks of the positive signs.
+    """
     counts = [1]  # of the subsets of the ranks 1..n, by their sum: the coefficients of the product of (1 + x^rank)
     for rank in range(1, blocks + 1):
         longer = counts + [0] * rank
         for total, count in enumerate(counts):
             longer[total + rank] += count
         counts = longer
-    tail, allowed, cut = 0, math.floor((1 - CONFIDENCE) / 2 * 2**blocks), 0
-    for cut, count in enumerate(counts):  # noqa: B007
-        tail += count
-        if tail > allowed:
-            break
-    return cut
+    tails = itertools.accumulate(counts)
+    within = sum(1 for _ in itertools.takewhile(lambda tail: tail <= (1 - CONFIDENCE) / 2 * 2**blocks, tails))
+    return max(0, within - 1)
