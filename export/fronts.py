@@ -56,14 +56,22 @@ def front_plot(candidates: Sequence[Mapping[str, Any]], cost: str) -> str:
     steps = [f"{x(value):.1f} {y(100 * gain):.1f}" for value, gain in front]
     if len(steps) > 1:
         parts.append(f'<path class="axis" d="M{"L".join(steps)}"/>')
+    labels: list[tuple[float, float, list[int]]] = []
     for number, row in shown:
+        across, down = x(row[key]), y(100 * row["accuracy"])
         kind = "held" if row["on_front"][cost] else "failed"
         told = f"{row['name']}: {100 * row['accuracy']:.2f}%, {_short(row[key])}"
-        place = f'cx="{x(row[key]):.1f}" cy="{y(100 * row["accuracy"]):.1f}"'
-        name = (
-            f'<text x="{x(row[key]):.1f}" y="{y(100 * row["accuracy"]) - 10:.1f}" text-anchor="middle">{number}</text>'
-        )
-        parts.append(f'<g class="{kind}"><title>{escape(told)}</title><circle class="mark" {place} r="5"/>{name}</g>')
+        mark = f'<circle class="mark" cx="{across:.1f}" cy="{down:.1f}" r="5"/>'
+        parts.append(f'<g class="{kind}"><title>{escape(told)}</title>{mark}</g>')
+        for left_at, top_at, numbers in labels:
+            if abs(left_at - across) < 14 and abs(top_at - down) < 14:  # their numbers would lie on each other
+                numbers.append(number)
+                break
+        else:
+            labels.append((across, down, [number]))
+    for across, down, numbers in labels:
+        text = ",".join(map(str, numbers))
+        parts.append(f'<text x="{across:.1f}" y="{down - 10:.1f}" text-anchor="middle">{text}</text>')
     return "".join([*parts, "</svg>"])
 
 
