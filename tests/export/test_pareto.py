@@ -62,4 +62,4 @@ def test_marks_lie_inside_and_in_order(cost):
 @pytest.mark.parametrize(("low", "high"), [(1, 1), (0.1, 0.11), (1, 1e9), (999, 1001)])
 def test_axes_of_any_range_have_marks(low, high):
     rows = [candidate("a", 0.5, low, 1000, 10, True), candidate("b", 0.5, high, 1000, 10, True)]
-    assert front_plot(rows, "latency").count('text-anchor="middle"') >= 4
+    assert front_plot(rows, "latency").count('text-anchor="middle"') >= 3  # a value, the label, the marks' numbers
