@@ -14,7 +14,9 @@ from .cli_options import (
     AllowSize,
     Baseline,
     BaselineLatency,
+    Batches,
     Calibration,
+    CudaGraphs,
     Data,
     Device,
     DropClasses,
@@ -36,6 +38,7 @@ from .cli_options import (
     Out,
     Params,
     PathwayName,
+    Precision,
     Provider,
     Quiet,
     RankBy,
@@ -46,6 +49,7 @@ from .cli_options import (
     Seed,
     Size,
     Std,
+    Threads,
     Weights,
     app,
     command,
@@ -100,8 +104,10 @@ def prune_and_export_command(
         float | None, typer.Option(help="Fail unless model.onnx has fewer megabytes than this.")
     ] = None,
     require_provider: Annotated[
-        str | None, typer.Option(help="End with exit code 4 unless this provider runs: cpu, cuda or tensorrt.")
+        str | None,
+        typer.Option(help="End with exit code 4 unless this provider runs: cpu, cuda, tensorrt or openvino."),
     ] = None,
+    precisions: Precision = None,
     latency_batch: LatencyBatch = None,
     baseline: Baseline = None,
     allow_accuracy_regression: AllowAccuracy = None,
@@ -109,6 +115,9 @@ def prune_and_export_command(
     allow_size_regression: AllowSize = None,
     allow_macs_regression: AllowMacs = None,
     baseline_latency: BaselineLatency = None,
+    batches: Batches = None,
+    threads: Threads = None,
+    cuda_graphs: CudaGraphs = None,
     provider: Provider = None,
     page: EvidencePage = None,
     evidence_images: EvidenceImages = None,
@@ -134,11 +143,13 @@ def prune_and_export_command(
         calibration=calibration, input_shape=numbers("input-shape", input_shape, int), mean=numbers("mean", mean, float),
         std=numbers("std", std, float), require_drop_below=require_drop_below, require_speedup=require_speedup,
         require_size_below=require_size_below, require_provider=require_provider, latency_batch=latency_batch,
-        provider=provider, device=device, seed=seed, page=page, evidence_images=evidence_images,
+        page=page, evidence_images=evidence_images,
         misclassified=misclassified, evidence_kernels=evidence_kernels,
         baseline=baseline, allow_accuracy_regression=allow_accuracy_regression,
         allow_latency_regression=allow_latency_regression, allow_size_regression=allow_size_regression,
         allow_macs_regression=allow_macs_regression, baseline_latency=baseline_latency,
+        provider=provider, device=device, seed=seed, precisions=names(precisions), threads=threads, cuda_graphs=cuda_graphs,
+        batches=numbers("batches", batches, int),
     )  # fmt: skip
     console = console_of()
     from .export.report import closing_rows
@@ -349,31 +360,31 @@ def bench_command(
     baseline: Annotated[Path, typer.Argument(help="An ONNX classifier.")],
     pruned: Annotated[Path, typer.Argument(help="Another, timed in turns with the first.")],
     data: Data = None,
-    batches: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,32",
+    batches: Batches = None,
     input_shape: InputShape = None,
     mean: Mean = None,
     std: Std = None,
     provider: Provider = None,
+    threads: Threads = None,
+    cuda_graphs: CudaGraphs = None,
     seed: Seed = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything that was measured into this file.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Latency of two ONNX files, and with --data their accuracy and the drop between them."""
-    from .steps import BenchSettings, bench
+    """Latency, throughput and memory of two ONNX classifiers, and with --data their accuracy and the drop between them."""
+    from .bench_steps import BenchSettings, bench
+    from .files import write_json
     from .terminal import show_table
 
-    sizes = numbers("batches", batches, int)
-    assert sizes is not None
     settings = BenchSettings(
-        sizes,
-        data,
-        numbers("input-shape", input_shape, int),
-        numbers("mean", mean, float),
-        numbers("std", std, float),
-        provider or "auto",
-        seed or 0,
-    )
+        numbers("batches", batches, int), data, numbers("input-shape", input_shape, int), numbers("mean", mean, float),
+        numbers("std", std, float), provider or "auto", seed or 0, threads or 0, bool(cuda_graphs),
+    )  # fmt: skip
     console, observer = observed(quiet)
-    show_table(console, ("", "first", "second", "change (95% interval)"), bench(baseline, pruned, settings, observer))
+    found = bench(baseline, pruned, settings, observer)
+    show_table(console, ("", "first", "second", "change (95% interval)"), found.rows())
+    if json is not None:
+        write_json(json, found.to_json())
 
 
 @command("report")
@@ -423,12 +434,21 @@ def rankers_command() -> None:
 
 
 @command("doctor")
-def doctor_command() -> None:
-    """What this machine can and cannot do."""
-    from .steps import diagnose
+def doctor_command(
+    require: Annotated[
+        str | None,
+        typer.Option(help="End with exit code 4 unless this provider runs: cpu, cuda, tensorrt or openvino."),
+    ] = None,
+) -> None:
+    """What this machine can and cannot do, and the commands that mend it."""
+    from .doctor import examine
+    from .doctor import require as check
     from .terminal import show_table
 
-    show_table(console_of(), ("what", "found", "so"), diagnose())
+    findings = examine()
+    show_table(console_of(), ("what", "found", "so"), [(one.name, one.found, one.advice) for one in findings])
+    if require is not None:
+        check(findings, require)
 
 
 if __name__ == "__main__":

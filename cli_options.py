@@ -84,7 +84,18 @@ PathwayName = Annotated[
 Flip = Annotated[
     bool | None, typer.Option("--flip/--no-flip", help="Mirror images in fine-tuning (colour images by default).")
 ]
-Provider = Annotated[str | None, typer.Option(help="ONNX Runtime on auto, cpu, cuda or tensorrt.")]
+Provider = Annotated[str | None, typer.Option(help="ONNX Runtime on auto, cpu, cuda, tensorrt or openvino.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", help="Ship these too, with commas: fp16, int8 (quantised on calibration images); fp32 always."
+    ),
+]
+Batches = Annotated[str | None, typer.Option(help="Batch sizes that are timed, with commas (1,32).")]
+Threads = Annotated[int | None, typer.Option(help="Threads of a timed session on the CPU; 0 for all cores but one.")]
+CudaGraphs = Annotated[
+    bool | None, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Latency by replayed CUDA graphs.")
+]
 LatencyBatch = Annotated[int | None, typer.Option(help="The batch size whose speed-up is judged.")]
 Device = Annotated[str | None, typer.Option(help="torch on auto, cpu or cuda.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn at random.")]

@@ -4,12 +4,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .environment import describe_environment
-from .export.latency import Comparison, compare_latency
+from .export.latency import Comparison, TimingSettings, compare_latencies
 from .export.latency_table import Conditions, measure_table
 from .export.onnx_model import export_onnx
 from .export.stopwatch import Stopwatch
 from .files import read_json, sha256_json, write_json
 from .inputs import Inputs
+from .measurement import timing
 from .network.channels import ChannelGroup
 from .network.cutting import cut_to_json
 from .prune import surgery
@@ -35,7 +36,7 @@ def make_table(
     """Export the baseline into ``folder``, measure the table of its layers, and write that beside it."""
     recipe = inputs.recipe
     baseline = export_onnx(inputs.network, folder / BASELINE, {"what": "baseline"})
-    conditions = Conditions(provider, recipe.measurement.latency_batch)
+    conditions = Conditions(provider, recipe.measurement.latency_batch, timing(recipe, provider).used_threads)
     table = measure_table(
         inputs.network,
         groups,
@@ -63,7 +64,8 @@ def prune_to_latency(
     """
     inputs, budget = pruner.inputs, pruner.recipe.budget
     assert budget.latency is not None
-    conditions = Conditions(provider, pruner.recipe.measurement.latency_batch)
+    settings = timing(pruner.recipe, provider)
+    conditions = Conditions(provider, pruner.recipe.measurement.latency_batch, settings.used_threads)
 
     def work(folder: Path, progress: Progress) -> None:
         make_table(inputs, pruner.groups, pruner.costs, provider, folder, progress, stopwatch)
@@ -83,7 +85,7 @@ def prune_to_latency(
 
     def attempt(target: float) -> LatencyTry:
         plan = pruner.plan_to(budget.of(target), f" {target:.3f}")
-        found = _timed(pruner, stages, plan, baseline, conditions, f"time {target:.3f}")
+        found = _timed(pruner, stages, plan, baseline, conditions.batch, settings, f"time {target:.3f}")
         planned = pruner.costs.amount("latency", plan.cut) / pruner.costs.amount("latency")
         ratio = found.ratio
         return LatencyTry(target, planned, 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low, bool(plan.missed))
@@ -94,22 +96,20 @@ def prune_to_latency(
 
 
 def _timed(
-    pruner: Pruner, stages: Stages, plan: PruningPlan, baseline: Path, conditions: Conditions, stage: str
+    pruner: Pruner,
+    stages: Stages,
+    plan: PruningPlan,
+    baseline: Path,
+    batch: int,
+    settings: TimingSettings,
+    stage: str,
 ) -> Comparison:
     """What a plan's cut takes beside the baseline, as ONNX files."""
     network = pruner.inputs.network
 
     def work(folder: Path, progress: Progress) -> None:
         small = export_onnx(surgery.cut(network, plan), folder / "candidate.onnx", {"what": "candidate"})
-        found = compare_latency(
-            baseline,
-            small.path,
-            network.input_shape,
-            conditions.batch,
-            conditions.provider,
-            seed=pruner.recipe.seed,
-            progress=progress,
-        )
+        (found,) = compare_latencies(baseline, [small.path], network.input_shape, batch, settings, progress)
         write_json(folder / "comparison.json", found.to_json())
 
     return stages.run(
@@ -117,7 +117,7 @@ def _timed(
         {
             "table": stages.keys["table"],
             "cut": sha256_json(cut_to_json(plan.cut)),
-            "seed": pruner.recipe.seed,
+            "how": asdict(settings),
         },
         work,
         lambda folder: Comparison.from_json(read_json(folder / "comparison.json")),

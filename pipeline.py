@@ -6,28 +6,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .environment import describe_environment
 from .errors import ExitCode, InputError
 from .evidence_stage import write_run_evidence
 from .explain.ranking import members_of
-from .export.accuracy import Accuracy, measure_accuracy, measure_drop
+from .export.accuracy import measure_drop
 from .export.assembly import Measured, assemble_report, locked
 from .export.evidence_page import EVIDENCE_PAGE
-from .export.latency import Comparison, compare_latency
-from .export.onnx_model import OnnxModel, export_onnx
+from .export.precision import file_name
 from .export.release import check_images, check_machine
 from .export.report import REPORT_FILES, read_report, to_html, to_markdown, write_report
 from .export.runtime import choose_provider
+from .export.variants import Attempt, candidate_rows, variant_rows
 from .files import locked_folder, read_json, replacing, sha256_file, sha256_json, write_json, write_text
 from .inputs import Inputs, load_inputs
 from .latency_budget import prune_to_latency
+from .measurement import BASELINE_ONNX as BASELINE_ONNX
+from .measurement import PRUNED_ONNX as PRUNED_ONNX
+from .measurement import Files, export_attempt, export_files, measure_files, not_shipped
 from .pathways import check_pathway, measure_pathways, write_membership
 from .prune import surgery
 from .pruner import SCORES_FILE, SENSITIVITY_FILE, Candidate, Pruner, shipped_cost
 from .recipe import Recipe
+from .sections import PRECISIONS
 from .stages import Observer, Progress, Stages
 
-RECIPE_FILE, BASELINE_ONNX, PRUNED_ONNX = "recipe.toml", "baseline.onnx", "model.onnx"
+RECIPE_FILE = "recipe.toml"
 
 
 @dataclass(frozen=True)
@@ -79,36 +82,18 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         for name, reason in locked(pruner.groups):
             observer.say(f"{name} stays whole: {reason}")
         search = latency = None
+        attempts: list[Attempt] = []
         if recipe.budget.latency is None:
-            pruned, search = pruner.prune()
+            pruned, search = pruner.prune(lambda tried, trial: attempts.append(export_attempt(tried, trial, stages)))
         else:
             pruned, latency = prune_to_latency(pruner, stages, provider.provider)
         if missed := search.missed if search else latency.missed if latency else pruned.plan.missed:
             observer.say(f"Budget missed: {missed}")
         evidence = _evidence(inputs, pruner, pruned, stages)
-        files = stages.run(
-            "export",
-            {"network": pruned.key},
-            lambda folder, progress: _export(inputs, pruned, folder),
-            _exported,
-        )
-        accuracies = stages.run(
-            "accuracy",
-            {"export": stages.keys["export"], "provider": provider.provider, "images": inputs.content["test"]},
-            lambda folder, progress: _measure_accuracies(inputs, files, provider.provider, folder, progress),
-            _accuracies,
-        )
-        comparisons = stages.run(
-            "latency",
-            {
-                "export": stages.keys["export"],
-                "provider": provider.provider,
-                "batches": recipe.measurement.measured_batches,
-                "environment": describe_environment().to_json(),
-            },
-            lambda folder, progress: _measure_latencies(inputs, files, provider.provider, folder, progress),
-            lambda folder: tuple(map(Comparison.from_json, read_json(folder / "latency.json"))),
-        )
+        files = export_files(inputs, pruned, pruned.plan.before.macs, provider.provider, stages)
+        attempts = not_shipped(attempts, search)
+        figures = measure_files(inputs, files, attempts, provider.provider, stages)
+        accuracies = figures.test[0], figures.test[files.pruned]
         pathways = _pathways(inputs, pruned, stages)
         measured = Measured(
             plan=pruned.plan,
@@ -119,14 +104,17 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             history=pruned.history,
             search=search,
             latency=latency,
-            files=files,
+            files=files.models,
             accuracies=accuracies,
             drop=measure_drop(*accuracies, inputs.splits.test, recipe.seed),
-            comparisons=comparisons,
+            comparisons=[rows[files.pruned - 1] for rows in figures.comparisons.values()],
             provider=provider,
             timings=stages.timings,
             pathways=pathways,
             release=release,
+            variants=variant_rows(inputs, files.variants, figures),
+            candidates=candidate_rows(inputs, files.variants, attempts, figures),
+            conditions=figures.conditions,
         )
         report = assemble_report(inputs, measured)
         _deliver(out, inputs, pruner, pruned, files, report)
@@ -178,69 +166,12 @@ def _pathways(inputs: Inputs, pruned: Candidate, stages: Stages) -> list[dict[st
     )
 
 
-def _export(inputs: Inputs, pruned: Candidate, folder: Path) -> None:
-    recipe, plan = inputs.recipe, pruned.plan
-    done = {
-        "what": "pruned",
-        "ranked_by": recipe.ranking.rank_by,
-        "budget": {plan.resource: plan.fraction},
-        "repair": pruned.repairs[-1].kind,
-        "epochs": recipe.recovery.epochs if pruned.history else 0,
-        "seed": recipe.seed,
-        "plan_sha256": sha256_json(plan.to_json()),
-    }
-    models = (
-        export_onnx(inputs.network, folder / BASELINE_ONNX, {"what": "baseline"}),
-        export_onnx(pruned.network, folder / PRUNED_ONNX, done),
-    )
-    write_json(folder / "export.json", [model.to_json() for model in models])
-
-
-def _exported(folder: Path) -> tuple[OnnxModel, OnnxModel]:
-    baseline, pruned = (OnnxModel.from_json(values, folder) for values in read_json(folder / "export.json"))
-    return baseline, pruned
-
-
-def _measure_accuracies(
-    inputs: Inputs, files: tuple[OnnxModel, OnnxModel], provider: str, folder: Path, progress: Progress
-) -> None:
-    test, names = inputs.splits.test, inputs.network.class_names
-    rows = []
-    for index, model in enumerate(files):
-
-        def step(done: int, total: int, index: int = index) -> None:
-            progress(index * total + done, len(files) * total)
-
-        rows.append(measure_accuracy(model.path, test, names, provider, step).to_json())
-    write_json(folder / "accuracy.json", rows)
-
-
-def _accuracies(folder: Path) -> tuple[Accuracy, Accuracy]:
-    baseline, pruned = map(Accuracy.from_json, read_json(folder / "accuracy.json"))
-    return baseline, pruned
-
-
-def _measure_latencies(
-    inputs: Inputs, files: tuple[OnnxModel, OnnxModel], provider: str, folder: Path, progress: Progress
-) -> None:
-    batches, shape, seed = inputs.recipe.measurement.measured_batches, inputs.network.input_shape, inputs.recipe.seed
-    rows = []
-    for index, batch in enumerate(batches):
-
-        def step(done: int, total: int, index: int = index) -> None:
-            progress(index * 100 + 100 * done // total, 100 * len(batches))
-
-        found = compare_latency(files[0].path, files[1].path, shape, batch, provider, seed=seed, progress=step)
-        rows.append(found.to_json())
-    write_json(folder / "latency.json", rows)
-
-
 def _deliver(
     out: Path,
     inputs: Inputs,
     pruner: Pruner,
     pruned: Candidate,
-    files: tuple[OnnxModel, OnnxModel],
+    files: Files,
     report: Mapping[str, Any],
 ) -> None:
     """Put the finished files into the run folder, each whole."""
@@ -256,9 +187,11 @@ def _deliver(
         pruner.first.sensitivity.save(out / SENSITIVITY_FILE)
     surgery.save(pruned.network, pruned.plan, out)
     write_membership(pruned.membership, out)
-    for model in files:
-        with replacing(out / model.path.name) as temporary:
-            shutil.copyfile(model.path, temporary)
-        if sha256_file(out / model.path.name) != model.sha256:
-            raise InputError(f"{out / model.path.name} was changed while it was written. Is another program using it?")
+    for stale in (file_name(name, lower) for name in (BASELINE_ONNX, PRUNED_ONNX) for lower in PRECISIONS[1:]):
+        (out / stale).unlink(missing_ok=True)  # a precision of an earlier run is another network's
+    for file in (variant.file for variant in files.variants):
+        with replacing(out / file.path.name) as temporary:
+            shutil.copyfile(file.path, temporary)
+        if sha256_file(out / file.path.name) != file.sha256:
+            raise InputError(f"{out / file.path.name} was changed while it was written. Is another program using it?")
     write_report(report, out)

@@ -88,8 +88,13 @@ class Pruner:
             self._first = self._rank(self.inputs.network, self.groups, self.costs, self.inputs.fingerprint, "")
         return self._first
 
-    def prune(self) -> tuple[Candidate, Search | None]:
-        """The network that the recipe's budget asks for, and the search that led to it, if a drop was given."""
+    def prune(
+        self, keep: Callable[[Candidate, Trial], None] = lambda tried, trial: None
+    ) -> tuple[Candidate, Search | None]:
+        """The network that the recipe's budget asks for, and the search that led to it, if a drop was given.
+
+        ``keep`` is called with every try of a search while its network is in memory.
+        """
         budget = self.recipe.budget
         if budget.max_drop is None:
             return self.candidate(budget), None
@@ -100,6 +105,7 @@ class Pruner:
             nonlocal best
             tried = self.candidate(budget.of(fraction), f" {fraction:.3f}")
             trial = self._judged(tried, fraction)
+            keep(tried, trial)
             if trial.high <= limit and (best is None or trial.rank < best[0]):
                 best = trial.rank, tried  # as the search chooses; the other networks need not stay in memory
             return trial

@@ -10,7 +10,8 @@ REPAIRS = ("none", "mean", "bn", "reconstruct", "distill")
 ALLOCATIONS = ("sensitivity", "uniform")
 BUDGETS = ("macs", "params", "size", "latency", "max_drop")
 DEVICES = ("auto", "cpu", "cuda")
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def check_fraction(name: str, value: float | None) -> None:
@@ -281,17 +282,34 @@ class RecoverySettings:
 
 @dataclass(frozen=True)
 class MeasurementSettings:
-    """How the shipped files are measured."""
+    """How the shipped files are measured, and in which precisions they are shipped; fp32 always is.
+
+    ``threads``: of an operator on the CPU while latency is measured; 0 for all cores but one, so that what else runs on the
+    machine has a core. ``cuda_graphs``: latency by replayed graphs; needs CUDA or TensorRT.
+    """
 
     provider: str = "auto"
     latency_batch: int = 1
     batches: tuple[int, ...] = (1, 32)
+    precisions: tuple[str, ...] = ("fp32",)
+    threads: int = 0
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         check_one_of("provider", self.provider, PROVIDERS)
         check_whole("latency_batch", self.latency_batch, 1)
+        check_whole("threads", self.threads, 0)
         for size in self.batches:
             check_whole("each of batches", size, 1)
+        for name in self.precisions:
+            check_one_of("each of precisions", name, PRECISIONS)
+        if self.cuda_graphs and self.provider in ("cpu", "openvino"):
+            raise UsageError(f"cuda_graphs need provider cuda or tensorrt (got {self.provider}).")
+
+    @property
+    def lower_precisions(self) -> tuple[str, ...]:
+        """What is shipped beside fp32, in the order of ``PRECISIONS``."""
+        return tuple(name for name in PRECISIONS[1:] if name in self.precisions)
 
     @property
     def measured_batches(self) -> tuple[int, ...]:

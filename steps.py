@@ -1,31 +1,23 @@
 """The stages one by one, each on the files that the one before left in the run folder."""
 
-import contextlib
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from .environment import available_cores, installed_packages
 from .errors import InputError, UsageError
 from .evidence_stage import write_run_evidence
 from .explain.ranking import members_of
 from .explain.scores import KernelScores
-from .export.accuracy import MEASURES, accuracy_of, measure_accuracy, measure_drop
 from .export.assembly import ranking_notes
 from .export.evidence_page import EVIDENCE_PAGE
-from .export.latency import compare_latency
-from .export.onnx_model import export_onnx, read_metadata
-from .export.runtime import choose_provider, open_session, why_not
+from .export.onnx_model import export_onnx
+from .export.runtime import choose_provider
 from .files import locked_folder, sha256_json, write_text
 from .inputs import load_inputs
 from .latency_budget import make_table
 from .network.channels import ChannelGroup, find_groups
 from .network.cutting import apply_cut
-from .network.images import Preprocessing, load_images, reorder_classes
 from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
 from .pathways import check_pathway, write_membership
 from .pipeline import BASELINE_ONNX, PRUNED_ONNX, RECIPE_FILE
@@ -204,131 +196,3 @@ def export_into(model: ModelSettings | None, out: Path, observer: Observer) -> l
                 f"{found.parity.max_relative_difference:.1e}"
             )
     return lines
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """How two ONNX files are compared. Preprocessing comes from secateur's metadata in the first file, or from here."""
-
-    batches: tuple[int, ...]
-    data: str | None = None
-    input_shape: tuple[int, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    provider: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.batches or min(self.batches) < 1:
-            raise UsageError(f"batches must be whole numbers of at least 1 (got {self.batches}).")
-        ModelSettings(input_shape=self.input_shape, mean=self.mean, std=self.std)
-
-
-def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Observer) -> list[Row]:
-    """Compare two ONNX classifiers: latency in turns, and with data accuracy and drop; rows for the terminal.
-
-    Where the test images have no labels, the second is compared with what the first predicts.
-
-    Raises:
-        InputError: a file is no ONNX model, the two differ in their input, or what is needed to read images is not known.
-    """
-    choice = choose_provider(settings.provider)
-    if choice.note:
-        observer.say(choice.note)
-    shape = _onnx_input_shape(baseline, settings.input_shape)
-    other = _onnx_input_shape(pruned, settings.input_shape)
-    if other != shape:
-        raise InputError(f"{baseline} takes images of {shape}, {pruned} of {other}; they cannot be compared.")
-    rows: list[Row] = []
-    if settings.data is not None:
-        about = read_metadata(baseline)
-        splits = load_images(settings.data, _preprocessing(about, shape, settings, baseline), seed=settings.seed)
-        if set(named := about.get("class_names", ())) == set(splits.class_names):  # labels count as the outputs do
-            splits = reorder_classes(splits, named)
-        test, names = splits.test, splits.class_names or _class_names(baseline)
-        with observer.stage("accuracy") as progress:
-            first = measure_accuracy(baseline, test, names, choice.provider, progress)
-            if not test.labelled:
-                for note in splits.notes:
-                    observer.say(note)
-                observer.say("No labels for the test images: the second file is held against what the first predicts.")
-                test = replace(test, labels=torch.from_numpy(first.predictions))
-                first = accuracy_of(first.predictions, test, names)
-            second = measure_accuracy(pruned, test, names, choice.provider, progress)
-        drop = measure_drop(first, second, test, settings.seed)
-        shares = [f"{100 * one.accuracy:.2f}%" for one in (first, second)]
-        change = f"{-drop.points:+.2f} points ({-drop.high:+.2f} to {-drop.low:+.2f})"
-        measure = MEASURES["labels"] if test.labelled else "agreement with the first"
-        rows.append((measure, *shares, change))
-    rows.append(("bytes", str(baseline.stat().st_size), str(pruned.stat().st_size), ""))
-    for batch in settings.batches:
-        with observer.stage(f"batch {batch}") as progress:
-            found = compare_latency(
-                baseline, pruned, shape, batch, choice.provider, seed=settings.seed, progress=progress
-            )
-        ratio, floor = found.ratio, found.noise_floor
-        medians = (f"{found.baseline.median_ms:.3f} ms", f"{found.pruned.median_ms:.3f} ms")
-        rows.append(
-            (f"latency, batch {batch}", *medians, f"{ratio.ratio:.2f}x speed ({ratio.low:.2f} to {ratio.high:.2f})")
-        )
-        rows.append(("  first against itself", "", "", f"{floor.ratio:.3f} ({floor.low:.3f} to {floor.high:.3f})"))
-    rows.append(("provider", choice.provider, choice.provider, ""))
-    return rows
-
-
-def diagnose() -> list[Row]:
-    """What works here, what is missing, and the command that mends it; rows for the terminal."""
-    packages = installed_packages()
-    rows: list[Row] = [
-        ("torch", packages.get("torch", "missing"), "ready"),
-        ("cores", str(available_cores()), "ready"),
-    ]
-    if torch.cuda.is_available():
-        rows.append(("GPU", torch.cuda.get_device_name(0), "used by --device auto"))
-    else:
-        rows.append(("GPU", "none that torch sees", "work runs on the CPU; check `nvidia-smi` if there should be one"))
-    both = {"onnxruntime", "onnxruntime-gpu"} <= set(packages)
-    found = ", ".join(f"{name} {packages[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in packages)
-    mend = "together they lose CUDA: pip uninstall onnxruntime onnxruntime-gpu, then install secateur again"
-    rows.append(("ONNX Runtime", found or "missing", mend if both else "ready"))
-    for provider in ("cpu", "cuda", "tensorrt"):
-        reason = why_not(provider)
-        rows.append((f"provider {provider}", "does not run" if reason else "runs", reason or "ready"))
-    for package, need in (("timm", "pip install 'secateur[timm]' for timm:NAME models"),):
-        with contextlib.suppress(ImportError):
-            __import__(package)
-            need = "ready"
-        rows.append((package, "installed" if need == "ready" else "not installed", need))
-    return rows
-
-
-def _onnx_input_shape(path: Path, given: tuple[int, ...] | None) -> tuple[int, int, int]:
-    inputs = open_session(path, "cpu").session.get_inputs()
-    shape = inputs[0].shape
-    if len(inputs) != 1 or len(shape) != 4:
-        raise InputError(f"{path} has {len(inputs)} inputs, the first of shape {shape}; one image batch was expected.")
-    sizes = given or tuple(shape[1:])
-    if not all(isinstance(size, int) for size in sizes):
-        raise InputError(f"{path} leaves its image size open ({shape}); give it with --input-shape.")
-    channels, height, width = sizes
-    return channels, height, width
-
-
-def _class_names(path: Path) -> tuple[str, ...]:
-    """A name for every output, which neither the data nor a network gives: numbers."""
-    classes = open_session(path, "cpu").session.get_outputs()[0].shape[-1]
-    if not isinstance(classes, int):
-        raise InputError(f"{path} leaves its number of classes open; give test images with labels.")
-    return tuple(f"class {index}" for index in range(classes))
-
-
-def _preprocessing(
-    metadata: dict[str, Any], shape: tuple[int, int, int], settings: BenchSettings, path: Path
-) -> Preprocessing:
-    mean, std = settings.mean or metadata.get("mean"), settings.std or metadata.get("std")
-    if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple):
-        raise InputError(f"{path} does not say how its images were normalised; give --mean and --std.")
-    resize = metadata.get("resize") if settings.input_shape is None else None
-    return Preprocessing(
-        shape, tuple(map(float, mean)), tuple(map(float, std)), resize if isinstance(resize, int) else None
-    )

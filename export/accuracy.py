@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..network.evaluation import Interval, paired_drop_interval, wilson_interval
 from ..network.images import Images
+from .classifier import read_classifier
 from .runtime import open_session
 
 MEASURES = {"labels": "top-1 accuracy", "original": "agreement with the original"}
@@ -88,31 +89,18 @@ def measure_accuracy(
         >>> f"{100 * found.accuracy:.2f}%"
         '99.44%'
     """
-    session = open_session(path, provider).session
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1:
-        raise InputError(f"{path} has {len(inputs)} inputs; a classifier of one image batch is needed.")
+    classifier, session = read_classifier(path), open_session(path, provider).session
     _, height, width = images.preprocessing.input_shape
-    batch_size = max(1, min(256, 2**22 // (height * width)))
-    fixed = inputs[0].shape[0]
-    if isinstance(fixed, int):
-        batch_size = fixed
+    batch_size = classifier.batch or max(1, min(256, 2**22 // (height * width)))
     predictions = []
     done = 0
     for batch, _ in images.batches(batch_size):
-        values = batch.numpy()
-        if isinstance(fixed, int) and len(values) < fixed:
-            values = np.concatenate([values, np.repeat(values[-1:], fixed - len(values), axis=0)])
-        try:
-            logits = session.run([outputs[0].name], {inputs[0].name: values})[0][: len(batch)]
-        except Exception as error:  # onnxruntime raises kinds of its own that share no base
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise InputError(f"{path} does not take images of shape {values.shape}: {reason}") from error
-        if logits.ndim != 2 or logits.shape[1] != len(class_names):
+        scores = classifier.run(session, batch.numpy())
+        if scores.shape[1] != len(class_names):
             raise InputError(
-                f"{path} gives {logits.shape} for {len(batch)} images; {len(class_names)} classes expected."
+                f"{path} gives {scores.shape} for {len(batch)} images; {len(class_names)} classes expected."
             )
-        predictions.append(logits.argmax(1))
+        predictions.append(scores.argmax(1))
         done += len(batch)
         progress(done, len(images))
     return accuracy_of(np.concatenate(predictions).astype(np.int64), images, class_names)

@@ -46,6 +46,9 @@ class Measured:
     timings: Mapping[str, float]
     pathways: Sequence[Mapping[str, Any]] | None = None
     release: Mapping[str, Any] | None = None
+    variants: Sequence[Mapping[str, Any]] = ()
+    candidates: Sequence[Mapping[str, Any]] = ()
+    conditions: Mapping[str, Any] | None = None
 
 
 def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
@@ -103,6 +106,9 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
             "batch_sizes": list(pruned.parity.batch_sizes),
         },
         "provider": measured.provider.provider,
+        "variants": list(measured.variants),
+        "candidates": list(measured.candidates),
+        "conditions": measured.conditions,
         "layers": _layer_rows(plan, measured.costs),
         "gates": [gate.to_json() for gate in gates],
         "search": measured.search.to_json() if measured.search else None,

@@ -15,13 +15,12 @@ WITHOUT_OPTION = frozenset(
         "recovery.weight_decay",
         "recovery.temperature",
         "recovery.distillation",
-        "measurement.batches",
     }
 )
 """Settings that only a recipe file can change, besides the sections of methods."""
 METHODS = ("agic", "picnn")
 """Sections whose settings have no options."""
-FLAGS = {"page": "evidence"}
+FLAGS = {"page": "evidence", "precisions": "precision"}
 """Settings whose option has another name."""
 
 

@@ -1,7 +1,13 @@
-"""Latency of two ONNX files, timed in turns, with an interval and a noise floor."""
+"""Latency of ONNX files, timed in turns in sessions of their own, with an interval and a noise floor.
 
+What makes two timings of the same file differ: the session (where its weights and buffers lie), the moment (clock frequency,
+neighbours) and the order. So sessions are opened anew in every block, the files of a block are timed in turns a few tenths of
+a millisecond long, in a random order and then in the reverse of it, and the interval is taken over the blocks.
+"""
+
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +15,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..environment import available_cores
+from ..errors import InputError
 from ..network.evaluation import median_interval
-from .runtime import open_session
+from .binding import BoundRuns, bind
+from .classifier import Classifier, read_classifier
+from .paired import Ratio as Ratio
+from .paired import block_log_ratio, ratio_of_blocks
+from .runtime import SessionSettings, open_session
 
-MIN_ROUNDS, MAX_ROUNDS, ROUND_SECONDS = 30, 150, 4.0
-SAMPLE_SECONDS = 2e-3
+SECONDS, MIN_BLOCKS, MAX_BLOCKS = 1.3, 8, 30
+"""Time for each side of a comparison, and the blocks that are made of it."""
+WIDE, LONGER = 0.05, 1.5
+"""While an interval is wider than this more blocks follow, up to so many times the time."""
+DEVICE_ROUNDS = 5
+"""In so many rounds of a block a sample on the device alone follows."""
+SAMPLE_SECONDS = 3e-4
+"""A sample is the mean of as many runs as fill this; shorter ones would measure the clock."""
 
 
 @dataclass(frozen=True)
 class Latency:
     """Wall-clock time of one run of a whole batch, copies to and from the device included.
 
-    ``low_ms`` and ``high_ms`` are the bootstrap 95% interval of the median.
+    ``median_ms``: of the medians of the blocks, with the bootstrap 95% interval from ``low_ms`` to ``high_ms``.
+    ``device_median_ms``: the same with inputs and outputs on the device, which stay there.
     """
 
     median_ms: float
@@ -28,24 +47,8 @@ class Latency:
     samples: int
     low_ms: float
     high_ms: float
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Median over rounds of baseline time over pruned time, with a bootstrap 95% interval; above 1 is faster."""
-
-    ratio: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """In words; an interval that spans 1 is no change."""
-        if self.low > 1:
-            return f"{self.ratio:.2f} times as fast"
-        if self.high < 1:
-            return f"{1 / self.ratio:.2f} times slower"
-        return "no measurable change"
+    device_median_ms: float | None = None
+    images_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,23 @@ class Comparison:
         )
 
 
+@dataclass(frozen=True)
+class TimingSettings:
+    """How files are timed. ``threads`` of an operator on the CPU; 0: all cores but one, which is left to whatever else runs.
+
+    ``cuda_graphs``: by replayed graphs.
+    """
+
+    provider: str = "cpu"
+    threads: int = 0
+    cuda_graphs: bool = False
+    seed: int = 0
+
+    @property
+    def used_threads(self) -> int:
+        return self.threads or max(1, available_cores() - 1)
+
+
 def compare_latency(
     baseline: Path,
     pruned: Path,
@@ -82,10 +102,7 @@ def compare_latency(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
-    """Time two files in turns on the same seeded noise.
-
-    Every round times baseline, pruned and a second session of the baseline, in an order that rotates; a sample is the mean
-    of as many runs as fill two milliseconds. Rounds: as many as fit four seconds, at least 30, at most 150.
+    """Time two files in turns; see :func:`compare_latencies`.
 
     Examples:
         >>> import secateur
@@ -98,53 +115,141 @@ def compare_latency(
         >>> found.pruned.median_ms > 0
         True
     """
-    images = np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
-    runs = [_runner(path, images, provider) for path in (baseline, pruned, baseline)]
-    estimates = [_warm_up(run) for run in runs]
-    repeats = [max(1, round(SAMPLE_SECONDS / estimate)) for estimate in estimates]
-    per_round = sum(count * estimate for count, estimate in zip(repeats, estimates, strict=True))
-    rounds = int(min(MAX_ROUNDS, max(MIN_ROUNDS, ROUND_SECONDS / per_round)))
-    samples = np.empty((rounds, 3))
-    for index in range(rounds):
-        for turn in range(3):
-            which = (index + turn) % 3
-            start = time.perf_counter()
-            for _ in range(repeats[which]):
-                runs[which]()
-            samples[index, which] = (time.perf_counter() - start) / repeats[which]
-        progress(index + 1, rounds)
-    return Comparison(
-        batch,
-        _latency(samples[:, 0], seed),
-        _latency(samples[:, 1], seed),
-        _ratio(samples[:, 0] / samples[:, 1], seed),
-        _ratio(samples[:, 0] / samples[:, 2], seed),
+    settings = TimingSettings(provider, seed=seed)
+    (found,) = compare_latencies(baseline, [pruned], input_shape, batch, settings, progress)
+    return found
+
+
+def compare_latencies(
+    baseline: Path,
+    others: Sequence[Path],
+    input_shape: tuple[int, int, int],
+    batch: int,
+    settings: TimingSettings | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Comparison, ...]:
+    """Time files in turns with a baseline on the same seeded noise, in one run; a comparison for each.
+
+    The baseline takes part twice, in two sessions. Every block opens a session of each file, warms them up, and times rounds:
+    all sides in a random order, then in the reverse of it, so that a steady drift falls on all alike. There are 8 to 30 blocks
+    in 1.3 seconds a side (or in what 8 blocks of one round take, if that is longer), and half as long again on a machine that
+    is too unsteady for intervals of 5%.
+
+    Raises:
+        InputError: a file takes no such images or no such batch.
+        UsageError, MachineError: as :func:`~.runtime.open_session`.
+    """
+    settings = settings or TimingSettings()
+    sides = [read_classifier(path) for path in (baseline, *others)]
+    images = np.random.default_rng(settings.seed).standard_normal((batch, *input_shape), dtype=np.float32)
+    outputs = [_outputs(side, images) for side in sides]
+    session = SessionSettings(settings.used_threads, settings.cuda_graphs)
+
+    def opened(side: int) -> BoundRuns:
+        return bind(sides[side % len(sides)], images, outputs[side % len(sides)], settings.provider, session)
+
+    samples = _time_in_turns(opened, len(sides) + 1, settings.seed, progress)
+    floor = _ratio(samples, len(sides))
+    measured = [_latency(samples, side, batch, settings.seed) for side in range(len(sides))]
+    return tuple(
+        Comparison(batch, measured[0], measured[side], _ratio(samples, side), floor) for side in range(1, len(sides))
     )
 
 
-def _runner(path: Path, images: NDArray[np.float32], provider: str) -> Callable[[], Any]:
-    session = open_session(path, provider).session
-    feed = {session.get_inputs()[0].name: images}
-    return lambda: session.run(None, feed)
+@dataclass(frozen=True)
+class _Block:
+    """Seconds ``[side, round, 2]`` of end-to-end samples, and ``[side, n]`` of a few samples on the device."""
+
+    end_to_end: NDArray[np.float64]
+    on_device: NDArray[np.float64]
 
 
-def _warm_up(run: Callable[[], Any]) -> float:
-    """Run a few times; the seconds that one run takes."""
-    run()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
+def _time_in_turns(
+    opened: Callable[[int], BoundRuns], sides: int, seed: int, progress: Callable[[int, int], None]
+) -> list[_Block]:
+    shuffled, start = random.Random(seed), time.perf_counter()
+    budget = SECONDS * sides
+    estimates = [_warm_up(opened(side)) for side in range(sides)]
+    repeats = [max(1, round(SAMPLE_SECONDS / estimate)) for estimate in estimates]
+    first = time.perf_counter() - start  # opening and warming up every side takes so long
+    blocks = int(min(MAX_BLOCKS, max(MIN_BLOCKS, (budget - first) / (2 * first))))
+    found: list[_Block] = []
+    while len(found) < blocks or (
+        time.perf_counter() - start < LONGER * budget and max(_width(found, side) for side in range(1, sides)) > WIDE
+    ):
+        left = budget - (time.perf_counter() - start)
+        end = time.perf_counter() + (left / (blocks - len(found)) if len(found) < blocks else budget / blocks)
+        found.append(_block(opened, repeats, shuffled, end))
+        progress(min(len(found), blocks), blocks)
+    return found
+
+
+def _block(opened: Callable[[int], BoundRuns], repeats: Sequence[int], shuffled: random.Random, end: float) -> _Block:
+    """Open a session of each side and time rounds until ``end``, one at least."""
+    sides = range(len(repeats))
+    sessions = {side: opened(side) for side in shuffled.sample(sides, len(sides))}
+    for runs in sessions.values():
+        _warm_up(runs, 1)
+    device: list[list[float]] = []
+    rounds: list[NDArray[np.float64]] = []
+    while not rounds or time.perf_counter() < end:
+        order = shuffled.sample(sides, len(sides))
+        times = np.empty((len(sides), 2))
+        for turn, sequence in enumerate((order, order[::-1])):
+            for side in sequence:
+                times[side, turn] = _sample(sessions[side].end_to_end, repeats[side])
+        rounds.append(times)
+        if len(device) < DEVICE_ROUNDS:
+            device.append([_sample(sessions[side].on_device, repeats[side]) for side in sides])
+    return _Block(np.stack(rounds, axis=1), np.array(device).T)
+
+
+def _warm_up(runs: BoundRuns, times: int = 3) -> float:
+    """Run both ways a few times; the seconds that one run takes end to end."""
+    runs.on_device()
+    runs.end_to_end()
+    return max(min(_sample(runs.end_to_end, 1) for _ in range(times)), 1e-7)
+
+
+def _sample(run: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
         run()
-        times.append(time.perf_counter() - start)
-    return max(min(times), 1e-7)
+    return (time.perf_counter() - start) / repeats
 
 
-def _latency(seconds: NDArray[np.float64], seed: int) -> Latency:
-    interval = median_interval(seconds, seed)
-    median, p95 = float(np.median(seconds)), float(np.percentile(seconds, 95))
-    return Latency(1e3 * median, 1e3 * p95, len(seconds), 1e3 * interval.low, 1e3 * interval.high)
+def _outputs(classifier: Classifier, images: NDArray[np.float32]) -> int:
+    """How many scores a file gives for an image; where the file leaves it open, one run on the CPU tells."""
+    if classifier.batch is not None and classifier.batch != len(images):
+        raise InputError(f"{classifier.path} takes batches of {classifier.batch} only, not of {len(images)}.")
+    classifier.sizes(images.shape[1:])
+    if classifier.classes is not None:
+        return classifier.classes
+    return int(classifier.run(open_session(classifier.path, "cpu").session, images).shape[1])
 
 
-def _ratio(ratios: NDArray[np.float64], seed: int) -> Ratio:
-    interval = median_interval(ratios, seed)
-    return Ratio(float(np.median(ratios)), interval.low, interval.high)
+def _latency(blocks: Sequence[_Block], side: int, batch: int, seed: int) -> Latency:
+    seconds = np.concatenate([block.end_to_end[side].ravel() for block in blocks])
+    medians = np.array([np.median(block.end_to_end[side]) for block in blocks])
+    device = float(np.median(np.concatenate([block.on_device[side] for block in blocks])))
+    median, interval = float(np.median(medians)), median_interval(medians, seed)
+    return Latency(
+        median_ms=1e3 * median,
+        p95_ms=1e3 * float(np.percentile(seconds, 95)),
+        samples=len(seconds),
+        low_ms=1e3 * interval.low,
+        high_ms=1e3 * interval.high,
+        device_median_ms=1e3 * device,
+        images_per_second=batch / median,
+    )
+
+
+def _ratio(blocks: Sequence[_Block], side: int) -> Ratio:
+    """The first side against another."""
+    logs = [block_log_ratio(block.end_to_end[0], block.end_to_end[side]) for block in blocks]
+    return ratio_of_blocks(np.array(logs))
+
+
+def _width(blocks: Sequence[_Block], side: int) -> float:
+    ratio = _ratio(blocks, side)
+    return (ratio.high - ratio.low) / ratio.ratio

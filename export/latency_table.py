@@ -23,6 +23,7 @@ from ..prune.layer_times import BLOCK, LatencyTable, LayerTimes
 from ..prune.widths import alignment
 from ..stages import Progress, silent
 from .layer_graphs import LayerCase, empty_graph, layer_graph, read_cases
+from .runtime import ON_GPU, runtime_packages
 from .stopwatch import AT_ONCE, SessionStopwatch, Stopwatch
 
 CACHE_VERSION = 1
@@ -34,19 +35,17 @@ Points = dict[tuple[int, int], float]
 
 @dataclass(frozen=True)
 class Conditions:
-    """What every time in a table was measured under."""
+    """What every time in a table was measured under. ``threads``: of an operator on the CPU; 0 for ONNX Runtime's choice."""
 
     provider: str
     batch: int
+    threads: int = 0
     precision: str = "fp32"
 
     def about(self) -> dict[str, Any]:
         """With the device and the runtime's version, as the cache keeps it."""
         machine = describe_environment()
-        on_gpu = self.provider != "cpu"
-        version = next(
-            (machine.packages[name] for name in ("onnxruntime-gpu", "onnxruntime") if name in machine.packages), ""
-        )
+        on_gpu = self.provider in ON_GPU
         return {
             "version": CACHE_VERSION,
             "device": machine.gpu if on_gpu else machine.processor,
@@ -54,7 +53,8 @@ class Conditions:
             "provider": self.provider,
             "precision": self.precision,
             "batch": self.batch,
-            "onnxruntime": version,
+            "threads": self.threads,
+            "onnxruntime": next(iter(runtime_packages().values()), ""),
         }
 
 
@@ -82,7 +82,7 @@ def measure_table(
     Raises:
         InputError, MachineError: as :func:`~secateur.export.runtime.open_session`.
     """
-    watch = stopwatch or SessionStopwatch(conditions.provider)
+    watch = stopwatch or SessionStopwatch(conditions.provider, conditions.threads)
     folder = cache or cache_folder() / "latency"
     about = conditions.about()
     widths = widths_to_measure(groups, costs, round_to)

@@ -171,11 +171,11 @@ def _to_proto(network: Network) -> Any:
     assert program is not None
     model = program.model_proto
     fold_constant_branches(model)
-    _forget_origin(model)
+    forget_origin(model)
     return model
 
 
-def _forget_origin(model: Any) -> None:
+def forget_origin(model: Any) -> None:
     """Take out stack traces and doc strings, which hold paths of the machine that exported."""
     del model.metadata_props[:]
     model.doc_string = ""

@@ -13,6 +13,7 @@ from ..files import read_json, replacing, write_json, write_text
 from .accuracy import MEASURES
 from .benchmark_json import bigger_is_better, smaller_is_better
 from .curves import in_points, search_curve
+from .fronts import COSTS, front_plot
 from .model_card import card_view
 from .page_view import headings, page_view
 from .wording import count, figure, in_bytes, markdown_cell, markdown_line, milliseconds, points, share, times
@@ -189,6 +190,26 @@ def pathway_rows(pathways: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]
     ]
 
 
+def variant_cells(report: Report) -> list[tuple[str, ...]]:
+    """The table of precisions: (file, bytes, agreement with torch, accuracy, drop, speed at the gate's batch size, memory)."""
+    rows: list[tuple[str, ...]] = []
+    for row in report.get("variants") or ():
+        drop, parity, memory = row["drop"], row["parity"], row["peak_memory_bytes"]
+        speed = row["speedup"].get(str(report["recipe"].get("measurement", {}).get("latency_batch", 1)))
+        rows.append(
+            (
+                row["file"],
+                in_bytes(row["onnx_bytes"]),
+                f"{share(parity['top1_agreement'])} ({parity['max_relative_difference']:.1e})",
+                share(row["accuracy"]),
+                f"{drop['points']:.2f} ({drop['low']:.2f} to {drop['high']:.2f})" if drop else "–",
+                f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f})" if speed else "–",
+                "–" if memory is None else in_bytes(memory),
+            )
+        )
+    return rows
+
+
 def headline(report: Report) -> str:
     """How far the network was cut, in what its budget was given in, and in how many rounds."""
     search, rounds, budget = report["search"], len(report["rounds"]), report["recipe"]["budget"]
@@ -230,6 +251,12 @@ def _view(report: Report) -> dict[str, Any]:
         "agreement": report["accuracy_against"] == "original",
         "curve": Markup(search_curve(report["search"])) if report["search"] else "",
         "steps": _steps(report["rounds"]),
+        "variants": variant_cells(report),
+        "candidates": report.get("candidates") or (),
+        "fronts": {
+            name: [row["name"] for row in report.get("candidates") or () if row["on_front"][name]] for name in COSTS
+        },
+        "front_plots": [Markup(front_plot(report["candidates"], name)) for name in COSTS if report.get("candidates")],
         "pathways": pathway_rows(report.get("pathways") or ()),
         "passed": all(gate["verdict"] == "pass" for gate in report["gates"]),
         "total_s": sum(report["timings_s"].values()),

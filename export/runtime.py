@@ -3,12 +3,17 @@
 import contextlib
 import functools
 import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError, MachineError, UsageError
 
@@ -16,15 +21,31 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
 }
+ON_GPU = ("cuda", "tensorrt")
+FAILURE_CHARACTERS = 200
+"""How much of a provider's own message is quoted."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A session and the provider that it really runs on: cpu, cuda or tensorrt."""
+    """A session and the provider that it really runs on, by its short name in ``PROVIDERS``."""
 
     session: Any
     provider: str
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How a session runs. ``threads``: of one operator on the CPU, 0 for ONNX Runtime's own choice.
+
+    ``cuda_graphs``: the kernels of a run are recorded once and replayed. It needs CUDA or TensorRT, one batch size and inputs
+    and outputs that stay where they are, so such a session runs through bound buffers only.
+    """
+
+    threads: int = 0
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,81 +86,146 @@ def choose_provider(wanted: str) -> ProviderChoice:
 @functools.cache
 def why_not(provider: str) -> str:
     """Why a provider does not run on this machine; empty if it does. One small convolution is run on it to know."""
-    import torch
-
-    onnxruntime = _onnxruntime()
-    if provider == "cpu":
-        return ""
-    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+    if PROVIDERS[provider] not in runtime_library().get_available_providers():
         return f"this onnxruntime build has no {PROVIDERS[provider]}."
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA GPU."
+    if provider in ON_GPU:
+        import torch
+
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA GPU."
     try:
         session = _session(_small_convolution(), provider)
-        session.run(None, {"x": np.ones((1, 3, 8, 8), np.float32)})
+        (found,) = session.run(None, {"x": np.ones((1, 3, 8, 8), np.float32)})
     except Exception as error:  # the provider's libraries fail in their own ways
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return failure(error)
     real = session.get_providers()[0]
-    return "" if real == PROVIDERS[provider] else f"a session asked for it runs on {real}."
+    if real != PROVIDERS[provider]:
+        return f"a session asked for it runs on {real}."
+    return "" if np.allclose(found, 27) else "a convolution of ones with 3x3x3 ones does not give 27 on it."
 
 
-def open_session(path: Path, provider: str = "cpu") -> Runtime:
-    """Open an ONNX file on a provider.
+def open_session(path: Path, provider: str = "cpu", settings: SessionSettings | None = None) -> Runtime:
+    """Open an ONNX file on a provider; weights in files beside it are found there.
 
     Raises:
         InputError: no such file, or no ONNX model.
         MachineError: the session runs elsewhere than asked.
+        UsageError: CUDA graphs are asked for on a provider that has none.
     """
+    settings = settings or SessionSettings()
+    if settings.cuda_graphs and provider not in ON_GPU:
+        raise UsageError(f"CUDA graphs need the provider cuda or tensorrt (got {provider}).")
     if not path.is_file():
         raise InputError(f"The ONNX file {path} does not exist.")
     try:
-        session = _session(path.read_bytes(), provider)
+        session = _session(str(path), provider, settings)
     except Exception as error:  # onnxruntime raises kinds of its own that share no base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"ONNX Runtime cannot open {path}: {reason}") from error
+        raise InputError(f"ONNX Runtime cannot open {path}: {failure(error)}") from error
     real = session.get_providers()[0]
     if real != PROVIDERS[provider]:
         raise MachineError(f"{path.name} was to run on {provider}, but its session runs on {real}.")
     return Runtime(session, provider)
 
 
-def _session(model: bytes, provider: str) -> Any:
-    onnxruntime = _onnxruntime()
+def node_placement(path: Path, provider: str, feed: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """How many nodes of a file run on each provider, by ONNX Runtime's profile of one run; what was asked for comes first.
+
+    A session that has the provider may still hand single nodes to the CPU, with a copy before and after each.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(str(path), provider, SessionSettings(), str(Path(folder) / "profile"))
+        session.run(None, dict(feed))
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    short = {name: key for key, name in PROVIDERS.items()}
+    placed = {
+        event["args"]["node_index"]: event["args"]["provider"]
+        for event in events
+        if event.get("cat") == "Node" and event.get("args", {}).get("provider")
+    }
+    counts = Counter(short.get(name, name) for name in placed.values())
+    return {provider: counts.pop(provider, 0), **dict(sorted(counts.items()))}
+
+
+def failure(error: Exception) -> str:
+    """The first line of what a library said, in brief."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:FAILURE_CHARACTERS]
+
+
+def _session(model: bytes | str, provider: str, settings: SessionSettings | None = None, profile: str = "") -> Any:
+    settings = settings or SessionSettings()
+    onnxruntime = runtime_library()
+    if provider in ON_GPU:
+        _preload_cuda()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = settings.threads
     # Idle threads of one session must not spin beside another that is being timed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    chosen: list[Any] = [PROVIDERS[provider]]
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    chosen = _providers(provider, model, settings)
+    # Without this a provider that fails is replaced by the CPU, with a line on the terminal.
+    return onnxruntime.InferenceSession(model, options, providers=chosen, enable_fallback=0)
+
+
+def _providers(provider: str, model: bytes | str, settings: SessionSettings) -> list[Any]:
+    """Providers in order with their options: one convolution search for every session, so that two files are timed alike."""
+    graph = {"enable_cuda_graph": "1"} if settings.cuda_graphs else {}
+    cuda = (PROVIDERS["cuda"], {"cudnn_conv_algo_search": "EXHAUSTIVE", **graph})
     if provider == "cuda":
-        chosen = [(PROVIDERS["cuda"], {"cudnn_conv_algo_search": "EXHAUSTIVE"})]
-    elif provider == "tensorrt":
-        chosen = [PROVIDERS["tensorrt"], PROVIDERS["cuda"]]
-    return onnxruntime.InferenceSession(model, options, providers=chosen)
+        return [cuda]
+    if provider == "tensorrt":
+        half, quantised = _held(model)
+        chosen = {"trt_fp16_enable": half, "trt_int8_enable": quantised, "trt_cuda_graph_enable": settings.cuda_graphs}
+        options = {name: str(value) for name, value in chosen.items()}
+        return [(PROVIDERS["tensorrt"], options), (PROVIDERS["cuda"], {"cudnn_conv_algo_search": "EXHAUSTIVE"})]
+    return [PROVIDERS[provider]]
+
+
+def _held(model: bytes | str) -> tuple[bool, bool]:
+    """Whether a file holds float16 weights, and quantised tensors: TensorRT must be told before it may use such kernels."""
+    import onnx
+
+    proto = onnx.load(model, load_external_data=False) if isinstance(model, str) else onnx.load_from_string(model)
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
+    return half, any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
 
 
 @functools.cache
-def _onnxruntime() -> Any:
-    """onnxruntime with torch's CUDA libraries loaded first, its own chatter kept off the terminal."""
+def runtime_library() -> Any:
+    """onnxruntime, its own chatter kept off the terminal."""
     import onnxruntime
-    import torch
 
     onnxruntime.set_default_logger_severity(4)
-    if torch.cuda.is_available() and hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):
-            onnxruntime.preload_dlls()
     return onnxruntime
 
 
-def _refuse_both_packages() -> None:
-    found = []
-    for name in ("onnxruntime", "onnxruntime-gpu"):
+@functools.cache
+def _preload_cuda() -> None:
+    """Load the CUDA libraries that torch brought, before ONNX Runtime looks for its own."""
+    import torch
+
+    onnxruntime = runtime_library()
+    if torch.cuda.is_available() and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
+
+
+def runtime_packages() -> dict[str, str]:
+    """The onnxruntime packages that are installed, with their versions; two of them overwrite each other's files."""
+    found = {}
+    for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            metadata.version(name)
-            found.append(name)
-    if len(found) == 2:
+            found[name] = metadata.version(name)
+    return found
+
+
+def _refuse_both_packages() -> None:
+    found = runtime_packages()
+    if len(found) > 1:
         raise MachineError(
-            "Both onnxruntime and onnxruntime-gpu are installed, and together they lose CUDA. "
-            "Run `pip uninstall onnxruntime onnxruntime-gpu`, then install secateur again."
+            f"{' and '.join(found)} are installed, and together they lose providers: each overwrites the other's files. "
+            f"Run `pip uninstall {' '.join(found)}`, then install secateur again."
         )
 
 

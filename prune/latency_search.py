@@ -45,10 +45,11 @@ class LatencySearch:
         if measured <= self.asked * (1 + TOLERANCE):
             return ""
         floor = min(self.tries, key=lambda one: one.measured)
-        if self.best.narrowest:
+        if self.best.narrowest or floor.target <= NARROWEST:
+            least = "every group at its narrowest" if floor.narrowest else f"a plan of {floor.target:g}"
             return (
-                f"latency {self.asked:g} was asked for; with every group at its narrowest {floor.measured:.3f} was measured, "
-                "which is the floor. What is locked, and work that no width changes, stays."
+                f"latency {self.asked:g} was asked for; with {least} {floor.measured:.3f} was measured, which is the floor. "
+                "What is locked, and work that no width changes, stays."
             )
         return (
             f"latency {self.asked:g} was asked for and {measured:.3f} measured, more than {100 * TOLERANCE:g}% above it; the "

@@ -43,8 +43,8 @@ def machine(monkeypatch, tmp_path):
     """A machine on which time is what :func:`reckoned_ms` says, and a share that the table knows nothing of."""
 
     class Reckoning:
-        def __init__(self, provider):
-            self.provider = provider
+        def __init__(self, provider, threads):
+            self.provider, self.threads = provider, threads
 
         def times(self, graphs):
             return [reckoned_ms(onnx.load_model_from_string(graph)) for graph in graphs]
@@ -52,7 +52,10 @@ def machine(monkeypatch, tmp_path):
         def whole_to_parts(self, whole, batch, parts, order):
             return 1.0
 
-    def compare(baseline, pruned, shape, batch, provider="cpu", *, seed=0, progress=lambda done, total: None):
+    def compare(baseline, others, shape, batch, settings, progress):
+        return [compare_one(baseline, other, batch) for other in others]
+
+    def compare_one(baseline, pruned, batch):
         first, second = (reckoned_ms(onnx.load(path)) for path in (baseline, pruned))
         fixed = first * FIXED / (1 - FIXED)
         ratio = (first + fixed) / (second + fixed)
@@ -61,8 +64,8 @@ def machine(monkeypatch, tmp_path):
 
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("secateur.export.latency_table.SessionStopwatch", Reckoning)
-    monkeypatch.setattr("secateur.latency_budget.compare_latency", compare)
-    monkeypatch.setattr("secateur.pipeline.compare_latency", compare)
+    monkeypatch.setattr("secateur.latency_budget.compare_latencies", compare)
+    monkeypatch.setattr("secateur.measurement.compare_latencies", compare)
 
 
 def test_planned_measured_and_planned_again_until_it_fits(machine, tmp_path, recorder):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from secateur import load_model, prune_and_export
+from secateur.bench_steps import BenchSettings, bench
 from secateur.explain.ranking import UnitScores
 from secateur.export.report import closing_rows, schema
 from secateur.files import sha256_file
@@ -22,7 +23,7 @@ from secateur.prune.repair import repair
 from secateur.prune.sensitivity import measure_sensitivity
 from secateur.prune.surgery import cut
 from secateur.recipe import GateSettings, Recipe
-from secateur.steps import BenchSettings, bench, explain_into, export_into, plan_into, prune_into
+from secateur.steps import explain_into, export_into, plan_into, prune_into
 
 FILES = ("plan.json", "scores.safetensors", "sensitivity.json", "model.safetensors", "model.onnx")
 
@@ -177,13 +178,13 @@ def test_the_steps_one_by_one(data, digits, recipe, tmp_path, recorder):
     export_into(None, out, observer)
     observer = recorder()
     settings = BenchSettings((1,), str(data["none"]), provider="cpu")
-    rows = {row[0]: row[1:] for row in bench(out / "baseline.onnx", out / "model.onnx", settings, observer)}
+    rows = {row[0]: row[1:] for row in bench(out / "baseline.onnx", out / "model.onnx", settings, observer).rows()}
     assert "top-1 accuracy" not in rows
     before, after = (predicted(out / name, data["none"], digits) for name in ("baseline.onnx", "model.onnx"))
     assert rows["agreement with the first"][:2] == ("100.00%", f"{100 * (before == after).mean():.2f}%")
     assert any("what the first predicts" in told for told in observer.told)
     labelled = BenchSettings((1,), str(data["bare"]), provider="cpu")
-    rows = {row[0]: row[1:] for row in bench(out / "baseline.onnx", out / "model.onnx", labelled, recorder())}
+    rows = {row[0]: row[1:] for row in bench(out / "baseline.onnx", out / "model.onnx", labelled, recorder()).rows()}
     truth = np.array(digits["test"][1])
     assert rows["top-1 accuracy"][0] == f"{100 * (before == truth).mean():.2f}%"
 

@@ -45,6 +45,8 @@ def parsed(monkeypatch, tmp_path):
         {"input_shape": (3, 32, 32), "mean": (-0.5, 0.1, 1e-5), "std": (0.2, 0.3, 1.0)},
         {"keep_classes": ("a b", "'c'", "-d"), "require_speedup": 1.25, "require_size_below": 3, "latency_batch": 8},
         {"latency": 0.7, "latency_batch": 1},
+        {"precisions": ("fp32", "int8"), "batches": (1, 8), "threads": 3},
+        {"provider": "cuda", "cuda_graphs": True},
         {"page": False, "evidence_images": 3, "misclassified": 2, "evidence_kernels": 9},
         {"baseline": "old/report.json", "allow_size_regression": 0.0, "baseline_latency": False},
     ],

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from secateur.errors import ExitCode
@@ -58,3 +60,32 @@ def test_gates_not_asked_for_are_absent():
     gates, code = judged(GateSettings())
     assert set(gates) == {"budget"}
     assert code == ExitCode.OK
+
+
+BELOW, EQUAL, ABOVE = -1, 0, 1
+EDGES = {
+    "drop": ({"require_drop_below": 2.0}, lambda value: {"drop": Drop(0.0, 0.0, value, 100)}, 2.0, {BELOW}),
+    "speedup": ({"require_speedup": 1.5}, lambda value: {"speedup": Ratio(2.0, value, 3.0)}, 1.5, {EQUAL, ABOVE}),
+    "size": ({"require_size_below": 2.0}, lambda value: {"size": round(value * 1e6)}, 2.0, {BELOW}),
+}
+"""By gate: its setting, what is measured at a value, the limit, and on which sides of it the gate passes."""
+
+
+@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("side", [BELOW, EQUAL, ABOVE, None])
+def test_every_gate_at_its_edge(name, side):
+    settings, measured, limit, passing = EDGES[name]
+    step = 1e-6 if name == "size" else math.ulp(limit)  # one byte; or the next number there is
+    given = {name: None} if side is None else measured(limit + side * step)
+    gates, code = judged(GateSettings(**settings), **given)
+    verdict = NOT_MEASURED if side is None else PASS if side in passing else FAIL
+    assert gates[name].verdict == verdict
+    assert code == (0 if verdict == PASS else 1)
+
+
+@pytest.mark.parametrize("required", ["cpu", "cuda", "tensorrt", "openvino"])
+@pytest.mark.parametrize("ran", ["cpu", "cuda", "tensorrt", "openvino"])
+def test_the_provider_that_ran_is_the_one_required(required, ran):
+    gates, code = judged(GateSettings(require_provider=required), provider=ran)
+    assert gates["provider"].verdict == (PASS if required == ran else FAIL)
+    assert code == (0 if required == ran else 1)

@@ -1,7 +1,7 @@
 """Accuracy and latency of ONNX files."""
 
 import math
-from itertools import pairwise
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,34 +84,59 @@ def test_drop_pairs_the_images(tmp_path):
     assert same.high == pytest.approx(300 / 360)
 
 
-def test_rounds_interleave_and_sum_up(brightest, monkeypatch):
-    """A clock that we set: the baseline takes 3 ms, the pruned file 1 ms; every ratio is 3, the floor is 1."""
+def test_sides_take_turns_and_sum_up(brightest, monkeypatch):
+    """A clock that we set: the baseline takes 3 ms, the pruned file 1 ms, 1 ms less on the device; every ratio is 3."""
     _, path = brightest
-    order, now = [], [0.0]
-    costs = iter([3e-3, 1e-3, 3e-3])
+    now, opened, calls = [0.0], [], []
 
-    def runner(path, images, provider):
-        cost, which = next(costs), len(order)
-        order.append([])
+    def bind(classifier, images, outputs, provider, settings):
+        which = len(opened)
+        opened.append(which)
 
-        def run():
+        def run(cost):
             now[0] += cost
             calls.append(which)
 
-        return run
+        cost = {"a": 3e-3, "b": 1e-3}[classifier.input_name]
+        return latency.BoundRuns(lambda: run(cost), lambda: run(cost - 5e-4))
 
-    calls = []
-    monkeypatch.setattr(latency, "_runner", runner)
+    sides = iter("ab")
+    real = latency.read_classifier(path)
+    monkeypatch.setattr(latency, "read_classifier", lambda path: replace(real, input_name=next(sides)))
+    monkeypatch.setattr(latency, "bind", bind)
     monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
     found = compare_latency(path, path, (1, 4, 4), 2)
-    assert found.ratio.ratio == pytest.approx(3)
-    assert (found.ratio.low, found.ratio.high) == pytest.approx((3, 3))
+    assert (found.ratio.ratio, found.ratio.low, found.ratio.high) == pytest.approx((3, 3, 3))
     assert found.noise_floor.ratio == pytest.approx(1)
     assert found.baseline.median_ms == pytest.approx(3)
+    assert found.baseline.device_median_ms == pytest.approx(2.5)
     assert found.pruned.p95_ms == pytest.approx(1)
-    timed = calls[18:]  # after three warm-ups of six runs
-    turns = [which for which, after in pairwise([*timed, None]) if which != after]
-    assert turns[:6] == [0, 1, 2, 1, 2, 0] or len(set(turns[:3])) == 3
+    assert found.pruned.images_per_second == pytest.approx(2000)
+    assert len(opened) >= 3 * (1 + latency.MIN_BLOCKS), "every block has sessions of its own"
+    assert now[0] == pytest.approx(3 * latency.SECONDS, rel=0.2)
+    timed = [which for which in calls if which in opened[3:6]][9:]  # of the first block, after the warm-up
+    assert timed[:6] == timed[:3] + timed[:3][::-1], "in an order, then in its reverse"
+
+
+def test_an_unsteady_machine_is_given_more_time(brightest, monkeypatch):
+    _, path = brightest
+    monkeypatch.setattr(latency, "SECONDS", 0.1)
+    monkeypatch.setattr(latency, "_width", lambda blocks, side: 1.0)
+    many = compare_latency(path, path, (1, 4, 4), 1)
+    monkeypatch.setattr(latency, "_width", lambda blocks, side: 0.0)
+    few = compare_latency(path, path, (1, 4, 4), 1)
+    assert many.baseline.samples > 0 < few.baseline.samples
+
+
+def test_a_fixed_batch_is_named(brightest, tmp_path):
+    import onnx
+
+    _, path = brightest
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, tmp_path / "fixed.onnx")
+    with pytest.raises(InputError, match="batches of 2 only"):
+        compare_latency(tmp_path / "fixed.onnx", path, (1, 4, 4), 4)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +154,6 @@ def test_an_interval_that_spans_one_is_no_change(ratio, low, high, words):
 def test_real_files_are_timed(brightest):
     _, path = brightest
     found = compare_latency(path, path, (1, 4, 4), 4)
-    assert found.baseline.samples >= latency.MIN_ROUNDS
+    assert found.baseline.samples >= 2 * latency.MIN_BLOCKS
     assert 0 < found.baseline.median_ms <= found.baseline.p95_ms
     assert np.isfinite([found.ratio.low, found.ratio.high]).all()

@@ -59,7 +59,13 @@ def full(report):
     }
     one = {"target": 0.7, "planned": 0.69, "measured": 0.71, "low": 0.7, "high": 0.73, "narrowest": False}
     made["latency_budget"] = {
-        **{"asked": 0.7, "planned": 0.69, "measured": 0.71, "low": 0.7, "high": 0.73, "batch": 1, "provider": "cpu"},
+        "asked": 0.7,
+        "planned": 0.69,
+        "measured": 0.71,
+        "low": 0.7,
+        "high": 0.73,
+        "batch": 1,
+        "provider": "cpu",
         "chosen": 0,
         "tries": [one],
         "table": {"sha256": "0" * 64, "layers": 9, "measured_points": 40, "offset_ms": 0.02},
