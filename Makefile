@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 READY := $(VENV)/.secateur-ready
 
+# Where an environment forbids bytecode, as container images do, every process would compile all of torch anew: 15 s each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test docs lint format lock clean
 
 setup: $(READY)

@@ -10,6 +10,7 @@ import re
 import shutil
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,12 @@ def recipe_page() -> str:
         "`recipe.toml`. A key without a default may be left out. A key that does not exist is an error.",
         "```toml\n" + Recipe().to_toml().strip() + "\n```",
     ]
-    for section in ("Model", "Data", "Ranking", "Budget", "Repair", "Recovery", "Measurement", "Gate", "Agic", "Picnn"):
-        name = "gates" if section == "Gate" else section.lower()
-        parts += [
-            f"## [{name}]",
-            f"::: secateur.sections.{section}Settings\n    options:\n      show_root_heading: false",
-        ]
+    recipe = Recipe()
+    for entry in fields(recipe):
+        section = getattr(recipe, entry.name)
+        if is_dataclass(section):
+            where = f"{type(section).__module__}.{type(section).__name__}"
+            parts += [f"## [{entry.name}]", f"::: {where}\n    options:\n      show_root_heading: false"]
     return "\n\n".join(parts) + "\n"
 
 

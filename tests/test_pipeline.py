@@ -203,15 +203,15 @@ def test_test_images_decide_nothing(run, quick, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "allocation", "epochs"),
+    ("architecture", "allocation", "repair", "epochs"),
     [
-        ("resnet18", "sensitivity", 1),
-        ("mobilenet_v2", "sensitivity", 1),
-        ("vgg16_bn", "uniform", 0),  # the large ones without what takes them longest
-        ("densenet121", "uniform", 0),
+        ("resnet18", "sensitivity", "reconstruct", 1),
+        ("mobilenet_v2", "sensitivity", "reconstruct", 1),
+        ("vgg16_bn", "uniform", "bn", 0),  # the large ones without what takes them longest
+        ("densenet121", "uniform", "bn", 0),
     ],
 )
-def test_torchvision_networks_go_through_the_whole_line(architecture, allocation, epochs, tmp_path):
+def test_torchvision_networks_go_through_the_whole_line(architecture, allocation, repair, epochs, tmp_path):
     factory = tmp_path / "factory.py"
     factory.write_text(
         "from torchvision.models import get_model\n"
@@ -230,6 +230,7 @@ def test_torchvision_networks_go_through_the_whole_line(architecture, allocation
         data=f"{factory}:data",
         macs=0.6,
         calibration=12,
+        repair=repair,
         epochs=epochs,
         seed=1,
         allocation=allocation,

@@ -1,6 +1,4 @@
 import copy
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -538,8 +536,3 @@ def test_what_has_no_rule_is_refused_by_name(tiny, network_of, noise_images):
             attribute(network_of(module), images, method)
     for method in PATHS:
         assert attribute(network_of(Normed()), images, method).layers["conv"].any()
-
-
-def test_captum_is_imported_when_it_is_needed():
-    code = "import sys, secateur.explain.ranking; sys.exit('captum' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
