@@ -9,7 +9,7 @@ READY := $(VENV)/.secateur-ready
 # Where an environment forbids bytecode, as container images do, every process would compile all of torch anew: 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test docs lint format lock clean
+.PHONY: setup demo test test-all docs lint format lock clean
 
 setup: $(READY)
 
@@ -26,7 +26,11 @@ demo: setup
 	$(BIN)/secateur prune-and-export --out demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not long"
+
+# The rest too: large networks from end to end, trainings over several seeds.
+test-all: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 # The pages of docs/ and the reference from docstrings, into build/docs, without a network.
 docs: setup

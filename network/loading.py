@@ -5,8 +5,9 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ def split_function(spec: str, option: str) -> tuple[Path, str]:
     return Path(file), name
 
 
+class _FromSource(SourceFileLoader):
+    """Compiles a file every time; kept bytecode passes for a file of the same size that was saved in the same second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def import_file(path: Path, option: str) -> ModuleType:
     """Run a user's Python file as a module; files beside it can be imported by it.
 
@@ -37,7 +45,9 @@ def import_file(path: Path, option: str) -> ModuleType:
         InputError: running it failed; the error is passed on.
     """
     module_name = f"secateur_user_{path.stem}_{sha256_json(str(path.resolve()))[:12]}"
-    specification = importlib.util.spec_from_file_location(module_name, path)
+    specification = importlib.util.spec_from_file_location(
+        module_name, path, loader=_FromSource(module_name, str(path))
+    )
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)

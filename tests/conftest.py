@@ -28,6 +28,15 @@ TESTS = Path(__file__).resolve().parent
 SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
 
 
+@pytest.fixture(scope="session", autouse=True)
+def brief_timing():
+    """Latency in as few rounds as there may be: the figures are not what these tests look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("secateur.export.latency.SECONDS", 0.05)
+        patch.setattr("secateur.export.latency.LONGER", 1.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared():
     folder = Path(os.environ.get("SECATEUR_SHARED", TESTS.parents[1] / "shared"))

@@ -207,8 +207,9 @@ def test_test_images_decide_nothing(run, quick, tmp_path):
     [
         ("resnet18", "sensitivity", "reconstruct", 1),
         ("mobilenet_v2", "sensitivity", "reconstruct", 1),
-        ("vgg16_bn", "uniform", "bn", 0),  # the large ones without what takes them longest
-        ("densenet121", "uniform", "bn", 0),
+        # the large ones without what takes them longest
+        pytest.param("vgg16_bn", "uniform", "bn", 0, marks=pytest.mark.long),
+        pytest.param("densenet121", "uniform", "bn", 0, marks=pytest.mark.long),
     ],
 )
 def test_torchvision_networks_go_through_the_whole_line(architecture, allocation, repair, epochs, tmp_path):

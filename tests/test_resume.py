@@ -40,7 +40,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
-@pytest.mark.parametrize("seed", range(2))  # benchmarks.resume has thirty
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2))])
 def test_a_killed_run_goes_on_to_the_same_files(seed, undisturbed, tmp_path):
     wanted, seconds = undisturbed
     folder = tmp_path / "run"

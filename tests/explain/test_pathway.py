@@ -120,7 +120,7 @@ def interpretation_loss_on_new_images(labels_from, permuted, epochs=16):
         return float(path.interpretation_loss(path.eval()(images, path.classes_for(labels)), labels))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_the_label_itself_the_interpretation_loss_collapses():
     """Figure 4. The cluster tells the label, so y2 need not look at the image. That shows at its clearest where images tell
     nothing of labels: with the true label the loss of new images collapses all the same, with a pseudo-label it is no better

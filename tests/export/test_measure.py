@@ -92,6 +92,7 @@ def test_sides_take_turns_and_sum_up(brightest, monkeypatch, warmed):
     """
     cold = 1e-3 if warmed else 0.0
     monkeypatch.setattr(latency, "WARM_BELOW_SECONDS", 1.0 if warmed else 0.0)
+    monkeypatch.setattr(latency, "SECONDS", 1.3)
     _, path = brightest
     now, opened, calls = [0.0], [], []
 
@@ -130,6 +131,7 @@ def test_sides_take_turns_and_sum_up(brightest, monkeypatch, warmed):
 def test_an_unsteady_machine_is_given_more_time(brightest, monkeypatch):
     _, path = brightest
     monkeypatch.setattr(latency, "SECONDS", 0.1)
+    monkeypatch.setattr(latency, "LONGER", 1.5)
     monkeypatch.setattr(latency, "_width", lambda blocks, side: 1.0)
     many = compare_latency(path, path, (1, 4, 4), 1)
     monkeypatch.setattr(latency, "_width", lambda blocks, side: 0.0)
