@@ -94,7 +94,7 @@ def first(tmp_path_factory):
     """A run that passes; what follows goes on from it."""
     folder = tmp_path_factory.mktemp("workspace")
     return Runner(
-        folder, {"args": "--epochs 0 --calibration 64 --repair none --macs 0.9 --quiet", "out": "a run"}
+        folder, {"args": "--epochs 0 --calibration 64 --repair none --macs 0.9 --batches 1 --quiet", "out": "a run"}
     ).run()
 
 

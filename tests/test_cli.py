@@ -271,6 +271,8 @@ def test_main_job_from_a_shell_without_a_terminal(tmp_path, model, data):
             "0.6",
             "--epochs",
             "1",
+            "--batches",
+            "1",
             "--out",
             "run",
         ],

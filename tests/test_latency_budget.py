@@ -104,6 +104,7 @@ def test_planned_measured_and_planned_again_until_it_fits(machine, tmp_path, rec
     assert {name: sha256_file(run.folder / name) for name in names} == before
 
 
+@pytest.mark.long
 def test_a_floor_ends_the_run_with_the_floor_named(machine, tmp_path):
     run = prune_and_export(recipe(latency=0.2, allocation="uniform"), tmp_path / "out")
     assert run.exit_code == ExitCode.GATE_FAILED
@@ -145,7 +146,7 @@ def test_what_cannot_be_asked(tmp_path):
     assert Recipe().override(macs=0.5).override(latency=0.7).budget == BudgetSettings(latency=0.7)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_run_on_the_digits(tmp_path, monkeypatch):
     """What the machine gives is noise on a network this small; that the loop runs and reports is what counts."""
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))

@@ -206,7 +206,7 @@ def test_test_images_decide_nothing(run, quick, tmp_path):
     ("architecture", "allocation", "repair", "epochs"),
     [
         ("resnet18", "sensitivity", "reconstruct", 1),
-        ("mobilenet_v2", "sensitivity", "reconstruct", 1),
+        pytest.param("mobilenet_v2", "sensitivity", "reconstruct", 1, marks=pytest.mark.long),
         # the large ones without what takes them longest
         pytest.param("vgg16_bn", "uniform", "bn", 0, marks=pytest.mark.long),
         pytest.param("densenet121", "uniform", "bn", 0, marks=pytest.mark.long),

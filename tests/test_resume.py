@@ -23,7 +23,7 @@ SCRIPT = Path(sys.executable).with_name("secateur")
 NAMES = (
     "plan.json", "recipe.toml", "sensitivity.json", "scores.safetensors", "model.safetensors", "model.onnx", "baseline.onnx",
 )  # fmt: skip
-COMMAND = ("prune-and-export", "--no-evidence", "--epochs", "2", "--calibration", "300", "--out")
+COMMAND = ("prune-and-export", "--no-evidence", "--epochs", "2", "--calibration", "200", "--batches", "1", "--out")
 
 
 def hashes(folder):

@@ -160,7 +160,7 @@ def test_a_vision_transformer_can_be_trained(network_of):
     assert_trains(network_of(module, (3, 64, 64)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_vit_b_16_can_be_trained(network_of):
     torch.manual_seed(0)
     module = models.vit_b_16(num_classes=4)
