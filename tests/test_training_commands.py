@@ -221,6 +221,7 @@ def test_the_files_of_another_command_are_not_mixed_up(slim, recipe, post_hoc):
     assert (slim[0] / "recipe.toml").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_training_is_not_lost_when_measuring_is_stopped(trained, recipe, tmp_path, monkeypatch):
     calls = []
 

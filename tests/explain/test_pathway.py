@@ -138,7 +138,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_any_torchvision_network_can_be_trained(network_of, name):
     torch.manual_seed(0)

@@ -44,6 +44,7 @@ def test_no_layer_fits_worse_than_before_and_the_network_comes_nearer(
     assert after < before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet18", "vgg", "densenet121", "resnext", "mobilenet_v2"])
 def test_torchvision_networks_are_fitted(name, large, network_of, noise_images, cut_randomly):
     network = network_of(large(name), (3, 32, 32), 5)
