@@ -110,7 +110,10 @@ def test_filters_agree_with_the_plan_and_the_profiles(page, browser):
     carried = data_of(path)
     with browser.open(path) as opened:
         tab = opened.page
-        count = lambda: int(tab.locator("#found").inner_text().split(" ")[0].replace("No", "0"))  # noqa: E731
+
+        def count():
+            return int(tab.locator("#found").inner_text().split(" ")[0].replace("No", "0"))
+
         everything = count()
         assert everything == 8 + 8 + 8 + 16 + 16 + 32 + 32
         tab.select_option("#verdict", "goes")

@@ -33,9 +33,11 @@ def machine(truth, step=0.0, floor=0.0):
 )
 def test_whatever_the_table_got_wrong_the_measured_latency_fits(truth, asked):
     attempt, seen = machine(truth)
-    if min(truth(0.05), truth(1.0)) > asked:
-        pytest.skip("out of reach")
     found = search_latency(attempt, asked)
+    if truth(0.05) > asked:  # out of reach: the fastest of the tries, and why it is too slow
+        assert found.best.measured == min(one.measured for one in found.tries) > asked
+        assert f"latency {asked:g} was asked for" in found.missed(found.best.measured)
+        return
     assert len(seen) <= MOST_TRIES
     assert asked * (1 - 2 * ROOM) <= found.best.measured <= asked
     assert found.missed(found.best.measured) == ""
