@@ -2,6 +2,8 @@
 
     python -m benchmarks.consensus --minutes 60 [--only resnet20,resnet56]
 
+Runs on the GPU where there is one.
+
 For every ranking and three calibration seeds: 1,000 calibration images are drawn, rank, measure the sensitivities and repair;
 the drop is measured on all test images at 1/1.3, 1/1.5, 1/2 and 1/3 of the MACs. Rows are kept in
 benchmarks/results/consensus.json.
@@ -15,6 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmarks.sections import Case, Rows, Work, run_sections
+from secateur.environment import choose_device
 from secateur.explain.consensus import MEMBERS
 from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import RankingTask
@@ -38,25 +41,27 @@ RANKINGS = ("consensus", *MEMBERS, "random", "magnitude", "taylor", "fpgm", "bn-
 
 def compare(case: Case, ranking: str, seed: int) -> Rows:
     """The drop at every fraction of the MACs when a ranking chooses; the consensus's weights beside it."""
-    network, test = case.network, case.splits.test
+    network, test, device = case.network, case.splits.test, choose_device("auto")
     calibration = case.splits.train.sample(1000, seed)
     start = time.perf_counter()
-    scores = rank_kernels(RankingTask(network, calibration, seed, scratch=_scratch(case.name, seed, ranking)), ranking)
+    scores = rank_kernels(
+        RankingTask(network, calibration, seed, device, scratch=_scratch(case.name, seed, ranking)), ranking
+    )
     seconds = time.perf_counter() - start
     groups = find_groups(network.module, network.example(2))
-    sensitivity = measure_orders(network, groups, scores, calibration)
+    sensitivity = measure_orders(network, groups, scores, calibration, device=device)
     units = units_by(groups, scores, sensitivity)
     costs = measure_cost(network)
 
     def right(one: Network) -> Tensor:
-        return predict(one.module, test).argmax(1) == test.labels
+        return predict(one.copy().module.to(device), test, device=device).argmax(1) == test.labels
 
     whole, rows = right(network), []
     for name, fraction in FRACTIONS.items():
         plan = plan_pruning(groups, units, costs, BudgetSettings(macs=fraction), sensitivity)
         small, _ = repair(
             network, surgery.cut(network, plan), calibration, "reconstruct",
-            validation=case.splits.validation, seed=seed,
+            validation=case.splits.validation, seed=seed, device=device,
         )  # fmt: skip
         now = right(small)
         interval = paired_drop_interval(whole.numpy(), now.numpy(), seed)

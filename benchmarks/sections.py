@@ -59,7 +59,7 @@ def run_sections(description: str | None, results: Path, work: Callable[[], Work
     """Read the options, do what the results file does not hold yet, write it after every part, and print its tables.
 
     Rows that compare times are all of one environment. Others (``timed`` false) may come from several processors, with the
-    same packages; every row names its own.
+    same packages; every row names its machine.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--minutes", type=float, default=60, help="start nothing new after this long")
@@ -96,7 +96,7 @@ def run_sections(description: str | None, results: Path, work: Callable[[], Work
             start = time.perf_counter()
             rows = run(case, arguments.seed)
             if not timed:
-                rows = [{**row, "processor": environment["processor"]} for row in rows]
+                rows = [{**row, "machine": environment["gpu"] or environment["processor"]} for row in rows]
             sections.setdefault(section, {})[about] = rows
             print(section, about, f"{time.perf_counter() - start:.0f} s", json.dumps(rows)[:600], flush=True)
             write_json(

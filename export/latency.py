@@ -2,7 +2,8 @@
 
 What makes two timings of the same file differ: the session (where its weights and buffers lie), the moment (clock frequency,
 neighbours) and the order. So sessions are opened anew in every block, the files of a block are timed in turns a few tenths of
-a millisecond long, in a random order and then in the reverse of it, and the interval is taken over the blocks.
+a millisecond long, in a random order and then in the reverse of it, and the interval is taken over the blocks. Where opening
+and warming up takes long (large networks, large batches, a GPU's search for convolutions) all blocks share their sessions.
 """
 
 import random
@@ -26,12 +27,17 @@ from .runtime import SessionSettings, open_session
 
 SECONDS, MIN_BLOCKS, MAX_BLOCKS = 1.3, 8, 30
 """Time for each side of a comparison, and the blocks that are made of it."""
-WIDE, LONGER = 0.05, 1.5
+WIDE, LONGER = 0.05, 4.0
 """While an interval is wider than this more blocks follow, up to so many times the time."""
+PATIENCE, KEPT_BLOCKS = 30.0, 6
+"""Sessions are opened anew for every block if that takes no longer than so many seconds in all. Else the first ones are kept,
+and there are so many blocks at least: the fewest whose interval holds at 95%."""
 DEVICE_ROUNDS = 5
 """In so many rounds of a block a sample on the device alone follows."""
 SAMPLE_SECONDS = 3e-4
 """A sample is the mean of as many runs as fill this; shorter ones would measure the clock."""
+WARM_UP_SECONDS = 0.5
+"""A session that was run so long is warm."""
 WARM_BELOW_SECONDS = 3e-3
 """Where a run of the baseline is shorter, a run that is not timed comes before every sample: after another file has run, the
 first finds its weights out of the caches, and a mean over few runs would hold more of that than a mean over many."""
@@ -56,13 +62,18 @@ class Latency:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two files at one batch size, and the baseline against itself in the same rounds: the noise floor."""
+    """Two files at one batch size, and the baseline against itself in the same rounds: the noise floor.
+
+    ``device_ratio``: with inputs and outputs on the device. ``sessions``: how many each file was timed in.
+    """
 
     batch: int
     baseline: Latency
     pruned: Latency
     ratio: Ratio
     noise_floor: Ratio
+    device_ratio: Ratio | None = None
+    sessions: int = 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,6 +86,8 @@ class Comparison:
             Latency(**values["pruned"]),
             Ratio(**values["ratio"]),
             Ratio(**values["noise_floor"]),
+            Ratio(**values["device_ratio"]) if values.get("device_ratio") else None,
+            values.get("sessions", 1),
         )
 
 
@@ -135,8 +148,9 @@ def compare_latencies(
 
     The baseline takes part twice, in two sessions. Every block opens a session of each file, warms them up, and times rounds:
     all sides in a random order, then in the reverse of it, so that a steady drift falls on all alike. There are 8 to 30 blocks
-    in 1.3 seconds a side (or in what 8 blocks of one round take, if that is longer), and half as long again on a machine that
-    is too unsteady for intervals of 5%.
+    in 1.3 seconds a side (or in what 8 blocks of one round take, if that is longer), and up to four times that on a machine
+    that is too unsteady for intervals of 5%. Where 8 such blocks would take more than half a minute to open and warm up, the
+    first sessions stay for all blocks, 6 or more.
 
     Raises:
         InputError: a file takes no such images or no such batch.
@@ -151,11 +165,14 @@ def compare_latencies(
     def opened(side: int) -> BoundRuns:
         return bind(sides[side % len(sides)], images, outputs[side % len(sides)], settings.provider, session)
 
-    samples = _time_in_turns(opened, len(sides) + 1, settings.seed, progress)
+    samples, sessions = _time_in_turns(opened, len(sides) + 1, settings.seed, progress)
     floor = _ratio(samples, len(sides))
     measured = [_latency(samples, side, batch, settings.seed) for side in range(len(sides))]
     return tuple(
-        Comparison(batch, measured[0], measured[side], _ratio(samples, side), floor) for side in range(1, len(sides))
+        Comparison(
+            batch, measured[0], measured[side], _ratio(samples, side), floor, _device_ratio(samples, side), sessions
+        )
+        for side in range(1, len(sides))
     )
 
 
@@ -169,34 +186,49 @@ class _Block:
 
 def _time_in_turns(
     opened: Callable[[int], BoundRuns], sides: int, seed: int, progress: Callable[[int, int], None]
-) -> list[_Block]:
+) -> tuple[list[_Block], int]:
+    """The blocks, and how many sessions each side had in them."""
     shuffled, start = random.Random(seed), time.perf_counter()
     budget = SECONDS * sides
-    estimates = [_warm_up(opened(side)) for side in range(sides)]
+    estimates: list[float] = []
+    kept: dict[int, BoundRuns] = {}
+    for side in range(sides):
+        kept[side] = opened(side)
+        estimates.append(_warm_up(kept[side]))
     estimates[-1] = estimates[0]  # the same file
     repeats = [max(1, round(SAMPLE_SECONDS / estimate)) for estimate in estimates]
     warm = estimates[0] < WARM_BELOW_SECONDS
     first = time.perf_counter() - start  # opening and warming up every side takes so long
-    blocks = int(min(MAX_BLOCKS, max(MIN_BLOCKS, (budget - first) / (2 * first))))
+    if anew := first * MIN_BLOCKS <= PATIENCE:
+        kept.clear()
+        blocks = int(min(MAX_BLOCKS, max(MIN_BLOCKS, (budget - first) / (2 * first))))
+    else:
+        blocks, start = KEPT_BLOCKS, time.perf_counter()
     found: list[_Block] = []
     while len(found) < blocks or (
         time.perf_counter() - start < LONGER * budget and max(_width(found, side) for side in range(1, sides)) > WIDE
     ):
         left = budget - (time.perf_counter() - start)
         end = time.perf_counter() + (left / (blocks - len(found)) if len(found) < blocks else budget / blocks)
-        found.append(_block(opened, repeats, warm, shuffled, end))
+        sessions = kept or _opened(opened, sides, shuffled)
+        found.append(_block(sessions, repeats, warm, shuffled, end))
         progress(min(len(found), blocks), blocks)
-    return found
+    return found, len(found) if anew else 1
+
+
+def _opened(opened: Callable[[int], BoundRuns], sides: int, shuffled: random.Random) -> dict[int, BoundRuns]:
+    """A session of each side, opened in a random order and warmed up."""
+    sessions = {side: opened(side) for side in shuffled.sample(range(sides), sides)}
+    for runs in sessions.values():
+        _warm_up(runs, 1)
+    return sessions
 
 
 def _block(
-    opened: Callable[[int], BoundRuns], repeats: Sequence[int], warm: bool, shuffled: random.Random, end: float
+    sessions: Mapping[int, BoundRuns], repeats: Sequence[int], warm: bool, shuffled: random.Random, end: float
 ) -> _Block:
-    """Open a session of each side and time rounds until ``end``, one at least."""
+    """Time rounds of all sides until ``end``, one at least."""
     sides = range(len(repeats))
-    sessions = {side: opened(side) for side in shuffled.sample(sides, len(sides))}
-    for runs in sessions.values():
-        _warm_up(runs, 1)
     device: list[list[float]] = []
     rounds: list[NDArray[np.float64]] = []
     while not rounds or time.perf_counter() < end:
@@ -213,10 +245,12 @@ def _block(
 
 
 def _warm_up(runs: BoundRuns, times: int = 3) -> float:
-    """Run both ways a few times; the seconds that one run takes end to end."""
+    """Run both ways, once and then a few times more unless that takes long; the seconds that one run takes end to end."""
     runs.on_device()
-    runs.end_to_end()
-    return max(min(_sample(runs.end_to_end, 1) for _ in range(times)), 1e-7)
+    found = [_sample(runs.end_to_end, 1)]
+    while len(found) <= times and sum(found) < WARM_UP_SECONDS:
+        found.append(_sample(runs.end_to_end, 1))
+    return max(min(found), 1e-7)
 
 
 def _sample(run: Callable[[], Any], repeats: int, warm: bool = False) -> float:
@@ -257,6 +291,12 @@ def _latency(blocks: Sequence[_Block], side: int, batch: int, seed: int) -> Late
 def _ratio(blocks: Sequence[_Block], side: int) -> Ratio:
     """The first side against another."""
     logs = [block_log_ratio(block.end_to_end[0], block.end_to_end[side]) for block in blocks]
+    return ratio_of_blocks(np.array(logs))
+
+
+def _device_ratio(blocks: Sequence[_Block], side: int) -> Ratio:
+    """The same on the device."""
+    logs = [block_log_ratio(block.on_device[0][:, None], block.on_device[side][:, None]) for block in blocks]
     return ratio_of_blocks(np.array(logs))
 
 

@@ -84,35 +84,43 @@ def test_drop_pairs_the_images(tmp_path):
     assert same.high == pytest.approx(300 / 360)
 
 
-@pytest.mark.parametrize("warmed", [False, True])
-def test_sides_take_turns_and_sum_up(brightest, monkeypatch, warmed):
-    """A clock that we set: the baseline takes 3 ms, the pruned file 1 ms, 0.5 ms less on the device; every ratio is 3.
-
-    After another file has run a file takes 1 ms more, which is not to be counted where files are warmed.
+@pytest.fixture
+def clock(brightest, monkeypatch):
+    """A clock that we set: opening a file takes ``opening`` s, a run of the baseline ``first`` s and of the pruned file a third
+    of that, a sixth of that less on the device; every ratio is 3. After another file has run a file takes ``cold`` s more.
     """
-    cold = 1e-3 if warmed else 0.0
-    monkeypatch.setattr(latency, "WARM_BELOW_SECONDS", 1.0 if warmed else 0.0)
-    monkeypatch.setattr(latency, "SECONDS", 1.3)
     _, path = brightest
     now, opened, calls = [0.0], [], []
-
-    def bind(classifier, images, outputs, provider, settings):
-        which = len(opened)
-        opened.append(which)
-
-        def run(cost):
-            now[0] += cost + (cold if calls[-1:] != [which] else 0)
-            calls.append(which)
-
-        cost = {"a": 3e-3, "b": 1e-3}[classifier.input_name]
-        return latency.BoundRuns(lambda: run(cost), lambda: run(cost - 5e-4))
-
-    sides = iter("ab")
     real = latency.read_classifier(path)
-    monkeypatch.setattr(latency, "read_classifier", lambda path: replace(real, input_name=next(sides)))
-    monkeypatch.setattr(latency, "bind", bind)
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
-    found = compare_latency(path, path, (1, 4, 4), 2)
+
+    def compare(first=3e-3, cold=0.0, opening=0.0):
+        def bind(classifier, images, outputs, provider, settings):
+            now[0] += opening
+            which = len(opened)
+            opened.append(which)
+
+            def run(cost):
+                now[0] += cost + (cold if calls[-1:] != [which] else 0)
+                calls.append(which)
+
+            cost = {"a": first, "b": first / 3}[classifier.input_name]
+            return latency.BoundRuns(lambda: run(cost), lambda: run(cost - first / 6))
+
+        sides = iter("ab")
+        monkeypatch.setattr(latency, "read_classifier", lambda path: replace(real, input_name=next(sides)))
+        monkeypatch.setattr(latency, "bind", bind)
+        monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+        monkeypatch.setattr(latency, "SECONDS", 1.3)
+        return compare_latency(path, path, (1, 4, 4), 2), now[0], opened, calls
+
+    return compare
+
+
+@pytest.mark.parametrize("warmed", [False, True])
+def test_sides_take_turns_and_sum_up(clock, monkeypatch, warmed):
+    """What a file takes more after another has run is not to be counted where files are warmed."""
+    monkeypatch.setattr(latency, "WARM_BELOW_SECONDS", 1.0 if warmed else 0.0)
+    found, seconds, opened, calls = clock(cold=1e-3 if warmed else 0.0)
     assert (found.ratio.ratio, found.ratio.low, found.ratio.high) == pytest.approx((3, 3, 3))
     assert found.noise_floor.ratio == pytest.approx(1)
     assert found.baseline.median_ms == pytest.approx(3)
@@ -120,12 +128,28 @@ def test_sides_take_turns_and_sum_up(brightest, monkeypatch, warmed):
     assert found.pruned.p95_ms == pytest.approx(1)
     assert found.pruned.images_per_second == pytest.approx(2000)
     assert len(opened) >= 3 * (1 + latency.MIN_BLOCKS), "every block has sessions of its own"
-    assert now[0] == pytest.approx(3 * latency.SECONDS, rel=0.2)
+    assert found.sessions == len(opened) // 3 - 1
+    assert found.device_ratio.ratio == pytest.approx(2.5 / 0.5)
+    assert seconds == pytest.approx(3 * latency.SECONDS, rel=0.2)
     calls = calls[:: 1 + warmed]  # each sample is of one run, after one that is not timed
     timed = [which for which in calls if which in opened[3:6]]
     assert any(timed[at : at + 6] == timed[at : at + 3] + timed[at : at + 3][::-1] for at in range(12)), (
         "in an order, then in its reverse"
     )
+
+
+@pytest.mark.parametrize(("first", "opening"), [(2.0, 0.1), (0.01, 5.0)])
+def test_sessions_that_take_long_to_open_or_warm_up_are_kept(clock, first, opening):
+    found, seconds, opened, calls = clock(first=first, opening=opening)
+    assert (found.ratio.ratio, found.noise_floor.ratio) == pytest.approx((3, 1))
+    assert len(opened) == 3
+    assert found.sessions == 1
+    runs_a_side = len(calls) / 3
+    assert runs_a_side >= 2 * latency.KEPT_BLOCKS
+    if first == 2.0:
+        assert runs_a_side <= 3 * latency.KEPT_BLOCKS + 4, "a round in each block, and little to warm up"
+    else:
+        assert seconds < 3 * opening + 2 * 3 * latency.SECONDS
 
 
 def test_an_unsteady_machine_is_given_more_time(brightest, monkeypatch):

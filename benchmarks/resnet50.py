@@ -1,0 +1,232 @@
+"""ResNet-50 at 224 pixels with half of its MACs: how much faster is it in ONNX Runtime?
+
+    python -m benchmarks.resnet50 [--provider auto] [--precisions fp32,fp16] [--batches 1,64] [--weights FILE]
+
+Secateur's cut by equal shares with several alignments of the widths, and torch-pruning's at equal MACs, all timed in turns in
+one run beside the whole network. What is timed depends on widths alone: without ``--weights`` they are seeded noise, kernels
+are chosen by magnitude, and nothing is said of accuracy. Figures are kept by device in benchmarks/results/resnet50.json.
+"""
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch_pruning
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from secateur import __version__
+from secateur.environment import describe_environment, seed_everything
+from secateur.explain.ranking import rank_kernels, score_units
+from secateur.explain.scores import RankingTask
+from secateur.export.latency import TimingSettings, compare_latencies
+from secateur.export.onnx_model import INPUT_NAME, export_onnx
+from secateur.export.precision import file_name, to_precision
+from secateur.export.runtime import choose_provider, node_placement
+from secateur.export.telemetry import observed_conditions
+from secateur.files import write_json
+from secateur.network.channels import find_groups
+from secateur.network.images import Images, images_from_tensor
+from secateur.network.model import Network, load_model
+from secateur.prune import surgery, widths
+from secateur.prune.cost import measure_cost
+from secateur.prune.plan import plan_pruning
+from secateur.recipe import BudgetSettings, ModelSettings
+
+RESULTS = Path(__file__).parent / "results" / "resnet50.json"
+MACS = 0.5
+SETTLING_BATCHES, SETTLING_IMAGES = 4, 16
+PEER_STEPS, PEER_MOST = 12, 0.95
+ALIGNMENTS: dict[str, str | int] = {
+    "no rounding": 1,
+    "--round-to auto": "auto",
+    "--round-to 32": 32,
+    "--round-to 64": 64,
+}
+
+
+def whole_network(weights: str | None, size: int, seed: int) -> Network:
+    """Torchvision's ResNet-50; without weights its BatchNorms are settled on noise, so that float16 holds what it makes."""
+    if weights:
+        return load_model(ModelSettings("resnet50", weights))
+    from torchvision import models
+
+    seed_everything(seed)
+    module = models.resnet50(weights=None)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None  # the mean of all batches
+    with torch.no_grad():
+        for _ in range(SETTLING_BATCHES):
+            module.train()(torch.randn(SETTLING_IMAGES, 3, size, size))
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(module.state_dict(), Path(folder) / "noise.pt")
+        return load_model(ModelSettings("resnet50", str(Path(folder) / "noise.pt")))
+
+
+def secateurs_cut(network: Network, round_to: str | int, inner_share: float | None = None) -> Network:
+    """Cut to half of the MACs by equal shares of the kernels of least magnitude.
+
+    ``inner_share``: what layers inside blocks lose before residual streams are touched; secateur's own if None.
+    """
+    groups = find_groups(network.module, network.example(2))
+    units = score_units(groups, rank_kernels(RankingTask(network, noise(network, 1)), "magnitude"))
+    share = widths.INNER_SHARE if inner_share is None else inner_share
+    with mock.patch.object(widths, "INNER_SHARE", share):
+        plan = plan_pruning(groups, units, measure_cost(network), BudgetSettings(macs=MACS, round_to=round_to))
+    return surgery.cut(network, plan)
+
+
+def peers_cut(network: Network, round_to: int | None) -> Network:
+    """torch-pruning's cut by the same magnitudes, streams included, at the lowest ratio that leaves half of the MACs."""
+    whole, low, high, found = measure_cost(network).of({}).macs, 0.0, PEER_MOST, network
+    for _ in range(PEER_STEPS):
+        ratio = (low + high) / 2
+        module = copy.deepcopy(network.module).eval()
+        head = [child for child in module.modules() if isinstance(child, nn.Linear)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch_pruning.pruner.BasePruner(
+                module,
+                network.example(1),
+                importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+                pruning_ratio=ratio,
+                ignored_layers=head,
+                round_to=round_to,
+            ).step()
+        cut = replace(network, module=module)
+        if measure_cost(cut).of({}).macs <= MACS * whole:
+            high, found = ratio, cut
+        else:
+            low = ratio
+    return found
+
+
+def cuts(network: Network) -> dict[str, Network]:
+    """Every network that is timed against the whole, by name."""
+    found = {f"secateur, {name}": secateurs_cut(network, round_to) for name, round_to in ALIGNMENTS.items()}
+    found["secateur, streams like the rest, --round-to 32"] = secateurs_cut(network, 32, 0.0)
+    found["torch-pruning, no rounding"] = peers_cut(network, None)
+    found["torch-pruning, round_to 8"] = peers_cut(network, 8)
+    return found
+
+
+def measure(network: Network, provider: str, precisions: list[str], batches: list[int], seed: int) -> dict[str, Any]:
+    """Cut, export and time in turns: the figures of every cut in every precision at every batch size."""
+    costs, networks = measure_cost(network).of({}), {"whole": network, **cuts(network)}
+    shares = {name: measure_cost(one).of({}).macs / costs.macs for name, one in networks.items()}
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (name, one) in enumerate(networks.items()):
+            export_onnx(one, Path(folder, f"{index}.onnx"))
+            print(f"{name}: {shares[name]:.3f} of the MACs", flush=True)
+        for precision in precisions:
+            paths = [Path(folder, file_name(f"{index}.onnx", precision)) for index in range(len(networks))]
+            for index, path in enumerate(paths):
+                if precision != "fp32":
+                    to_precision(Path(folder, f"{index}.onnx"), path, precision, noise(network, 32), provider)
+            for batch in batches:
+                found.append({
+                    "precision": precision, "batch": batch, **timed(paths, list(networks), network, provider, batch, seed)
+                })  # fmt: skip
+                print(json.dumps(found[-1]), flush=True)
+    return {"macs": costs.macs, "parameters": costs.parameters, "macs_left": shares, "latency": found}
+
+
+def timed(
+    paths: list[Path], names: list[str], network: Network, provider: str, batch: int, seed: int
+) -> dict[str, Any]:
+    """The first file against the others."""
+    start = time.perf_counter()
+    images = network.example(batch).numpy()
+    placed = [node_placement(path, provider, {INPUT_NAME: images}) for path in paths]
+    with observed_conditions() as conditions:
+        settings = TimingSettings(provider, seed=seed)
+        compared = compare_latencies(paths[0], paths[1:], network.input_shape, batch, settings)
+    return {
+        "whole": asdict(compared[0].baseline),
+        "noise_floor": asdict(compared[0].noise_floor),
+        "sessions": compared[0].sessions,
+        "conditions": conditions.to_json(),
+        "seconds": time.perf_counter() - start,
+        "nodes": dict(zip(names, placed, strict=True)),
+        "cuts": {
+            name: {
+                **asdict(one.pruned),
+                "speedup": asdict(one.ratio),
+                "device_speedup": asdict(one.device_ratio) if one.device_ratio else None,
+            }
+            for name, one in zip(names[1:], compared, strict=True)
+        },
+    }
+
+
+def noise(network: Network, count: int) -> Images:
+    """Seeded images of noise with the label 0."""
+    pixels = torch.randint(256, (count, *network.input_shape), generator=torch.Generator().manual_seed(0))
+    return images_from_tensor(pixels.to(torch.uint8), torch.zeros(count, dtype=torch.int64), network.preprocessing)
+
+
+def show(about: str, found: dict[str, Any]) -> None:
+    """Speed-ups end to end and on the device, a row for each cut, precision and batch size."""
+    table = Table(title=f"ResNet-50 with half of its MACs, against the whole, on {about}")
+    for name in ("precision", "batch", "cut", "MACs", "ms", "times as fast", "on the device", "noise floor"):
+        table.add_column(name)
+    for part in found["latency"]:
+        for name, one in {"whole": part["whole"], **part["cuts"]}.items():
+            table.add_row(
+                part["precision"],
+                str(part["batch"]),
+                name,
+                f"{found['macs_left'][name]:.3f}",
+                f"{one['median_ms']:.3f}",
+                _ratio(one.get("speedup")),
+                _ratio(one.get("device_speedup")),
+                "" if "speedup" in one else _ratio(part["noise_floor"]),
+            )
+    Console(width=150).print(table)
+
+
+def _ratio(values: dict[str, float] | None) -> str:
+    return f"{values['ratio']:.3f} ({values['low']:.3f} to {values['high']:.3f})" if values else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--provider", default="auto")
+    parser.add_argument("--precisions", default="fp32,fp16")
+    parser.add_argument("--batches", default="1,64")
+    parser.add_argument("--weights", help="trained weights of torchvision's resnet50; seeded noise without")
+    parser.add_argument("--size", type=int, default=224, help="of the noise that BatchNorms are settled on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    environment = describe_environment().to_json()
+    provider = choose_provider(arguments.provider).provider
+    network = whole_network(arguments.weights, arguments.size, arguments.seed)
+    batches = [int(batch) for batch in arguments.batches.split(",")]
+    found = measure(network, provider, arguments.precisions.split(","), batches, arguments.seed)
+    device = environment["processor"] if provider == "cpu" else environment["gpu"]
+    kept = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    kept[f"{device}, {provider}"] = {
+        "secateur_version": __version__,
+        "environment": environment,
+        "seed": arguments.seed,
+        "weights": arguments.weights or "seeded noise",
+        **found,
+    }
+    write_json(arguments.results, kept)
+    show(f"{device}, {provider}", found)
+
+
+if __name__ == "__main__":
+    main()
