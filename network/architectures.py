@@ -1,0 +1,219 @@
+"""Modules from every form of ``--model``, with what each says about its images: digits, torchvision, timm, a user's factory."""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..recipe import ModelSettings
+from .loading import describe, first_line, import_file, split_function
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a model says about itself; None where it says nothing."""
+
+    module: nn.Module
+    input_shape: Sequence[int] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    resize: int | None = None
+    class_names: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
+
+
+def build_module(
+    settings: ModelSettings, tensors: dict[str, Tensor] | None, classes: int | None = None, pretrained: bool = True
+) -> Declared:
+    """Build what ``settings.model`` names, except for a run folder.
+
+    Args:
+        tensors: a checkpoint that will be loaded into it, whose head says how many classes; None: the model's own weights.
+        classes: of the head; what the checkpoint or the model has if None.
+        pretrained: False builds the architecture alone.
+
+    Raises:
+        InputError: no such model, or its code fails.
+    """
+    name = settings.model
+    if name == "digits":
+        from .digits import build_digits_network
+
+        return Declared(*build_digits_network(with_weights=pretrained and tensors is None))
+    if name.startswith("timm:"):
+        return _from_timm(name.removeprefix("timm:"), tensors, classes, pretrained)
+    if ":" in name or name.endswith(".py"):
+        return _from_factory(name)
+    return _from_torchvision(settings, tensors, classes, pretrained)
+
+
+def _from_factory(spec: str) -> Declared:
+    path, function = split_function(spec, "--model")
+    user = import_file(path, "--model")
+    factory = getattr(user, function, None)
+    if factory is None or not callable(factory):
+        offered = sorted(name for name, value in vars(user).items() if callable(value) and not name.startswith("_"))
+        raise InputError(f"--model {spec}: {path} defines no function {function!r}. It has: {', '.join(offered)}.")
+    try:
+        module = factory()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise InputError(f"--model {spec}: calling {function}() failed with {describe(error)}") from error
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+    if not isinstance(module, nn.Module):
+        raise InputError(f"--model {spec}: {function}() returned {type(module).__name__}, not an nn.Module.")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(f"--model {spec}: {function}() returned a TorchScript module; the plain nn.Module is needed.")
+    resize = getattr(user, "RESIZE", None)
+    if resize is not None and (isinstance(resize, bool) or not isinstance(resize, int) or resize < 1):
+        raise InputError(f"{path}: RESIZE must be a whole number of pixels (got {resize!r}).")
+    normalisation = getattr(user, "NORMALISATION", None) or {}
+    if not isinstance(normalisation, dict) or not set(normalisation) <= {"mean", "std"}:
+        raise InputError(f'{path}: NORMALISATION must be {{"mean": (…), "std": (…)}}.')
+    return Declared(
+        module,
+        getattr(user, "INPUT_SHAPE", None),
+        normalisation.get("mean"),
+        normalisation.get("std"),
+        resize,
+        getattr(user, "CLASS_NAMES", ()),
+    )
+
+
+def _from_torchvision(
+    settings: ModelSettings, tensors: dict[str, Tensor] | None, classes: int | None, pretrained: bool
+) -> Declared:
+    from torchvision import models
+
+    name = settings.model
+    known = models.list_models(module=models)
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, "digits"], n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise InputError(
+            f"--model {name}: no such model.{hint} Expected: digits, a torchvision classification model, timm:NAME, "
+            "path/to/file.py:function, or a folder that secateur wrote."
+        )
+    weights = models.get_model_weights(name)
+    chosen = weights.DEFAULT
+    if settings.weights and names_torchvision_weights(settings):
+        wanted = settings.weights.upper()
+        if wanted != "DEFAULT" and wanted not in weights.__members__:
+            raise InputError(
+                f"--weights {settings.weights}: {name} has {', '.join(weights.__members__)}, or give a file."
+            )
+        chosen = weights[wanted] if wanted != "DEFAULT" else chosen
+    options: dict[str, Any] = {}
+    if tensors is not None or classes is not None or not pretrained:
+        if tensors is not None:
+            classes = _classes_in(models.get_model(name, weights=None), tensors) or classes
+        module = models.get_model(name, weights=None, **({"num_classes": classes} if classes else {}), **options)
+    else:
+        try:
+            module = models.get_model(name, weights=chosen)
+        except OSError as error:
+            raise InputError(
+                f"--model {name}: its weights {chosen} are not here and cannot be downloaded ({first_line(error)}). "
+                "Give a file with --weights."
+            ) from error
+    _drop_auxiliary_heads(module)
+    transform = chosen.transforms()
+    own_classes = pretrained and tensors is None
+    return Declared(
+        module,
+        (3, transform.crop_size[0], transform.crop_size[0]),
+        transform.mean,
+        transform.std,
+        transform.resize_size[0],
+        chosen.meta.get("categories", ()) if own_classes else (),
+        (_torchvision_note(settings, chosen),),
+    )
+
+
+def _torchvision_note(settings: ModelSettings, chosen: Any) -> str:
+    taken = [
+        name
+        for name, given in (("input size", settings.input_shape), ("normalisation", settings.mean))
+        if given is None
+    ]
+    if not taken:
+        return "Class names follow torchvision's or the data's."
+    return f"{' and '.join(taken).capitalize()}: torchvision's, declared with {chosen}."
+
+
+def _from_timm(name: str, tensors: dict[str, Tensor] | None, classes: int | None, pretrained: bool) -> Declared:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"--model timm:{name} needs timm: pip install 'secateur[timm]'.") from error
+    if name not in timm.list_models(pretrained=False) and name.partition(".")[0] not in timm.list_models():
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise InputError(
+            f"--model timm:{name}: no such timm model.{' Did you mean ' + ', '.join(near) + '?' if near else ''}"
+        )
+    if tensors is not None:
+        classes = _classes_in(timm.create_model(name, pretrained=False), tensors) or classes
+    options = {"num_classes": classes} if classes else {}
+    for logger in ("httpx", "huggingface_hub", "timm"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    try:
+        module = timm.create_model(name, pretrained=pretrained and tensors is None, **options)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"--model timm:{name}: its weights cannot be fetched ({first_line(error)}). Give a file with --weights."
+        ) from error
+    declared = module.pretrained_cfg
+    return Declared(module, declared.get("input_size"), declared.get("mean"), declared.get("std"))
+
+
+def _drop_auxiliary_heads(module: nn.Module) -> None:
+    """GoogLeNet and Inception read auxiliary heads in training only; a cut would leave them behind, so they go."""
+    if getattr(module, "aux_logits", False):
+        module.aux_logits = False  # type: ignore[assignment]
+        for name in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(module, name):
+                setattr(module, name, None)
+
+
+def _classes_in(module: nn.Module, tensors: dict[str, Tensor]) -> int | None:
+    """The class count of a checkpoint: the height of the tensor where the architecture has its head."""
+    head = head_name(module)
+    weight = tensors.get(f"{head}.weight") if head else None
+    return None if weight is None else weight.shape[0]
+
+
+def head_name(module: nn.Module) -> str | None:
+    """The last linear or convolutional layer, as the module lists them."""
+    layers = [name for name, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)]
+    return layers[-1] if layers else None
+
+
+def head_width(module: nn.Module) -> int | None:
+    """The outputs of the head."""
+    head = head_name(module)
+    layer = module.get_submodule(head) if head else None
+    return int(layer.weight.shape[0]) if isinstance(layer, nn.Linear | nn.Conv2d) else None
+
+
+def names_torchvision_weights(settings: ModelSettings) -> bool:
+    """Whether ``settings.weights`` is a name of torchvision's weights and no file."""
+    from torchvision import models
+
+    if settings.model not in models.list_models(module=models) or settings.weights is None:
+        return False
+    known = {"DEFAULT", *models.get_model_weights(settings.model).__members__}
+    return settings.weights.upper() in known and not Path(settings.weights).exists()
+
+
+def known_weights(model: str) -> str:
+    """The names of weights that torchvision has for a model, as a hint; nothing for other models."""
+    from torchvision import models
+
+    if model not in models.list_models(module=models):
+        return ""
+    return f" torchvision has {', '.join(models.get_model_weights(model).__members__)} for {model}."
