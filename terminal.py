@@ -1,4 +1,4 @@
-"""What a person sees while secateur works: a line per stage, a bar on what takes long, the closing table."""
+"""What a person sees while secateur works: a line per stage, a bar on what takes long (in a log: a line now and then)."""
 
 import contextlib
 import time
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .explain.evidence import EvidenceTree
 
 BAR_AFTER_SECONDS = 2.0
+LOG_EVERY_SECONDS = 20.0
+"""Where there is no terminal, as in CI, how far a long stage has come is said so often."""
 
 
 class TerminalObserver(Observer):
@@ -32,13 +34,17 @@ class TerminalObserver(Observer):
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Report]:
-        start = time.perf_counter()
+        start = said = time.perf_counter()
         bar: Progress | None = None
         task = None
 
         def report(done: int, total: int) -> None:
-            nonlocal bar, task
-            if self.quiet or not self.console.is_terminal or time.perf_counter() - start < BAR_AFTER_SECONDS:
+            nonlocal bar, task, said
+            now = time.perf_counter()
+            if not self.quiet and not self.console.is_terminal and now - said >= LOG_EVERY_SECONDS and total:
+                said = now
+                self.console.print(f"  {name:<12} {now - start:7.1f} s, {100 * done // total}% done", highlight=False)
+            if self.quiet or not self.console.is_terminal or now - start < BAR_AFTER_SECONDS:
                 return
             if bar is None:
                 columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
