@@ -68,7 +68,9 @@ MaxDrop = Annotated[
     ),
 ]
 Rounds = Annotated[int | None, typer.Option(help="How often to explain, cut and repair on the way to the budget.")]
-RoundTo = Annotated[str | None, typer.Option(help="Widths are multiples of this; auto: 8, 4, 2 or 1 by width.")]
+RoundTo = Annotated[
+    str | None, typer.Option(help="Widths are multiples of this; auto: a power of two up to 32, by width.")
+]
 Allocation = Annotated[
     str | None, typer.Option(help="How the cut is shared out: sensitivity (measured) or uniform shares.")
 ]

@@ -49,6 +49,7 @@ PEER_STEPS, PEER_MOST = 12, 0.95
 ALIGNMENTS: dict[str, str | int] = {
     "no rounding": 1,
     "--round-to auto": "auto",
+    "--round-to 8": 8,
     "--round-to 32": 32,
     "--round-to 64": 64,
 }

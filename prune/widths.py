@@ -17,6 +17,7 @@ INNER_SHARE = 0.75
 """The share that groups inside blocks lose before residual streams are touched."""
 COARSE_WIDTHS = 32
 EFFORTS = 200
+AUTOMATIC = (32, 16, 8, 4, 2, 1)
 
 
 class WidthBook:
@@ -177,11 +178,14 @@ class WidthBook:
 
 
 def alignment(group: ChannelGroup, round_to: str | int) -> int:
-    """The step of a group's width, in units. ``auto``: the largest of 8, 4, 2, 1 that is at most an eighth of the width."""
+    """The step of a group's width, in units. ``auto``: the largest of ``AUTOMATIC`` that is at most an eighth of the width.
+
+    Runtimes work in blocks of channels, and the wider the layer, the wider the blocks that are quick.
+    """
     root = group.members[0]
     channels_per_unit = max(1, len(root.channels[0]))
     if isinstance(round_to, int):
         wanted = round_to
     else:
-        wanted = next(size for size in (8, 4, 2, 1) if size <= max(1, root.width // 8))
+        wanted = next(size for size in AUTOMATIC if size <= max(1, root.width // 8))
     return max(1, wanted // math.gcd(wanted, channels_per_unit))

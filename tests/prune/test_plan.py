@@ -114,14 +114,14 @@ def test_widths_are_aligned_or_whole_and_the_lowest_scores_go(inputs, name, roun
 
 
 def test_automatic_alignment_follows_the_width(inputs):
-    """Eights where 64 or more channels stand, fours from 32, twos from 16, ones below."""
+    """32 where 256 or more channels stand, 16 from 128, eights from 64, fours from 32, twos from 16, ones below."""
     for name in ("digits", "resnet18", "padded"):
         groups, scores, costs = inputs(name)
         plan = plan_pruning(groups, scores, costs, BudgetSettings(macs=0.5))
         for group, own in zip(groups, plan.groups, strict=True):
             if not own.locked:
                 width = group.members[0].width
-                assert own.step == (8 if width >= 64 else 4 if width >= 32 else 2 if width >= 16 else 1)
+                assert own.step == next((size for size in (32, 16, 8, 4, 2) if width >= 8 * size), 1)
 
 
 def test_the_head_is_never_cut(inputs):
