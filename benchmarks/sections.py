@@ -58,8 +58,8 @@ Work = Mapping[tuple[str, str], Callable[[Callable[[str], Case], int], Rows]]
 def run_sections(description: str | None, results: Path, work: Callable[[], Work], *, timed: bool = True) -> None:
     """Read the options, do what the results file does not hold yet, write it after every part, and print its tables.
 
-    Rows that compare times are all of one environment. Others (``timed`` false) may come from several processors, with the
-    same packages; every row names its machine.
+    Rows that compare times are all of one environment. Others (``timed`` false) may come from several; every row names its
+    machine and torch.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--minutes", type=float, default=60, help="start nothing new after this long")
@@ -73,8 +73,7 @@ def run_sections(description: str | None, results: Path, work: Callable[[], Work
     sections: dict[str, Any] = {}
     if results.exists():
         found = json.loads(results.read_text())
-        same = found["environment"] == environment if timed else _packages(found) == environment["packages"]
-        if not same or found["seed"] != arguments.seed:
+        if (timed and found["environment"] != environment) or found["seed"] != arguments.seed:
             raise SystemExit(f"{results} holds rows of another environment or seed. Move it away to measure anew.")
         sections = found["sections"]
     end = time.monotonic() + 60 * arguments.minutes
@@ -96,7 +95,8 @@ def run_sections(description: str | None, results: Path, work: Callable[[], Work
             start = time.perf_counter()
             rows = run(case, arguments.seed)
             if not timed:
-                rows = [{**row, "machine": environment["gpu"] or environment["processor"]} for row in rows]
+                machine = environment["gpu"] or environment["processor"]
+                rows = [{**row, "machine": machine, "torch": environment["packages"]["torch"]} for row in rows]
             sections.setdefault(section, {})[about] = rows
             print(section, about, f"{time.perf_counter() - start:.0f} s", json.dumps(rows)[:600], flush=True)
             write_json(
@@ -109,10 +109,6 @@ def run_sections(description: str | None, results: Path, work: Callable[[], Work
                 },
             )
     show(sections)
-
-
-def _packages(found: Mapping[str, Any]) -> Any:
-    return found["environment"]["packages"]
 
 
 def show(sections: dict[str, Any]) -> None:
