@@ -132,8 +132,11 @@ def test_widths_that_matter(network_of, shake):
     module = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     network = network_of(shake(module))
     groups = find_groups(network.module, network.example())
-    widths = widths_to_measure(groups, measure_cost(network), "auto")
+    costs = measure_cost(network)
+    widths = widths_to_measure(groups, costs, "auto")
     assert widths["0"] == (tuple(range(4, 33, 4)), (3,))
+    assert {size % 32 for size in widths["2"][0]} == {0}
+    widths = widths_to_measure(groups, costs, 8)
     wide = widths["2"][0]
     assert (wide[0], wide[-1]) == (8, 320)
     assert {math.gcd(size, 16) for size in wide} == {8, 16}
