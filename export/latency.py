@@ -210,8 +210,7 @@ def _time_in_turns(
     ):
         left = budget - (time.perf_counter() - start)
         end = time.perf_counter() + (left / (blocks - len(found)) if len(found) < blocks else budget / blocks)
-        sessions = kept or _opened(opened, sides, shuffled)
-        found.append(_block(sessions, repeats, warm, shuffled, end))
+        found.append(_block(kept or _opened(opened, sides, shuffled), repeats, warm, shuffled, end))
         progress(min(len(found), blocks), blocks)
     return found, len(found) if anew else 1
 
