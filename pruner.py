@@ -4,6 +4,7 @@ Once, in several rounds, or, where a drop is given instead of a budget, in a sea
 hash of its inputs, so that rounds, searches and runs that were stopped share what they have in common.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from .environment import code_sha256, installed_packages
 from .errors import UsageError
 from .explain.membership import Membership
-from .explain.ranking import UnitScores, members_of, rank_kernels
+from .explain.ranking import members_of, rank_kernels
 from .explain.scores import KernelScores, RankingTask
 from .files import read_json, write_json
 from .inputs import Inputs
@@ -26,15 +27,15 @@ from .network.training import History
 from .prune import surgery
 from .prune.cost import Cost, CostModel, measure_cost
 from .prune.layer_times import LatencyTable
-from .prune.orders import measure_orders, units_by
+from .prune.orders import Choice, best_plan, choices, measure_orders
 from .prune.plan import PruningPlan, keep_all, obstacle, plan_pruning
 from .prune.recover import recover, recover_with_pathway
-from .prune.repair import RepairReport, repair
+from .prune.repair import RepairReport, judging, repair
 from .prune.rounds import combine
 from .prune.search import Search, Trial, search
-from .prune.sensitivity import Sensitivity
+from .prune.sensitivity import RUINED, Sensitivity
 from .recipe import BudgetSettings, Recipe
-from .stages import Progress, Stages, silent
+from .stages import Progress, Stages, in_parts, silent
 
 SCORES_FILE, SENSITIVITY_FILE = "scores.safetensors", "sensitivity.json"
 MEMBERSHIP_FILE = "membership.safetensors"
@@ -47,9 +48,13 @@ class Ranked:
     groups: tuple[ChannelGroup, ...]
     costs: CostModel
     scores: KernelScores
-    units: Mapping[str, UnitScores]
     sensitivity: Sensitivity | None
     key: str
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """What a plan may go by: one ranking, or of a consensus each order that stands behind it."""
+        return choices(self.groups, self.scores, self.sensitivity)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Pruner:
         if reason := obstacle(self.groups, self.recipe.budget.round_to):
             raise UsageError(reason)
         self._first: Ranked | None = None
+        self._settled: PruningPlan | None = None
         self._validation: torch.Tensor | None = None
 
     @property
@@ -115,11 +121,13 @@ class Pruner:
 
     def plan_by(self, table: LatencyTable) -> None:
         """Let plans to a latency budget go by a measured table."""
-        self.costs, self._first = replace(self.costs, times=table), None
+        self.costs, self._first, self._settled = replace(self.costs, times=table), None, None
 
     def plan_to(self, budget: BudgetSettings, label: str = "") -> PruningPlan:
-        """The plan of one cut of the original."""
-        return self._plan(budget, self.first, None, 1, label)
+        """The plan of one cut of the original. The order that the first such plan goes by serves the others as well."""
+        plan = self._plan(budget, self.first, None, 1, label, self.inputs.network)
+        self._settled = self._settled or plan
+        return plan
 
     def candidate(self, budget: BudgetSettings, label: str = "") -> Candidate:
         """Plan, cut, repair and fine-tune to a budget, in as many rounds as the recipe says."""
@@ -131,7 +139,7 @@ class Pruner:
             if index > 1:
                 groups = find_groups(network.module, network.example(2))
                 ranked = self._rank(network, groups, measure_cost(network), key, suffix)
-            plan = self._plan(budget, ranked, plan, index, suffix)
+            plan = self._plan(budget, ranked, plan, index, suffix, network)
             network, report = self._cut_and_repair(network, plan, suffix)
             repairs.append(report)
             key = self.stages.keys[f"repair{suffix}"]
@@ -165,7 +173,8 @@ class Pruner:
         ranked, budget = self.first, self.recipe.budget
 
         def work(folder: Path, progress: Progress) -> None:
-            keep_all(ranked.groups, ranked.units, ranked.costs, budget).save(folder / PLAN_FILE)
+            units = next(iter(ranked.choices.values())).units
+            keep_all(ranked.groups, units, ranked.costs, budget).save(folder / PLAN_FILE)
 
         plan = self.stages.run(
             "plan whole",
@@ -194,7 +203,7 @@ class Pruner:
         )
         key = self.stages.keys[explained]
         if recipe.budget.allocation != "sensitivity":
-            return Ranked(groups, costs, scores, units_by(groups, scores, None), None, key)
+            return Ranked(groups, costs, scores, None, key)
         measured = f"sensitivity{suffix}"
         sensitivity = self.stages.run(
             measured,
@@ -202,34 +211,60 @@ class Pruner:
             lambda folder, progress: measure(inputs, groups, scores, progress).save(folder / SENSITIVITY_FILE),
             lambda folder: Sensitivity.load(folder / SENSITIVITY_FILE),
         )
-        units = units_by(groups, scores, sensitivity)
-        return Ranked(groups, costs, scores, units, sensitivity, self.stages.keys[measured])
+        return Ranked(groups, costs, scores, sensitivity, self.stages.keys[measured])
 
     def _plan(
-        self, budget: BudgetSettings, ranked: Ranked, earlier: PruningPlan | None, number: int, suffix: str
+        self,
+        budget: BudgetSettings,
+        ranked: Ranked,
+        earlier: PruningPlan | None,
+        number: int,
+        suffix: str,
+        network: Network,
     ) -> PruningPlan:
-        """A plan from the original on, for one round; every round goes the same factor towards the budget."""
+        """A plan from the original on, for one round; every round goes the same factor towards the budget.
+
+        ``network`` is what the earlier rounds left. Where several orders stand behind the ranking, each one's plan is tried.
+        """
         share = number / budget.rounds
         fraction = budget.fraction**share
         target, times = fraction, self.costs.times
         if earlier is not None:
             target *= self.costs.amount(budget.resource) / ranked.costs.amount(budget.resource)
 
-        def work(folder: Path, progress: Progress) -> None:
-            groups, units, costs = ranked.groups, ranked.units, ranked.costs
+        known, settled = ranked.choices, self._settled
+        if settled is not None and settled.order in known:
+            known = {settled.order: known[settled.order]}
+
+        def by(choice: Choice) -> PruningPlan:
+            groups, units, costs = ranked.groups, choice.units, ranked.costs
             if target < 1 and not obstacle(groups, budget.round_to):
                 made_of = {layer: group.step for group in earlier.groups for layer in group.layers} if earlier else {}
                 steps = {group.name: made_of[group.name] for group in groups if group.name in made_of}
-                step = plan_pruning(groups, units, costs, budget.of(target), ranked.sensitivity, steps)
+                step = plan_pruning(groups, units, costs, budget.of(target), choice.sensitivity, steps)
             else:  # an earlier round went far enough, or as far as it goes
                 step = keep_all(groups, units, costs, budget)
             if earlier is not None:
                 step = combine(earlier, step, self.groups, self.costs, fraction=fraction, number=number)
-            step.save(folder / PLAN_FILE)
+            return step
+
+        def work(folder: Path, progress: Progress) -> None:
+            plan = tried(self.inputs, {name: by(choice) for name, choice in known.items()}, progress, network)
+            if settled is not None and settled.order in known:
+                plan = replace(plan, order=settled.order, tried=settled.tried)
+            plan.save(folder / PLAN_FILE)
 
         return self.stages.run(
             f"plan{suffix}",
-            {"ranked": ranked.key, "budget": asdict(budget), "share": share, "table": times.sha256 if times else None},
+            {
+                "ranked": ranked.key,
+                "budget": asdict(budget),
+                "share": share,
+                "table": times.sha256 if times else None,
+                "orders": [*known],
+                "repair": asdict(self.recipe.repair),
+                "validation": self.inputs.content["validation"],
+            },
             work,
             lambda folder: PruningPlan.load(folder / PLAN_FILE),
         )
@@ -331,13 +366,42 @@ def plan(
     groups = find_groups(inputs.network.module, inputs.network.example(2))
     if reason := obstacle(groups, inputs.recipe.budget.round_to):
         raise UsageError(reason)
+    part = in_parts(progress, ("sensitivity", 1), ("tries", 1 if scores.members else 0))
     measured = inputs.recipe.budget.allocation == "sensitivity"
-    sensitivity = measure(inputs, groups, scores, progress) if measured else None
-    units = units_by(groups, scores, sensitivity)
+    sensitivity = measure(inputs, groups, scores, part("sensitivity")) if measured else None
     costs = measure_cost(inputs.network)
     if table is not None:
         costs = replace(costs, times=table(groups, costs))
-    return plan_pruning(groups, units, costs, inputs.recipe.budget, sensitivity), sensitivity
+    plans = {
+        name: plan_pruning(groups, choice.units, costs, inputs.recipe.budget, choice.sensitivity)
+        for name, choice in choices(groups, scores, sensitivity).items()
+    }
+    return tried(inputs, plans, part("tries")), sensitivity
+
+
+def tried(
+    inputs: Inputs, plans: Mapping[str, PruningPlan], progress: Progress = silent, start: Network | None = None
+) -> PruningPlan:
+    """Of plans to one budget by different choices the one whose cut, repaired by the recipe, stays nearest to the original.
+
+    Nearness is the KL divergence of the class scores on validation images, as the steps of a repair are judged; no label is
+    read. Where the recipe distills, its cheaper steps are the trial.
+
+    Args:
+        start: a network from which a part of the plans is gone already; the original if None.
+    """
+    kind = "reconstruct" if inputs.recipe.repair.repair == "distill" else inputs.recipe.repair.repair
+    trial = replace(inputs, recipe=inputs.recipe.override(repair=kind))
+
+    @functools.cache  # a single plan needs none
+    def judge() -> Callable[[Network], float]:
+        return judging(inputs.network, inputs.splits.validation, inputs.recipe.seed, inputs.device)
+
+    def divergence(plan: PruningPlan, part: Progress) -> float:
+        small, _ = cut_and_repair(trial, plan, part, start)
+        return min(judge()(small), RUINED)
+
+    return best_plan(plans, divergence, progress)
 
 
 def revised(inputs: Inputs, plan: PruningPlan) -> PruningPlan:

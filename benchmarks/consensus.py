@@ -26,10 +26,11 @@ from secateur.network.evaluation import paired_drop_interval, predict
 from secateur.network.model import Network
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.orders import measure_orders, units_by
-from secateur.prune.plan import plan_pruning
-from secateur.prune.repair import repair
+from secateur.prune.orders import best_plan, choices, measure_orders
+from secateur.prune.plan import PruningPlan, plan_pruning
+from secateur.prune.repair import judging, repair
 from secateur.recipe import BudgetSettings
+from secateur.stages import Progress, silent
 
 RESULTS = Path(__file__).parent / "results" / "consensus.json"
 NETWORKS = ("resnet20", "resnet56")
@@ -50,26 +51,33 @@ def compare(case: Case, ranking: str, seed: int) -> Rows:
     seconds = time.perf_counter() - start
     groups = find_groups(network.module, network.example(2))
     sensitivity = measure_orders(network, groups, scores, calibration, device=device)
-    units = units_by(groups, scores, sensitivity)
-    costs = measure_cost(network)
+    costs, validation = measure_cost(network), case.splits.validation
+    judge = judging(network, validation, seed, device)
+
+    def repaired(plan: PruningPlan, progress: Progress = silent) -> Network:
+        cut = surgery.cut(network, plan)
+        return repair(network, cut, calibration, validation=validation, seed=seed, device=device, progress=progress)[0]
 
     def right(one: Network) -> Tensor:
         return predict(one.copy().module.to(device), test, device=device).argmax(1) == test.labels
 
     whole, rows = right(network), []
     for name, fraction in FRACTIONS.items():
-        plan = plan_pruning(groups, units, costs, BudgetSettings(macs=fraction), sensitivity)
-        small, _ = repair(
-            network, surgery.cut(network, plan), calibration, "reconstruct",
-            validation=case.splits.validation, seed=seed, device=device,
-        )  # fmt: skip
+        budget = BudgetSettings(macs=fraction)
+        plans = {
+            name: plan_pruning(groups, choice.units, costs, budget, choice.sensitivity)
+            for name, choice in choices(groups, scores, sensitivity).items()
+        }
+        plan = best_plan(plans, lambda plan, progress: judge(repaired(plan, progress)))
+        small = repaired(plan)
         now = right(small)
         interval = paired_drop_interval(whole.numpy(), now.numpy(), seed)
         rows.append({
             "macs": name, "left": plan.after.macs / plan.before.macs, "seed": seed,
             "drop": 100 * float(whole.double().mean() - now.double().mean()), "low": interval.low, "high": interval.high,
+            "divergence": judge(small), "order": plan.order or None, "tried": dict(plan.tried) or None,
             "ranking seconds": seconds, "weights": scores.details.get("weights"), "areas": scores.details.get("areas"),
-            "groups": dict(Counter(sensitivity.decided_by.values())) or None,
+            "groups": dict(Counter(group.decided_by for group in plan.groups if not group.locked)),
         })  # fmt: skip
     return rows
 

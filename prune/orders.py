@@ -1,7 +1,9 @@
-"""Where several rankings stand behind one: for every group the order of removal that was measured to lose least."""
+"""Where several rankings stand behind one: plans by the order that each group loses least by, by the ranking itself, by each
+member; the one whose cut is measured to stay nearest to the original goes on.
+"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..errors import InputError
 from ..explain.ranking import UnitScores, score_units
@@ -10,9 +12,12 @@ from ..network.channels import ChannelGroup
 from ..network.images import Images
 from ..network.model import Network
 from ..stages import Progress, in_parts, silent
+from .plan import PruningPlan
 from .sensitivity import Sensitivity, measure_sensitivity
 
 Units = dict[str, UnitScores]
+OWN = "each group's own"
+"""The choice in which every group goes by the order that it was measured to lose least by."""
 LEAST = 1e-9
 """Losses below this, in nats, are alike."""
 
@@ -44,7 +49,8 @@ def measure_orders(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Sensitivity:
-    """Sensitivities of a ranking; of a consensus those of the best order of every group, which ``decided_by`` names.
+    """Sensitivities of a ranking; of a consensus those of each group's best order, which ``decided_by`` names, and in
+    ``by_order`` those of every order.
 
     Each order is measured as :func:`~secateur.prune.sensitivity.measure_sensitivity` does, on the same calibration images, with
     its readers reconstructed.
@@ -80,14 +86,58 @@ def best_orders(measured: Mapping[str, Sensitivity]) -> Sensitivity:
         means = {kept: sum(curve[kept] + LEAST for curve in curves.values()) / len(curves) for kept in widths}
         decided[group] = min(curves, key=lambda method: sum((curves[method][k] + LEAST) / means[k] for k in widths))
     chosen = {group: measured[method].curves[group] for group, method in decided.items()}
-    return replace(first, curves=chosen, decided_by=decided)
+    by_order = {method: found.curves for method, found in measured.items()}
+    return replace(first, curves=chosen, decided_by=decided, by_order=by_order)
 
 
-def units_by(
-    groups: Sequence[ChannelGroup], scores: KernelScores, sensitivity: Sensitivity | None
-) -> Mapping[str, UnitScores]:
-    """Unit scores of every open group: the ranking's own, or those of the member that a group was measured to lose least by."""
-    if sensitivity is None or not sensitivity.decided_by:
-        return score_units(groups, scores)
+@dataclass(frozen=True)
+class Choice:
+    """What a plan is made of: unit scores of every open group, and sensitivities where they were asked for."""
+
+    units: Mapping[str, UnitScores]
+    sensitivity: Sensitivity | None
+
+
+def choices(groups: Sequence[ChannelGroup], scores: KernelScores, sensitivity: Sensitivity | None) -> dict[str, Choice]:
+    """What the plans to a budget may go by, by name: a single ranking alone; of a consensus ``OWN`` (where sensitivities were
+    measured), the consensus and each of its members. A group that a member does not rank goes by the consensus.
+    """
     orders = unit_orders(groups, scores)
-    return {group: orders[method][group] for group, method in sensitivity.decided_by.items()}
+    ranked = orders[scores.method]
+    if len(orders) == 1:
+        return {scores.method: Choice(ranked, sensitivity)}
+    everywhere = {method: {**ranked, **units} for method, units in orders.items()}
+    if sensitivity is None:
+        return {method: Choice(units, None) for method, units in everywhere.items()}
+    own = {group: orders[method][group] for group, method in sensitivity.decided_by.items()}
+    found = {OWN: Choice(own, sensitivity)}
+    for method, units in everywhere.items():
+        curves = {**sensitivity.by_order[scores.method], **sensitivity.by_order[method]}
+        found[method] = Choice(units, replace(sensitivity, curves=curves, decided_by={}, by_order={}))
+    return found
+
+
+def best_plan(
+    plans: Mapping[str, PruningPlan],
+    divergence: Callable[[PruningPlan, Progress], float],
+    progress: Progress = silent,
+) -> PruningPlan:
+    """Of plans to one budget by different choices, the one whose cut diverges least; the first of equals.
+
+    Plans that miss the budget count only where all do. Nothing is cut where all plans cut the same. The plan found names its
+    choice in ``order``, and in ``tried`` the divergence of each.
+
+    Args:
+        divergence: cuts and repairs by a plan, and says how far, in nats, what is left is from the original.
+    """
+    within = {name: plan for name, plan in plans.items() if not plan.missed} or dict(plans)
+    first = next(iter(within.values()))
+    if all(dict(plan.cut) == dict(first.cut) for plan in within.values()):
+        return first
+    part = in_parts(progress, *((name, 1) for name in within))
+    tried: dict[str, float] = {}
+    for name, plan in within.items():
+        same = next((other for other in tried if dict(within[other].cut) == dict(plan.cut)), None)
+        tried[name] = divergence(plan, part(name)) if same is None else tried[same]
+    order = min(tried, key=tried.__getitem__)
+    return replace(within[order], order=order, tried=tried)

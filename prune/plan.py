@@ -55,6 +55,8 @@ class PruningPlan:
     """What to cut. ``cut`` lists the channels by layer; ``missed`` says how the budget was missed, or is empty.
 
     ``latency_table``: the hash of the table that a latency budget was planned by; ``fraction`` is of its milliseconds then.
+    ``order``, where several rankings stand behind one, is the choice that this plan goes by; ``tried`` says how far, in nats,
+    each choice's cut was measured to be from the original (:func:`~secateur.prune.orders.best_plan`).
     """
 
     resource: str
@@ -65,6 +67,8 @@ class PruningPlan:
     groups: tuple[GroupPlan, ...]
     cut: Cut = field(repr=False)
     latency_table: str = ""
+    order: str = ""
+    tried: Mapping[str, float] = field(default_factory=dict)
 
     def revised(self, groups: Sequence[ChannelGroup], costs: CostModel) -> "PruningPlan":
         """The plan with ``cut`` and costs made anew from what each group removes, so that ``removed`` may be edited by hand.
@@ -100,6 +104,7 @@ class PruningPlan:
             "groups": [_group_to_json(group) for group in self.groups],
             "cut": cut_to_json(self.cut),
             **({"latency_table": self.latency_table} if self.latency_table else {}),
+            **({"order": self.order, "tried": dict(self.tried)} if self.order else {}),
         }
 
     def save(self, path: Path) -> None:
@@ -138,6 +143,8 @@ class PruningPlan:
                 groups,
                 cut_from_json(values["cut"]),
                 values.get("latency_table", ""),
+                values.get("order", ""),
+                values.get("tried", {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(

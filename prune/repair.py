@@ -132,7 +132,7 @@ def repair(
         raise UsageError(f"repair must be one of {', '.join(REPAIRS)} (got {kind!r}).")
     result = replace(pruned, module=followable(pruned.module, pruned.example(1)).eval())
     report = RepairReport(kind, len(images))
-    judge = _judge(original, validation, seed, device)
+    judge = judging(original, validation, seed, device) if validation is not None else lambda network: None
     current = judge(result)
     for index, name in enumerate(STEPS[kind]):
 
@@ -150,10 +150,10 @@ def repair(
     return result, report
 
 
-def _judge(original: Network, validation: Images | None, seed: int, device: str) -> Callable[[Network], float | None]:
-    """A function that gives a network's divergence from the original on a sample of validation images."""
-    if validation is None:
-        return lambda network: None
+def judging(original: Network, validation: Images, seed: int, device: str) -> Callable[[Network], float]:
+    """A function that gives a network's divergence KL(original || network), in nats, on a sample of validation images; infinite
+    where its class scores are not finite.
+    """
     sample = validation.sample(JUDGING_IMAGES, seed)
     reference = predict(original.copy().module.to(device), sample, device=device, pick=pick_logits)
 

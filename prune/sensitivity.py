@@ -38,18 +38,24 @@ WORK_MACS, FEWEST_IMAGES = 10_000_000_000_000, 64
 """Large networks with many groups get fewer images, so that the measuring stays near this many multiply-accumulates."""
 
 
+Curves = Mapping[str, tuple[tuple[int, float], ...]]
+"""Group to (units kept, loss in nats), ascending by units."""
+
+
 @dataclass(frozen=True)
 class Sensitivity:
     """Measured losses. ``curves``: group to (units kept, loss in nats), ascending by units, the whole group with loss 0 last.
 
     ``fitted_images`` took part in the reconstruction of readers, ``judged_images`` in the loss. ``decided_by`` names, where
-    several rankings stand behind one, whose order of removal each group's curve is of; otherwise it is empty.
+    several rankings stand behind one, whose order of removal each group's curve is of, and ``by_order`` holds the curves of
+    every order, of the groups that it ranks; otherwise both are empty.
     """
 
-    curves: Mapping[str, tuple[tuple[int, float], ...]]
+    curves: Curves
     fitted_images: int
     judged_images: int
     decided_by: Mapping[str, str] = field(default_factory=dict)
+    by_order: Mapping[str, Curves] = field(default_factory=dict)
 
     def loss(self, group: str) -> Callable[[int], float]:
         """The loss of a group as a function of the units it keeps: monotone cubic interpolation between measurements.
@@ -72,10 +78,13 @@ class Sensitivity:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "curves": {name: [list(point) for point in curve] for name, curve in self.curves.items()},
+            "curves": _curves_to_json(self.curves),
             "fitted_images": self.fitted_images,
             "judged_images": self.judged_images,
             **({"decided_by": dict(self.decided_by)} if self.decided_by else {}),
+            **(
+                {"by_order": {one: _curves_to_json(own) for one, own in self.by_order.items()}} if self.by_order else {}
+            ),
         }
 
     def save(self, path: Path) -> None:
@@ -91,10 +100,24 @@ class Sensitivity:
         """
         values = read_json(path)
         try:
-            curves = {name: tuple((int(k), float(v)) for k, v in curve) for name, curve in values["curves"].items()}
-            return cls(curves, values["fitted_images"], values["judged_images"], values.get("decided_by", {}))
+            by_order = {order: _curves_from_json(own) for order, own in values.get("by_order", {}).items()}
+            return cls(
+                _curves_from_json(values["curves"]),
+                values["fitted_images"],
+                values["judged_images"],
+                values.get("decided_by", {}),
+                by_order,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} does not hold sensitivities of secateur ({error}).") from error
+
+
+def _curves_to_json(curves: Curves) -> dict[str, list[list[float]]]:
+    return {name: [list(point) for point in curve] for name, curve in curves.items()}
+
+
+def _curves_from_json(values: Mapping[str, Any]) -> Curves:
+    return {name: tuple((int(kept), float(loss)) for kept, loss in curve) for name, curve in values.items()}
 
 
 def measure_sensitivity(

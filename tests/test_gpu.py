@@ -9,13 +9,14 @@ import torch
 
 from secateur import load_images, load_model, match_classes, prune_and_export, rank_kernels
 from secateur.errors import ExitCode
+from secateur.explain.ranking import score_units
 from secateur.explain.scores import RankingTask, rankers
 from secateur.export.report import schema
 from secateur.network.channels import find_groups
 from secateur.network.evaluation import predict
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.orders import measure_orders, units_by
+from secateur.prune.orders import measure_orders
 from secateur.prune.plan import plan_pruning
 from secateur.prune.repair import REPAIRS, repair
 from secateur.recipe import BudgetSettings, Recipe
@@ -61,9 +62,8 @@ def test_what_is_measured_and_repaired_there_is_what_the_cpu_gives(digits, kind)
     scores = rank_kernels(RankingTask(network, calibration), "gap")
     curves, logits = {}, {}
     for device in ("cpu", "cuda"):
-        sensitivity = curves[device] = measure_orders(network, groups, scores, calibration, device=device)
-        units = units_by(groups, scores, sensitivity)
-        plan = plan_pruning(groups, units, costs, BudgetSettings(macs=0.5), curves["cpu"])
+        curves[device] = measure_orders(network, groups, scores, calibration, device=device)
+        plan = plan_pruning(groups, score_units(groups, scores), costs, BudgetSettings(macs=0.5), curves["cpu"])
         small, _ = repair(
             network, surgery.cut(network, plan), calibration, kind, validation=images.validation, device=device
         )

@@ -15,6 +15,7 @@ from secateur.errors import ExitCode, InputError, UsageError
 from secateur.export.latency import Comparison, Latency, Ratio
 from secateur.export.report import schema, to_html, to_markdown
 from secateur.files import sha256_file
+from secateur.prune.orders import best_plan
 from secateur.recipe import BudgetSettings, Recipe
 
 
@@ -131,6 +132,23 @@ def test_plan_alone_goes_by_the_table(machine, tmp_path):
     assert "latency = 0.7" in (out / "recipe.toml").read_text()
     code, _, stderr = secateur("prune", "--repair", "none", "--epochs", "0")
     assert code == 0, stderr
+
+
+def test_of_a_consensus_the_order_of_the_first_try_serves_the_others(machine, tmp_path, monkeypatch):
+    asked = []
+
+    def watched(plans, *rest):
+        asked.append(list(plans))
+        return best_plan(plans, *rest)
+
+    monkeypatch.setattr("secateur.pruner.best_plan", watched)
+    settings = recipe(latency=0.7, allocation="uniform", page=False).override(rank_by="gap,magnitude")
+    run = prune_and_export(settings, tmp_path / "out")
+    plan = json.loads((run.folder / "plan.json").read_text())
+    tries = run.report["latency_budget"]["tries"]
+    assert len(tries) > 1
+    assert asked == [["consensus", "gap", "magnitude"], *([plan["order"]] for _ in tries)]
+    assert set(plan["tried"]) == {"consensus", "gap", "magnitude"}
 
 
 def test_what_cannot_be_asked(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,8 +7,11 @@ from secateur.errors import InputError
 from secateur.explain.ranking import score_units
 from secateur.explain.scores import KernelScores
 from secateur.network.channels import find_groups
-from secateur.prune.orders import best_orders, measure_orders, unit_orders, units_by
+from secateur.prune.cost import measure_cost
+from secateur.prune.orders import OWN, best_orders, best_plan, choices, measure_orders, unit_orders
+from secateur.prune.plan import PruningPlan, plan_pruning
 from secateur.prune.sensitivity import Sensitivity, measure_sensitivity
+from secateur.recipe import BudgetSettings
 
 
 @pytest.fixture
@@ -74,7 +79,13 @@ def test_a_consensus_takes_the_best_order_of_each_group(network, groups, drawn, 
         assert found.curves[group] == alone[method].curves[group]
         ratio = {name: sum(loss for _, loss in one.curves[group][:-1]) for name, one in alone.items()}
         assert ratio[method] <= max(ratio.values())
-    units = units_by(groups, both, found)
+    known = choices(groups, both, found)
+    assert list(known) == [OWN, "consensus", "first", "second"]
+    assert known[OWN].sensitivity == found
+    for name in list(known)[1:]:
+        assert known[name].sensitivity.curves == alone[name].curves
+        assert {units.method for units in known[name].units.values()} == {name}
+    units = known[OWN].units
     for group, method in found.decided_by.items():
         assert units[group].method == method
         expected = score_units(groups, {"consensus": both, "first": first, "second": second}[method])[group]
@@ -86,7 +97,9 @@ def test_one_ranking_is_measured_as_ever(network, groups, drawn, noise_images):
     found = measure_orders(network, groups, scores, images)
     assert found == measure_sensitivity(network, groups, score_units(groups, scores), images)
     assert not found.decided_by
-    assert units_by(groups, scores, found).keys() == units_by(groups, scores, None).keys()
+    (choice,) = choices(groups, scores, found).values()
+    assert choice.sensitivity == found
+    assert choice.units.keys() == {group.name for group in groups if not group.locked}
 
 
 def test_a_member_without_a_group_is_left_out_of_it(groups, drawn):
@@ -96,6 +109,58 @@ def test_a_member_without_a_group_is_left_out_of_it(groups, drawn):
     assert set(orders["partial"]) == {some.name}
     with pytest.raises(InputError, match="scored none of"):
         unit_orders(groups, partial)
+
+
+def test_where_a_member_ranks_nothing_the_consensus_does(groups, drawn):
+    some = next(group for group in groups if not group.locked)
+    partial = drawn("partial", 1, layers={member.layer for member in some.producers})
+    known = choices(groups, drawn("whole", 2, members=(partial,)), None)
+    assert list(known) == ["whole", "partial"], "nothing was measured that a group could go by"
+    assert {group: units.method for group, units in known["partial"].units.items()} == {
+        group.name: "partial" if group is some else "whole" for group in groups if not group.locked
+    }
+
+
+@pytest.fixture
+def plans(network, groups, drawn):
+    """Three plans to half of the MACs by different orders, one that cuts as the first does, and one that missed."""
+    costs = measure_cost(network)
+
+    def of(seed):
+        return plan_pruning(groups, score_units(groups, drawn("drawn", seed)), costs, BudgetSettings(macs=0.5))
+
+    made = {"first": of(1), "second": of(2), "again": of(1), "third": of(3)}
+    return {**made, "missed": replace(of(4), missed="by far")}
+
+
+def test_the_plan_whose_cut_diverges_least_goes_on(plans, tmp_path):
+    lost, asked = {"first": 0.3, "second": 0.2, "third": 0.2}, []
+
+    def divergence(plan, progress):
+        asked.append(next(name for name, one in plans.items() if one.cut == plan.cut))
+        return lost[asked[-1]]
+
+    found = best_plan(plans, divergence)
+    assert asked == ["first", "second", "third"], (
+        "what cuts the same is measured once; what missed counts only where all do"
+    )
+    assert (found.order, found.cut) == ("second", plans["second"].cut)
+    assert found.tried == {"first": 0.3, "second": 0.2, "again": 0.3, "third": 0.2}
+    found.save(tmp_path / "plan.json")
+    assert PruningPlan.load(tmp_path / "plan.json") == found
+
+
+def test_where_all_plans_miss_the_least_divergent_of_them_goes_on(plans):
+    missed = {name: replace(plans[name], missed="by far") for name in ("first", "second")}
+    assert best_plan(missed, lambda plan, progress: float(plan.cut == plans["first"].cut)).order == "second"
+
+
+def test_plans_that_cut_the_same_are_not_tried(plans):
+    def divergence(plan, progress):
+        raise AssertionError
+
+    assert best_plan({name: plans[name] for name in ("first", "again")}, divergence) is plans["first"]
+    assert best_plan({"second": plans["second"]}, divergence) is plans["second"]
 
 
 def test_what_decided_is_saved_with_the_curves(tmp_path):
