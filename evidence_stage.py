@@ -21,8 +21,8 @@ from .inputs import Inputs
 from .network.channels import find_groups
 from .network.images import Images
 from .network.model import Network
+from .operations import MEMBERSHIP_FILE
 from .prune.plan import PruningPlan, explain_layer
-from .pruner import MEMBERSHIP_FILE
 from .recipe import Recipe
 from .stages import Progress, in_parts, silent
 

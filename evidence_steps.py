@@ -21,8 +21,8 @@ from .files import locked_folder, write_json
 from .network.images import Splits, load_images, open_picture
 from .network.labelling import label_images
 from .network.model import PLAN_FILE, Network, load_model, match_classes
+from .operations import SCORES_FILE
 from .prune.plan import PruningPlan
-from .pruner import SCORES_FILE
 from .recipe import Recipe
 from .stages import Observer
 

@@ -9,7 +9,7 @@ from .explain.membership import Membership, fit_membership, with_membership
 from .export.clusters import draw_membership
 from .inputs import Inputs
 from .network.model import Network
-from .pruner import MEMBERSHIP_FILE
+from .operations import MEMBERSHIP_FILE
 from .recipe import Recipe
 from .stages import Progress, in_parts, silent
 

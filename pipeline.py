@@ -23,9 +23,10 @@ from .latency_budget import prune_to_latency
 from .measurement import BASELINE_ONNX as BASELINE_ONNX
 from .measurement import PRUNED_ONNX as PRUNED_ONNX
 from .measurement import Files, export_attempt, export_files, measure_files, not_shipped
+from .operations import SCORES_FILE, SENSITIVITY_FILE
 from .pathways import check_pathway, measure_pathways, write_membership
 from .prune import surgery
-from .pruner import SCORES_FILE, SENSITIVITY_FILE, Candidate, Pruner, shipped_cost
+from .pruner import Candidate, Pruner, shipped_cost
 from .recipe import Recipe
 from .sections import PRECISIONS
 from .stages import Observer, Progress, Stages

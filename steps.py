@@ -9,7 +9,7 @@ from .errors import InputError, UsageError
 from .evidence_stage import write_run_evidence
 from .explain.ranking import members_of
 from .explain.scores import KernelScores
-from .export.assembly import ranking_notes
+from .export.assembly import order_notes, ranking_notes
 from .export.evidence_page import EVIDENCE_PAGE
 from .export.onnx_model import export_onnx
 from .export.runtime import choose_provider
@@ -19,13 +19,7 @@ from .latency_budget import make_table
 from .network.channels import ChannelGroup, find_groups
 from .network.cutting import apply_cut
 from .network.model import MODEL_FILE, PLAN_FILE, Network, load_model, load_network
-from .pathways import check_pathway, write_membership
-from .pipeline import BASELINE_ONNX, PRUNED_ONNX, RECIPE_FILE
-from .prune import surgery
-from .prune.cost import CostModel
-from .prune.layer_times import LatencyTable
-from .prune.plan import PruningPlan, explain_layer
-from .pruner import (
+from .operations import (
     SCORES_FILE,
     SENSITIVITY_FILE,
     cut_and_repair,
@@ -35,6 +29,12 @@ from .pruner import (
     ranking_inputs,
     revised,
 )
+from .pathways import check_pathway, write_membership
+from .pipeline import BASELINE_ONNX, PRUNED_ONNX, RECIPE_FILE
+from .prune import surgery
+from .prune.cost import CostModel
+from .prune.layer_times import LatencyTable
+from .prune.plan import PruningPlan, explain_layer
 from .recipe import ModelSettings, Recipe
 from .stages import Observer
 
@@ -113,6 +113,8 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> tuple[PruningPla
                 return make_table(inputs, groups, costs, provider.provider, Path(folder), progress)
 
             result, sensitivity = plan(inputs, scores, progress, table if by_time else None)
+        for note in order_notes(result):
+            observer.say(note)
         result.save(out / PLAN_FILE)
         if sensitivity is not None:
             sensitivity.save(out / SENSITIVITY_FILE)

@@ -21,6 +21,7 @@ from .files import locked_folder, sha256_json, write_json, write_text
 from .inputs import Inputs, fingerprint, load_inputs
 from .network.model import MODEL_FILE, PLAN_FILE, load_network, save_network
 from .network.training import History
+from .operations import MEMBERSHIP_FILE, SCORES_FILE, fine_tune
 from .pathways import (
     MEMBERSHIP_PICTURE,
     RECOVERY_FILE,
@@ -31,7 +32,6 @@ from .pathways import (
 from .pipeline import PRUNED_ONNX, RECIPE_FILE
 from .prune import surgery
 from .prune.plan import PruningPlan
-from .pruner import MEMBERSHIP_FILE, SCORES_FILE, fine_tune
 from .recipe import PicnnSettings, Recipe
 from .stages import Observer
 

@@ -135,7 +135,7 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
             "unlabelled": list(inputs.splits.unlabelled),
         },
         "release": None,
-        "notes": [*notes, *ranking_notes(measured.scores), *_deciding(plan)],
+        "notes": [*notes, *ranking_notes(measured.scores), *order_notes(plan)],
     }
     if measured.release is not None:
         held, report["release"] = judge_release(recipe.release, measured.release, report)
@@ -169,7 +169,7 @@ def ranking_notes(scores: KernelScores) -> list[str]:
     return notes
 
 
-def _deciding(plan: PruningPlan) -> list[str]:
+def order_notes(plan: PruningPlan) -> list[str]:
     """Which order of a consensus the plan goes by, what was measured of each, and how many groups each decides."""
     notes = []
     if plan.tried:

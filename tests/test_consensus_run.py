@@ -10,15 +10,14 @@ from secateur.inputs import load_inputs
 from secateur.network.channels import find_groups
 from secateur.network.evaluation import divergence, predict
 from secateur.network.model import load_network
+from secateur.operations import cut_and_repair, plan
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.orders import OWN, best_plan, choices
 from secateur.prune.plan import PruningPlan, plan_pruning
 from secateur.prune.repair import repair
 from secateur.prune.sensitivity import Sensitivity
-from secateur.pruner import plan
 from secateur.recipe import Recipe
-from secateur.stages import Observer
 from secateur.steps import plan_into
 
 SETTINGS = Recipe().override(page=False, epochs=0, calibration=200, rank_by="gap,random", macs=0.4, batches=(1,))
@@ -67,10 +66,32 @@ def test_no_label_of_validation_images_takes_part_in_the_choice(run):
     assert found == PruningPlan.load(run.folder / "plan.json")
 
 
-def test_the_stage_on_its_own_makes_the_same_plan(run):
-    before = (run.folder / "plan.json").read_bytes()
-    plan_into(SETTINGS, run.folder, Observer())
+def test_the_stage_on_its_own_makes_the_same_plan_and_says_which_order_it_is(run, recorder):
+    before, observer = (run.folder / "plan.json").read_bytes(), recorder()
+    plan_into(SETTINGS, run.folder, observer)
     assert (run.folder / "plan.json").read_bytes() == before
+    assert any(text.startswith("The plan goes by") for text in observer.told)
+
+
+def test_tries_that_were_done_before_a_stop_are_not_done_again(tmp_path, monkeypatch):
+    settings, done, last = SETTINGS.override(repair="bn"), [], 2
+
+    def counted(inputs, plan, *rest):
+        if len(done) == last:
+            raise KeyboardInterrupt
+        done.append(plan.cut)
+        return cut_and_repair(inputs, plan, *rest)
+
+    monkeypatch.setattr("secateur.operations.cut_and_repair", counted)
+    with pytest.raises(KeyboardInterrupt):
+        prune_and_export(settings, tmp_path / "out")
+    last = 100
+    run = prune_and_export(settings, tmp_path / "out", resume=True)
+    found = PruningPlan.load(run.folder / "plan.json")
+    assert len(found.tried) == 4
+    assert len(done) == len(found.tried), "each order once"
+    assert found.cut in done
+    assert not list((tmp_path / "out").glob(".secateur/stages/.plan*"))
 
 
 def test_every_round_tries_anew(tmp_path, monkeypatch):
@@ -80,7 +101,7 @@ def test_every_round_tries_anew(tmp_path, monkeypatch):
         asked.append([sum(len(group.removed) for group in one.groups) for one in plans.values()])
         return best_plan(plans, *rest)
 
-    monkeypatch.setattr("secateur.pruner.best_plan", watched)
+    monkeypatch.setattr("secateur.operations.best_plan", watched)
     run = prune_and_export(SETTINGS.override(rounds=2, allocation="uniform", repair="bn"), tmp_path / "out")
     assert len(asked) == 2
     assert min(asked[1]) > max(asked[0])

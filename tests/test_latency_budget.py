@@ -141,7 +141,7 @@ def test_of_a_consensus_the_order_of_the_first_try_serves_the_others(machine, tm
         asked.append(list(plans))
         return best_plan(plans, *rest)
 
-    monkeypatch.setattr("secateur.pruner.best_plan", watched)
+    monkeypatch.setattr("secateur.operations.best_plan", watched)
     settings = recipe(latency=0.7, allocation="uniform", page=False).override(rank_by="gap,magnitude")
     run = prune_and_export(settings, tmp_path / "out")
     plan = json.loads((run.folder / "plan.json").read_text())

@@ -21,7 +21,7 @@ from secateur.explain.references import score_magnitude
 from secateur.explain.scores import KernelScores, RankingTask, get_ranker
 from secateur.inputs import load_inputs
 from secateur.network.channels import find_groups
-from secateur.pruner import explain
+from secateur.operations import explain
 from secateur.recipe import AgicSettings, PicnnSettings, Recipe
 
 

@@ -17,7 +17,7 @@ from secateur.export.sheets import make_sheet
 from secateur.inputs import Inputs
 from secateur.network.images import Preprocessing, Splits
 from secateur.network.model import Network, Source
-from secateur.pruner import explain, plan
+from secateur.operations import explain, plan
 from secateur.recipe import Recipe
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">&amp;\u2028"
