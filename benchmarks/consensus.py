@@ -5,13 +5,15 @@
 Runs on the GPU where there is one.
 
 For every ranking and three calibration seeds: 1,000 calibration images are drawn, rank, measure the sensitivities and repair;
-the drop is measured on all test images at 1/1.3, 1/1.5, 1/2 and 1/3 of the MACs. Rows are kept in
+a consensus tries every order's cut on validation images; the drop is measured on all test images at 1/1.3, 1/1.5, 1/2 and 1/3
+of the MACs. Rows are kept in
 benchmarks/results/consensus.json.
 """
 
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -19,18 +21,20 @@ from torch import Tensor
 from benchmarks.sections import Case, Rows, Work, run_sections
 from secateur.environment import choose_device
 from secateur.explain.consensus import MEMBERS
-from secateur.explain.ranking import rank_kernels
-from secateur.explain.scores import RankingTask
+from secateur.explain.ranking import UnitScores, rank_kernels
+from secateur.explain.scores import KernelScores, RankingTask
+from secateur.files import sha256_json
 from secateur.network.channels import find_groups
+from secateur.network.cutting import cut_to_json
 from secateur.network.evaluation import paired_drop_interval, predict
 from secateur.network.model import Network
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.orders import best_plan, choices, measure_orders
+from secateur.prune.orders import best_orders, best_plan, choices, unit_orders
 from secateur.prune.plan import PruningPlan, plan_pruning
 from secateur.prune.repair import judging, repair
+from secateur.prune.sensitivity import Sensitivity, measure_sensitivity
 from secateur.recipe import BudgetSettings
-from secateur.stages import Progress, silent
 
 RESULTS = Path(__file__).parent / "results" / "consensus.json"
 NETWORKS = ("resnet20", "resnet56")
@@ -40,56 +44,88 @@ WITHOUT = tuple(",".join(name for name in MEMBERS if name != left) for left in M
 RANKINGS = ("consensus", *MEMBERS, "random", "magnitude", "taylor", "fpgm", "bn-scale", "lamp", *WITHOUT, "car")
 
 
+class Judge:
+    """One network with one draw of calibration images, and what was measured of orders and cuts: rows share much of it."""
+
+    def __init__(self, case: Case, seed: int) -> None:
+        self.case, self.seed, self.device = case, seed, choose_device("auto")
+        self.network, self.calibration = case.network, case.splits.train.sample(1000, seed)
+        self.groups, self.costs = find_groups(self.network.module, self.network.example(2)), measure_cost(self.network)
+        self.divergence = judging(self.network, case.splits.validation, seed, self.device)
+        self.whole = self.right(self.network)
+        self._sensitivities: dict[str, Sensitivity] = {}
+        self._repaired: dict[str, Network] = {}
+
+    def rank(self, ranking: str) -> KernelScores:
+        """AGIC keeps graphs and encoder for the consensuses, whose members rank on the same half, until the process ends."""
+        together = ranking == "consensus" or "," in ranking
+        folder = Path(_KEPT.name, self.case.name, str(self.seed), "together" if together else ranking)
+        folder.mkdir(parents=True, exist_ok=True)
+        return rank_kernels(
+            RankingTask(self.network, self.calibration, self.seed, self.device, scratch=folder), ranking
+        )
+
+    def sensitivity(self, scores: KernelScores) -> Sensitivity:
+        """What :func:`~secateur.prune.orders.measure_orders` gives."""
+        orders = unit_orders(self.groups, scores)
+        measured = {method: self._measured(units) for method, units in orders.items()}
+        return measured[scores.method] if len(measured) == 1 else best_orders(measured)
+
+    def _measured(self, units: Mapping[str, UnitScores]) -> Sensitivity:
+        key = sha256_json({group: scores.values.tolist() for group, scores in units.items()})
+        if key not in self._sensitivities:
+            own = [group for group in self.groups if group.name in units]
+            self._sensitivities[key] = measure_sensitivity(
+                self.network, own, units, self.calibration, device=self.device
+            )
+        return self._sensitivities[key]
+
+    def repaired(self, plan: PruningPlan) -> Network:
+        key = sha256_json(cut_to_json(plan.cut))
+        if key not in self._repaired:
+            self._repaired[key], _ = repair(
+                self.network, surgery.cut(self.network, plan), self.calibration,
+                validation=self.case.splits.validation, seed=self.seed, device=self.device,
+            )  # fmt: skip
+        return self._repaired[key]
+
+    def right(self, network: Network) -> Tensor:
+        """Which test images a network gets right."""
+        test = self.case.splits.test
+        return predict(network.copy().module.to(self.device), test, device=self.device).argmax(1) == test.labels
+
+
+_KEPT = tempfile.TemporaryDirectory()
+_judges: dict[tuple[str, int], Judge] = {}
+
+
 def compare(case: Case, ranking: str, seed: int) -> Rows:
-    """The drop at every fraction of the MACs when a ranking chooses; the consensus's weights beside it."""
-    network, test, device = case.network, case.splits.test, choose_device("auto")
-    calibration = case.splits.train.sample(1000, seed)
+    """The drop at every fraction of the MACs when a ranking chooses; the consensus's weights and what it tried beside it."""
+    if (case.name, seed) not in _judges:
+        _judges[case.name, seed] = Judge(case, seed)
+    judge, rows = _judges[case.name, seed], []
     start = time.perf_counter()
-    scores = rank_kernels(
-        RankingTask(network, calibration, seed, device, scratch=_scratch(case.name, seed, ranking)), ranking
-    )
+    scores = judge.rank(ranking)
     seconds = time.perf_counter() - start
-    groups = find_groups(network.module, network.example(2))
-    sensitivity = measure_orders(network, groups, scores, calibration, device=device)
-    costs, validation = measure_cost(network), case.splits.validation
-    judge = judging(network, validation, seed, device)
-
-    def repaired(plan: PruningPlan, progress: Progress = silent) -> Network:
-        cut = surgery.cut(network, plan)
-        return repair(network, cut, calibration, validation=validation, seed=seed, device=device, progress=progress)[0]
-
-    def right(one: Network) -> Tensor:
-        return predict(one.copy().module.to(device), test, device=device).argmax(1) == test.labels
-
-    whole, rows = right(network), []
+    known = choices(judge.groups, scores, judge.sensitivity(scores))
     for name, fraction in FRACTIONS.items():
-        budget = BudgetSettings(macs=fraction)
         plans = {
-            name: plan_pruning(groups, choice.units, costs, budget, choice.sensitivity)
-            for name, choice in choices(groups, scores, sensitivity).items()
+            order: plan_pruning(judge.groups, one.units, judge.costs, BudgetSettings(macs=fraction), one.sensitivity)
+            for order, one in known.items()
         }
-        plan = best_plan(plans, lambda plan, progress: judge(repaired(plan, progress)))
-        small = repaired(plan)
-        now = right(small)
-        interval = paired_drop_interval(whole.numpy(), now.numpy(), seed)
+        plan = best_plan(plans, lambda plan, progress: judge.divergence(judge.repaired(plan)))
+        small = judge.repaired(plan)
+        now = judge.right(small)
+        interval = paired_drop_interval(judge.whole.numpy(), now.numpy(), seed)
         rows.append({
             "macs": name, "left": plan.after.macs / plan.before.macs, "seed": seed,
-            "drop": 100 * float(whole.double().mean() - now.double().mean()), "low": interval.low, "high": interval.high,
-            "divergence": judge(small), "order": plan.order or None, "tried": dict(plan.tried) or None,
+            "drop": 100 * float(judge.whole.double().mean() - now.double().mean()),
+            "low": interval.low, "high": interval.high,
+            "divergence": judge.divergence(small), "order": plan.order or None, "tried": dict(plan.tried) or None,
             "ranking seconds": seconds, "weights": scores.details.get("weights"), "areas": scores.details.get("areas"),
             "groups": dict(Counter(group.decided_by for group in plan.groups if not group.locked)),
         })  # fmt: skip
     return rows
-
-
-_KEPT = tempfile.TemporaryDirectory()
-
-
-def _scratch(network: str, seed: int, ranking: str) -> Path:
-    """Where AGIC keeps graphs and encoder for the consensuses, whose members rank on the same half; gone with the process."""
-    folder = Path(_KEPT.name, network, str(seed), "together" if ranking == "consensus" or "," in ranking else ranking)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def work() -> Work:
