@@ -96,10 +96,10 @@ def plan(
         name: plan_pruning(groups, choice.units, costs, inputs.recipe.budget, choice.sensitivity)
         for name, choice in choices(groups, scores, sensitivity).items()
     }
-    return tried(inputs, plans, part("tries")), sensitivity
+    return try_plans(inputs, plans, part("tries")), sensitivity
 
 
-def tried(
+def try_plans(
     inputs: Inputs,
     plans: Mapping[str, PruningPlan],
     progress: Progress = silent,

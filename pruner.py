@@ -29,7 +29,7 @@ from .operations import (
     fine_tune,
     measure,
     ranking_inputs,
-    tried,
+    try_plans,
 )
 from .prune import surgery
 from .prune.cost import Cost, CostModel, measure_cost
@@ -253,7 +253,7 @@ class Pruner:
 
         def work(folder: Path, progress: Progress) -> None:
             plans, scratch = {name: by(choice) for name, choice in known.items()}, self.stages.scratch(f"plan{suffix}")
-            plan = tried(self.inputs, plans, progress, network, scratch)
+            plan = try_plans(self.inputs, plans, progress, network, scratch)
             if settled is not None and settled.order in known:
                 plan = replace(plan, order=settled.order, tried=settled.tried)
             plan.save(folder / PLAN_FILE)

@@ -2,8 +2,8 @@
 
 Calibration images are halved, stratified by class. Every method ranks on the first half. On the second its kernels are removed,
 the most important first and then the least important first: a ranking is worth the area between the two curves, which is zero
-for one that knows nothing. Neither validation nor test images take part. The members' own scores stay with the consensus: a
-plan takes, for every group, the order that is measured to lose least (``prune/orders.py``).
+for one that knows nothing. Neither validation nor test images take part. The members' own scores stay with the consensus: plans
+are made by each of them too, and the one whose cut is measured to stay nearest to the original goes on (``prune/orders.py``).
 """
 
 from collections.abc import Mapping, Sequence
