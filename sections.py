@@ -129,6 +129,8 @@ class PicnnSettings:
     or std (P is not learned). ``weight`` is lambda. ``labels = "true"`` takes the cluster of the label, which leaks it
     (figure 4). ``membership_rate``: the learning rate of P over that of the rest. ``post_hoc_steps`` and ``post_hoc_rate``
     (Adam) learn P alone. ``draws``: masks drawn an image for ACC2 and ACC3. ``mis_images``: at most so many for MIS.
+    ``epochs``, ``learning_rate``, ``final_learning_rate``, ``weight_decay`` and ``flip`` are for ``train-picnn`` alone: a
+    ranking learns only P, and ``--pathway picnn`` trains by ``[recovery]``.
     """
 
     target: str | None = None
