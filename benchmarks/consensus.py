@@ -6,8 +6,7 @@ Runs on the GPU where there is one.
 
 For every ranking and three calibration seeds: 1,000 calibration images are drawn, rank, measure the sensitivities and repair;
 a consensus tries every order's cut on validation images; the drop is measured on all test images at 1/1.3, 1/1.5, 1/2 and 1/3
-of the MACs. Rows are kept in
-benchmarks/results/consensus.json.
+of the MACs. Rows are kept in benchmarks/results/consensus.json.
 """
 
 import tempfile

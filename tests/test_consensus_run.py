@@ -58,10 +58,14 @@ def test_the_report_says_what_was_tried_and_which_order_the_plan_goes_by(run):
     assert note in (run.folder / "report.md").read_text()
 
 
-def test_no_label_of_validation_images_takes_part_in_the_choice(run):
+def test_no_label_of_validation_or_test_images_takes_part_in_the_choice(run):
     inputs = load_inputs(SETTINGS)
-    validation = inputs.splits.validation
-    wrong = replace(inputs.splits, validation=replace(validation, labels=(validation.labels + 1) % 10))
+    validation, test = inputs.splits.validation, inputs.splits.test
+    wrong = replace(
+        inputs.splits,
+        validation=replace(validation, labels=(validation.labels + 1) % 10),
+        test=replace(test, labels=(test.labels + 3) % 10),
+    )
     found, _ = plan(replace(inputs, splits=wrong), KernelScores.load(run.folder / "scores.safetensors"))
     assert found == PruningPlan.load(run.folder / "plan.json")
 
