@@ -143,7 +143,10 @@ def train(
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=settings.device == "cpu")
+    # accelerate keeps a process on the first device it chose, so where this training runs is not left to it.
+    accelerator = Accelerator(device_placement=False)
+    device = accelerator.device if accelerator.num_processes > 1 else torch.device(settings.device)
+    module.to(device)
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = _optimizer(module, settings)
     steps_per_epoch = max(1, len(images) // settings.batch_size)
@@ -167,8 +170,8 @@ def train(
         order = order[: max(steps_per_epoch * settings.batch_size, min(len(images), settings.batch_size))]
         sum_of_losses = 0.0
         for batch, labels in images.batches(settings.batch_size, order):
-            varied = augment(batch, settings.flip, generator).to(accelerator.device)
-            labels = labels.to(accelerator.device)
+            varied = augment(batch, settings.flip, generator).to(device)
+            labels = labels.to(device)
             value = loss(forward(prepared, varied, labels), varied, labels)
             optimizer.zero_grad()
             accelerator.backward(value)

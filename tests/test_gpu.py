@@ -14,6 +14,7 @@ from secateur.explain.scores import RankingTask, rankers
 from secateur.export.report import schema
 from secateur.network.channels import find_groups
 from secateur.network.evaluation import predict
+from secateur.network.training import TrainingSettings, train
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.orders import measure_orders
@@ -75,6 +76,24 @@ def test_what_is_measured_and_repaired_there_is_what_the_cpu_gives(digits, kind)
             assert other == pytest.approx(loss, rel=0.05, abs=0.01)
     same = (logits["cpu"].argmax(1) == logits["cuda"].argmax(1)).double().mean()
     assert same > (0.9 if kind == "distill" else 0.97)
+
+
+def test_one_process_trains_on_one_device_after_the_other(digits):
+    network, images = digits
+    sample, trained = images.train.sample(64, seed=0), {}
+    for index, device in enumerate(("cuda", "cpu", "cuda")):
+        seen = set()
+
+        def loss(logits, batch, labels, seen=seen):
+            seen.update((logits.device.type, batch.device.type, labels.device.type))
+            return torch.nn.functional.cross_entropy(logits, labels)
+
+        module = network.copy().module
+        train(module, sample, loss, None, TrainingSettings(1, 16, 0.01, 0.0, False, 0, device))
+        assert seen == {device}
+        trained[index] = predict(module, images.validation)
+    assert torch.allclose(trained[0], trained[2], atol=0.05)
+    assert (trained[0].argmax(1) == trained[1].argmax(1)).double().mean() > 0.97
 
 
 @pytest.mark.parametrize("provider", ["cuda", "cpu"])

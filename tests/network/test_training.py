@@ -194,6 +194,24 @@ def test_one_step_is_that_of_torchs_optimizer(noise_images):
     assert torch.allclose(module[2].bias, twin[2].bias - 0.1 * 1.9 * bias, atol=1e-6)
 
 
+def test_a_training_runs_where_it_is_told_to_whatever_the_process_trained_on_before(noise_images, monkeypatch):
+    """accelerate keeps the first device of a process in a state that all its accelerators share."""
+    from accelerate.state import PartialState
+
+    PartialState()
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("meta"))
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    settings = TrainingSettings(epochs=1, batch_size=8, learning_rate=0.1, weight_decay=0, flip=False, seed=0)
+    seen = []
+
+    def loss(logits, batch, labels):
+        seen.extend((logits.device.type, batch.device.type, labels.device.type))
+        return F.cross_entropy(logits, labels)
+
+    train(module, noise_images(8, (3, 8, 8)), loss, None, settings)
+    assert set(seen) == {"cpu"}
+
+
 class Halt(BaseException):
     """The user stops a training."""
 
