@@ -4,7 +4,8 @@
 
 Secateur's cut by equal shares with several alignments of the widths, and torch-pruning's at equal MACs, all timed in turns in
 one run beside the whole network. What is timed depends on widths alone: without ``--weights`` they are seeded noise, kernels
-are chosen by magnitude, and nothing is said of accuracy. Figures are kept by device in benchmarks/results/resnet50.json.
+are chosen by magnitude, and nothing is said of accuracy. On CUDA some sizes are timed under other session options as well.
+Figures are kept by device in benchmarks/results/resnet50.json.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import json
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,10 +30,12 @@ from secateur import __version__
 from secateur.environment import describe_environment, seed_everything
 from secateur.explain.ranking import rank_kernels, score_units
 from secateur.explain.scores import RankingTask
+from secateur.export import runtime
+from secateur.export.classifier import read_classifier
 from secateur.export.latency import TimingSettings, compare_latencies
 from secateur.export.onnx_model import INPUT_NAME, export_onnx
 from secateur.export.precision import file_name, to_precision
-from secateur.export.runtime import choose_provider, node_placement
+from secateur.export.runtime import choose_provider, node_placement, open_session
 from secateur.export.telemetry import observed_conditions
 from secateur.files import write_json
 from secateur.network.channels import find_groups
@@ -53,6 +57,32 @@ ALIGNMENTS: dict[str, str | int] = {
     "--round-to 32": 32,
     "--round-to 64": 64,
 }
+STREAMS = "secateur, streams like the rest, --round-to 32"
+COMPARED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Session options that one precision and batch size is timed under; ``aligned``: without the widths of no rounding."""
+
+    name: str
+    precision: str = ""
+    batch: int = 0
+    options: Mapping[str, str] = field(default_factory=dict)
+    cuda_graphs: bool = False
+    aligned: bool = False
+
+    def fits(self, provider: str, precision: str, batch: int) -> bool:
+        """The first is for all, the others are for CUDA."""
+        return not self.precision or (provider == "cuda" and (self.precision, self.batch) == (precision, batch))
+
+
+CONDITIONS = (
+    Condition("secateur's"),
+    Condition("channels first", "fp16", 64, {"prefer_nhwc": "0"}),
+    Condition("biases fused", "fp16", 64, {"fuse_conv_bias": "1"}, aligned=True),
+    Condition("CUDA graphs", "fp16", 1, cuda_graphs=True),
+)
 
 
 def whole_network(weights: str | None, size: int, seed: int) -> Network:
@@ -115,7 +145,7 @@ def peers_cut(network: Network, round_to: int | None) -> Network:
 def cuts(network: Network) -> dict[str, Network]:
     """Every network that is timed against the whole, by name."""
     found = {f"secateur, {name}": secateurs_cut(network, round_to) for name, round_to in ALIGNMENTS.items()}
-    found["secateur, streams like the rest, --round-to 32"] = secateurs_cut(network, 32, 0.0)
+    found[STREAMS] = secateurs_cut(network, 32, 0.0)
     found["torch-pruning, no rounding"] = peers_cut(network, None)
     found["torch-pruning, round_to 8"] = peers_cut(network, 8)
     return found
@@ -136,39 +166,50 @@ def measure(network: Network, provider: str, precisions: list[str], batches: lis
                 if precision != "fp32":
                     to_precision(Path(folder, f"{index}.onnx"), path, precision, noise(network, 32), provider)
             for batch in batches:
-                found.append({
-                    "precision": precision, "batch": batch, **timed(paths, list(networks), network, provider, batch, seed)
-                })  # fmt: skip
-                print(json.dumps(found[-1]), flush=True)
+                for condition in (one for one in CONDITIONS if one.fits(provider, precision, batch)):
+                    files = {
+                        name: path
+                        for name, path in zip(networks, paths, strict=True)
+                        if not (condition.aligned and "no rounding" in name)
+                    }
+                    with mock.patch.dict(runtime.CUDA_OPTIONS, condition.options):
+                        timings = timed(files, network, TimingSettings(provider, 0, condition.cuda_graphs, seed), batch)
+                    found.append({"precision": precision, "batch": batch, "condition": condition.name, **timings})
+                    print(json.dumps(found[-1]), flush=True)
     return {"macs": costs.macs, "parameters": costs.parameters, "macs_left": shares, "latency": found}
 
 
-def timed(
-    paths: list[Path], names: list[str], network: Network, provider: str, batch: int, seed: int
-) -> dict[str, Any]:
-    """The first file against the others."""
+def timed(files: Mapping[str, Path], network: Network, settings: TimingSettings, batch: int) -> dict[str, Any]:
+    """The first file against the others, with how far some are from what the CPU gives under the same options."""
     start = time.perf_counter()
-    images = network.example(batch).numpy()
-    placed = [node_placement(path, provider, {INPUT_NAME: images}) for path in paths]
+    (whole, *cut), paths = files, list(files.values())
     with observed_conditions() as conditions:
-        settings = TimingSettings(provider, seed=seed)
         compared = compare_latencies(paths[0], paths[1:], network.input_shape, batch, settings)
+    images, looked_at = network.example(batch).numpy(), (whole, STREAMS)
     return {
         "whole": asdict(compared[0].baseline),
         "noise_floor": asdict(compared[0].noise_floor),
         "sessions": compared[0].sessions,
         "conditions": conditions.to_json(),
         "seconds": time.perf_counter() - start,
-        "nodes": dict(zip(names, placed, strict=True)),
+        "nodes": {name: node_placement(files[name], settings.provider, {INPUT_NAME: images}) for name in looked_at},
+        "difference_from_cpu": {name: difference(files[name], network, settings.provider) for name in looked_at},
         "cuts": {
             name: {
                 **asdict(one.pruned),
                 "speedup": asdict(one.ratio),
                 "device_speedup": asdict(one.device_ratio) if one.device_ratio else None,
             }
-            for name, one in zip(names[1:], compared, strict=True)
+            for name, one in zip(cut, compared, strict=True)
         },
     }
+
+
+def difference(path: Path, network: Network, provider: str) -> float:
+    """The largest difference of a file's outputs on a provider from those on the CPU, as a share of the largest output."""
+    images, classifier = network.example(COMPARED_IMAGES).numpy(), read_classifier(path)
+    expected, found = (classifier.run(open_session(path, name).session, images) for name in ("cpu", provider))
+    return float(abs(found - expected).max() / abs(expected).max())
 
 
 def noise(network: Network, count: int) -> Images:
@@ -180,13 +221,24 @@ def noise(network: Network, count: int) -> Images:
 def show(about: str, found: dict[str, Any]) -> None:
     """Speed-ups end to end and on the device, a row for each cut, precision and batch size."""
     table = Table(title=f"ResNet-50 with half of its MACs, against the whole, on {about}")
-    for name in ("precision", "batch", "cut", "MACs", "ms", "times as fast", "on the device", "noise floor"):
+    for name in (
+        "precision",
+        "batch",
+        "session options",
+        "cut",
+        "MACs",
+        "ms",
+        "times as fast",
+        "on the device",
+        "noise floor",
+    ):
         table.add_column(name)
     for part in found["latency"]:
         for name, one in {"whole": part["whole"], **part["cuts"]}.items():
             table.add_row(
                 part["precision"],
                 str(part["batch"]),
+                part["condition"],
                 name,
                 f"{found['macs_left'][name]:.3f}",
                 f"{one['median_ms']:.3f}",
@@ -194,7 +246,7 @@ def show(about: str, found: dict[str, Any]) -> None:
                 _ratio(one.get("device_speedup")),
                 "" if "speedup" in one else _ratio(part["noise_floor"]),
             )
-    Console(width=150).print(table)
+    Console(width=170).print(table)
 
 
 def _ratio(values: dict[str, float] | None) -> str:

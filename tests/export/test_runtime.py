@@ -29,11 +29,20 @@ def test_every_node_is_placed(digits):
     ("provider", "settings", "expected"),
     [
         ("cpu", SessionSettings(), ["CPUExecutionProvider"]),
-        ("cuda", SessionSettings(), [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE"})]),
+        (
+            "cuda",
+            SessionSettings(),
+            [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE", "prefer_nhwc": "1"})],
+        ),
         (
             "cuda",
             SessionSettings(cuda_graphs=True),
-            [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "EXHAUSTIVE", "enable_cuda_graph": "1"})],
+            [
+                (
+                    "CUDAExecutionProvider",
+                    {"cudnn_conv_algo_search": "EXHAUSTIVE", "prefer_nhwc": "1", "enable_cuda_graph": "1"},
+                )
+            ],
         ),
     ],
 )
