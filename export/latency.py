@@ -150,7 +150,8 @@ def compare_latencies(
     all sides in a random order, then in the reverse of it, so that a steady drift falls on all alike. There are 8 to 30 blocks
     in 1.3 seconds a side (or in what 8 blocks of one round take, if that is longer), and up to four times that on a machine
     that is too unsteady for intervals of 5%. Where 8 such blocks would take more than half a minute to open and warm up, the
-    first sessions stay for all blocks, 6 or more.
+    first sessions stay for all blocks, 6 or more; what differs from session to session shows in the noise floor alone then, so
+    that the intervals are longer by it at both ends.
 
     Raises:
         InputError: a file takes no such images or no such batch.
@@ -166,11 +167,16 @@ def compare_latencies(
         return bind(sides[side % len(sides)], images, outputs[side % len(sides)], settings.provider, session)
 
     samples, sessions = _time_in_turns(opened, len(sides) + 1, settings.seed, progress)
-    floor = _ratio(samples, len(sides))
     measured = [_latency(samples, side, batch, settings.seed) for side in range(len(sides))]
+
+    def against(side: int, ratio: Callable[[Sequence[_Block], int], Ratio]) -> Ratio:
+        found = ratio(samples, side)
+        return found.widened(ratio(samples, len(sides))) if sessions == 1 else found
+
+    floor = _ratio(samples, len(sides))
     return tuple(
         Comparison(
-            batch, measured[0], measured[side], _ratio(samples, side), floor, _device_ratio(samples, side), sessions
+            batch, measured[0], measured[side], against(side, _ratio), floor, against(side, _device_ratio), sessions
         )
         for side in range(1, len(sides))
     )

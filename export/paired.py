@@ -27,6 +27,11 @@ class Ratio:
             return f"{1 / self.ratio:.2f} times slower"
         return "no measurable change"
 
+    def widened(self, floor: "Ratio") -> "Ratio":
+        """With both ends moved out by what a file differed from itself, as single sessions cannot tell that from a change."""
+        factor = max(floor.ratio, 1 / floor.ratio)
+        return Ratio(self.ratio, self.low / factor, self.high * factor)
+
 
 def block_log_ratio(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """The log of ``first`` over ``second`` in one block: median over rounds.

@@ -88,12 +88,13 @@ def test_drop_pairs_the_images(tmp_path):
 def clock(brightest, monkeypatch):
     """A clock that we set: opening a file takes ``opening`` s, a run of the baseline ``first`` s and of the pruned file a third
     of that, a sixth of that less on the device; every ratio is 3. After another file has run a file takes ``cold`` s more.
+    The third session, the baseline's second, is ``apart`` times as slow as the first.
     """
     _, path = brightest
     now, opened, calls = [0.0], [], []
     real = latency.read_classifier(path)
 
-    def compare(first=3e-3, cold=0.0, opening=0.0):
+    def compare(first=3e-3, cold=0.0, opening=0.0, apart=1.0):
         def bind(classifier, images, outputs, provider, settings):
             now[0] += opening
             which = len(opened)
@@ -103,8 +104,9 @@ def clock(brightest, monkeypatch):
                 now[0] += cost + (cold if calls[-1:] != [which] else 0)
                 calls.append(which)
 
-            cost = {"a": first, "b": first / 3}[classifier.input_name]
-            return latency.BoundRuns(lambda: run(cost), lambda: run(cost - first / 6))
+            factor = apart if which == 2 else 1.0
+            cost = factor * {"a": first, "b": first / 3}[classifier.input_name]
+            return latency.BoundRuns(lambda: run(cost), lambda: run(cost - factor * first / 6))
 
         sides = iter("ab")
         monkeypatch.setattr(latency, "read_classifier", lambda path: replace(real, input_name=next(sides)))
@@ -150,6 +152,17 @@ def test_sessions_that_take_long_to_open_or_warm_up_are_kept(clock, first, openi
         assert runs_a_side <= 3 * latency.KEPT_BLOCKS + 4, "a round in each block, and little to warm up"
     else:
         assert seconds < 3 * opening + 2 * 3 * latency.SECONDS
+
+
+@pytest.mark.parametrize("apart", [0.8, 1.25])
+def test_what_one_session_differs_from_another_counts_where_each_file_has_one(clock, apart):
+    """Two sessions of one file differ by a quarter, so that any other two may; the floor itself shows what it was."""
+    found, *_ = clock(first=2.0, opening=0.1, apart=apart)
+    assert found.sessions == 1
+    assert (found.noise_floor.low, found.noise_floor.high) == pytest.approx((1 / apart, 1 / apart))
+    assert (found.ratio.low, found.ratio.ratio, found.ratio.high) == pytest.approx((3 / 1.25, 3, 3 * 1.25))
+    device = found.device_ratio
+    assert (device.low, device.ratio, device.high) == pytest.approx((5 / 1.25, 5, 5 * 1.25))
 
 
 def test_an_unsteady_machine_is_given_more_time(brightest, monkeypatch):
