@@ -12,12 +12,12 @@ import torch
 
 from .environment import available_cores, installed_packages
 from .errors import MachineError, UsageError
-from .export.runtime import PROVIDERS, runtime_packages, why_not
+from .export.runtime import PROVIDERS, runtime_library, runtime_packages, why_not
 
 READY = "ready"
 _MEND = {
     "cuda": "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]' (and a driver: `nvidia-smi` must answer)",
-    "tensorrt": "pip install tensorrt-cu12 (the major version that `pip show onnxruntime-gpu` asks for)",
+    "tensorrt": "pip install tensorrt-cu{cuda} (of the major version in the missing library's name, where one is named)",
     "openvino": "in an environment of its own: pip uninstall onnxruntime-gpu; pip install onnxruntime-openvino",
 }
 
@@ -118,7 +118,9 @@ def _provider(name: str) -> Finding:
     reason = why_not(name)
     if not reason:
         return Finding(f"provider {name}", "runs a convolution", True)
-    return Finding(f"provider {name}", "does not run", False, f"{reason} {_MEND.get(name, '')}".strip())
+    cuda = str(getattr(runtime_library(), "cuda_version", "") or torch.version.cuda).partition(".")[0]
+    mend = f"{reason} {_MEND.get(name, '').format(cuda=cuda)}".strip()
+    return Finding(f"provider {name}", "does not run", False, mend)
 
 
 def _optional(package: str, what: str, command: str) -> Finding:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import io
 import json
 import tempfile
@@ -157,7 +158,7 @@ def _session(model: bytes | str, provider: str, settings: SessionSettings | None
     settings = settings or SessionSettings()
     onnxruntime = runtime_library()
     if provider in ON_GPU:
-        _preload_cuda()
+        _preload(provider)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = settings.threads
@@ -201,14 +202,17 @@ def runtime_library() -> Any:
 
 
 @functools.cache
-def _preload_cuda() -> None:
-    """Load the CUDA libraries that torch brought, before ONNX Runtime looks for its own."""
+def _preload(provider: str) -> None:
+    """Load the libraries of CUDA and TensorRT from the packages that brought them, where ONNX Runtime does not look itself."""
     import torch
 
     onnxruntime = runtime_library()
     if torch.cuda.is_available() and hasattr(onnxruntime, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
+    if provider == "tensorrt":
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module("tensorrt_libs")  # loads them as it is imported
 
 
 def runtime_packages() -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Sessions: the options they are opened with, where their nodes run, and what is refused. A GPU stands in as a fake."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,18 @@ def test_tensorrt_is_told_what_the_file_holds(digits):
         {"trt_fp16_enable": "False", "trt_int8_enable": "False", "trt_cuda_graph_enable": "True"},
     )
     assert second[0] == "CUDAExecutionProvider"
+
+
+def test_tensorrts_libraries_are_loaded_from_their_package(tmp_path, monkeypatch):
+    """ONNX Runtime does not look where pip puts them; the package loads them when it is imported."""
+    (tmp_path / "tensorrt_libs.py").write_text("loaded = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    runtime._preload.cache_clear()
+    runtime._preload("cuda")
+    assert "tensorrt_libs" not in sys.modules
+    runtime._preload("tensorrt")
+    assert sys.modules.pop("tensorrt_libs").loaded
+    runtime._preload.cache_clear()
 
 
 def test_a_session_that_runs_elsewhere_is_caught(digits, monkeypatch):
