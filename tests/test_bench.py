@@ -1,6 +1,8 @@
 """`bench` on classifiers of other makes, and `doctor`."""
 
 import json
+import re
+from importlib import metadata
 
 import numpy as np
 import onnx
@@ -103,6 +105,8 @@ def test_doctor_tries_and_says_how_to_mend(monkeypatch):
     monkeypatch.setattr(doctor, "why_not", lambda name: "" if name == "cpu" else "its library is missing.")
     findings = {one.name: one for one in doctor.examine()}
     assert findings["provider cpu"].advice == doctor.READY
+    (cuda,) = re.findall(r"nvidia-cudnn-cu(\d+)", " ".join(metadata.requires("onnxruntime-gpu")))
+    assert f"pip install tensorrt-cu{cuda}" in findings["provider tensorrt"].advice
     assert "pip install" in findings["provider cuda"].advice
     assert findings["temporary folder"].works
     doctor.require(findings.values(), "cpu")
