@@ -1,8 +1,9 @@
 """The latency table: every layer at the widths that a plan may give it, timed on the provider and kept from run to run.
 
 Layers of one kind (shape, stride, what follows) are timed once. A point is one layer alone as an ONNX graph; what a session's
-call costs, timed beside it, is taken off. Points are kept on disk by device, provider, precision, batch, the version of ONNX
-Runtime and the kind of layer, a file for each kind, so that a stopped measurement goes on and other networks share them.
+call costs, timed beside it, is taken off. Points are kept on disk by device, provider and its options, precision, batch, the
+version of ONNX Runtime and the kind of layer, a file for each kind, so that a stopped measurement goes on and other networks
+share them.
 """
 
 import math
@@ -23,7 +24,7 @@ from ..prune.layer_times import BLOCK, LatencyTable, LayerTimes
 from ..prune.widths import alignment
 from ..stages import Progress, silent
 from .layer_graphs import LayerCase, empty_graph, layer_graph, read_cases
-from .runtime import ON_GPU, runtime_packages
+from .runtime import CUDA_OPTIONS, ON_GPU, runtime_packages
 from .stopwatch import AT_ONCE, SessionStopwatch, Stopwatch
 
 CACHE_VERSION = 1
@@ -43,7 +44,7 @@ class Conditions:
     precision: str = "fp32"
 
     def about(self) -> dict[str, Any]:
-        """With the device and the runtime's version, as the cache keeps it."""
+        """With the device, the provider's options and the runtime's version, as the cache keeps it."""
         machine = describe_environment()
         on_gpu = self.provider in ON_GPU
         return {
@@ -55,6 +56,7 @@ class Conditions:
             "batch": self.batch,
             "threads": self.threads,
             "onnxruntime": next(iter(runtime_packages().values()), ""),
+            **({"options": dict(CUDA_OPTIONS)} if on_gpu else {}),
         }
 
 

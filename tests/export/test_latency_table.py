@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.export import runtime
 from secateur.export.latency_table import FEW, Conditions, measure_table, widths_to_measure
 from secateur.export.layer_graphs import empty_graph, layer_graph, read_cases
 from secateur.export.onnx_model import export_onnx
@@ -124,6 +125,13 @@ def test_another_batch_or_device_shares_nothing(measured, tmp_path, monkeypatch)
     again = Reckoned()
     measured("chain", again)
     assert again.asked == first.asked
+
+
+def test_other_options_of_a_provider_are_another_measurement(monkeypatch):
+    before = {provider: Conditions(provider, 1).about() for provider in ("cuda", "cpu")}
+    monkeypatch.setitem(runtime.CUDA_OPTIONS, "prefer_nhwc", "0")
+    assert Conditions("cuda", 1).about() != before["cuda"]
+    assert Conditions("cpu", 1).about() == before["cpu"]
 
 
 def test_widths_that_matter(network_of, shake):
