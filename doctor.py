@@ -17,7 +17,6 @@ from .export.runtime import PROVIDERS, runtime_library, runtime_packages, why_no
 READY = "ready"
 _MEND = {
     "cuda": "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]' (and a driver: `nvidia-smi` must answer)",
-    "tensorrt": "pip install tensorrt-cu{cuda} (of the major version in the missing library's name, where one is named)",
     "openvino": "in an environment of its own: pip uninstall onnxruntime-gpu; pip install onnxruntime-openvino",
 }
 
@@ -118,9 +117,20 @@ def _provider(name: str) -> Finding:
     reason = why_not(name)
     if not reason:
         return Finding(f"provider {name}", "runs a convolution", True)
-    cuda = str(getattr(runtime_library(), "cuda_version", "") or torch.version.cuda).partition(".")[0]
-    mend = f"{reason} {_MEND.get(name, '').format(cuda=cuda)}".strip()
-    return Finding(f"provider {name}", "does not run", False, mend)
+    return Finding(f"provider {name}", "does not run", False, f"{reason} {_mend(name)}".strip())
+
+
+def _mend(provider: str) -> str:
+    """The command that may bring a provider; TensorRT's package is of the CUDA that onnxruntime was built for."""
+    if provider != "tensorrt":
+        return _MEND.get(provider, "")
+    try:
+        major = getattr(runtime_library(), "cuda_version", "").partition(".")[0]
+    except ImportError:
+        major = ""
+    if not major:
+        return _MEND["cuda"]
+    return f"pip install tensorrt-cu{major} (of the major version in the missing library's name, where one is named)"
 
 
 def _optional(package: str, what: str, command: str) -> Finding:

@@ -180,7 +180,7 @@ def measure(network: Network, provider: str, precisions: list[str], batches: lis
 
 
 def timed(files: Mapping[str, Path], network: Network, settings: TimingSettings, batch: int) -> dict[str, Any]:
-    """The first file against the others, with how far some are from what the CPU gives under the same options."""
+    """The first file against the others; of two also where their nodes ran, and how far they are from what the CPU gives."""
     start = time.perf_counter()
     (whole, *cut), paths = files, list(files.values())
     with observed_conditions() as conditions:

@@ -89,7 +89,11 @@ def choose_provider(wanted: str) -> ProviderChoice:
 @functools.cache
 def why_not(provider: str) -> str:
     """Why a provider does not run on this machine; empty if it does. One small convolution is run on it to know."""
-    if PROVIDERS[provider] not in runtime_library().get_available_providers():
+    try:
+        available = runtime_library().get_available_providers()
+    except ImportError as error:
+        return f"onnxruntime cannot be imported: {failure(error)}."
+    if PROVIDERS[provider] not in available:
         return f"this onnxruntime build has no {PROVIDERS[provider]}."
     if provider in ON_GPU:
         import torch

@@ -3,6 +3,7 @@
 import json
 import re
 from importlib import metadata
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper
 from secateur import doctor
 from secateur.bench_steps import BenchSettings, bench
 from secateur.errors import InputError, MachineError, UsageError
-from secateur.export import latency
+from secateur.export import latency, runtime
 from secateur.export.classifier import read_classifier
 from secateur.stages import Observer
 
@@ -114,6 +115,22 @@ def test_doctor_tries_and_says_how_to_mend(monkeypatch):
         doctor.require(findings.values(), "cuda")
     with pytest.raises(UsageError, match="openvino"):
         doctor.require(findings.values(), "vulkan")
+
+
+def test_doctor_works_where_the_runtime_is_gone(monkeypatch):
+    """Its own advice may have been followed by half: both packages uninstalled, nothing installed yet."""
+    gone = Mock(side_effect=ImportError("No module named 'onnxruntime'"))
+    for module in (runtime, doctor):
+        monkeypatch.setattr(module, "runtime_library", gone)
+        monkeypatch.setattr(module, "runtime_packages", dict)
+    runtime.why_not.cache_clear()
+    findings = {one.name: one for one in doctor.examine()}
+    runtime.why_not.cache_clear()
+    assert findings["ONNX Runtime"].advice == "pip install --upgrade secateur"
+    for name in runtime.PROVIDERS:
+        assert not findings[f"provider {name}"].works
+        assert "onnxruntime cannot be imported: No module named 'onnxruntime'." in findings[f"provider {name}"].advice
+    assert "tensorrt-cu" not in findings["provider tensorrt"].advice
 
 
 def test_two_runtime_packages_are_named(monkeypatch):
