@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import expect
 
 from secateur.evidence_stage import verdicts_of, write_run_evidence
 from secateur.explain.kernel_evidence import GatheringSettings, gather_kernel_evidence
@@ -67,10 +68,10 @@ def test_a_person_sees_what_the_issue_asks_for(page, browser):
         assert tab.locator("#pictures .wrong").count() == 2
         nodes = tab.locator(".node").count()
         tab.locator(".expand").first.click()  # a node expands
-        assert tab.locator(".expand").first.get_attribute("aria-expanded") == "true"
+        expect(tab.locator(".expand").first).to_have_attribute("aria-expanded", "true")
         assert tab.locator(".node").count() > nodes
         tab.locator(".expand").first.click()
-        assert tab.locator(".node").count() == nodes
+        expect(tab.locator(".node")).to_have_count(nodes)
         tab.get_by_role("button", name="Expand all").click()
         depth = tab.evaluate(
             "Math.max(...[...document.querySelectorAll('.node')].map(n => {"
@@ -83,10 +84,10 @@ def test_a_person_sees_what_the_issue_asks_for(page, browser):
         )
         assert blank == 0
         tab.fill("#search", "layer2.0.conv1 5")  # the search finds a kernel
-        assert tab.locator(".tile strong").all_inner_texts() == ["layer2.0.conv1 · 5"]
+        expect(tab.locator(".tile strong")).to_have_text(["layer2.0.conv1 · 5"])
         tab.locator(".tile").click()  # its card opens
         card = tab.locator("#card")
-        assert card.is_visible()
+        expect(card).to_be_visible()
         shown = card.inner_text()
         assert f"{float(scores.layers['layer2.0.conv1'][5]):.3g}" in shown
         for method in ("magnitude (decided)", "gap", "taylor", "bn-scale"):
@@ -97,10 +98,10 @@ def test_a_person_sees_what_the_issue_asks_for(page, browser):
         group = next(group for group in chosen.groups if "layer2.0.conv1" in group.layers)
         assert card.locator(".badge").inner_text() == ("goes" if 5 in group.removed else "stays")
         card.locator(".links a").first.click()  # on to a neighbour
-        tab.wait_for_function("!document.getElementById('card-title').textContent.startsWith('layer2.0.conv1 · 5')")
+        expect(tab.locator("#card-title")).not_to_contain_text("layer2.0.conv1 · 5")
         tab.keyboard.press("Escape")
-        assert not card.is_visible()
-        tab.wait_for_function("!location.href.includes('#')")  # a dialog tells that it closed a task later
+        expect(card).to_be_hidden()
+        expect(tab).not_to_have_url(re.compile("#"))  # a dialog tells that it closed a task later
         assert tab.title().startswith("Evidence: ")
         assert (opened.faults, opened.requests) == ([], [])
 
@@ -144,16 +145,16 @@ def test_keys_alone_do(page, browser):
         tab = opened.page
         tab.focus("#pictures button >> nth=1")
         tab.keyboard.press("Enter")
-        assert tab.locator("#pictures button").nth(1).get_attribute("aria-pressed") == "true"
+        expect(tab.locator("#pictures button").nth(1)).to_have_attribute("aria-pressed", "true")
         tab.focus(".expand >> nth=0")
         tab.keyboard.press("Space")
-        assert tab.locator(".expand").first.get_attribute("aria-expanded") == "true"
+        expect(tab.locator(".expand").first).to_have_attribute("aria-expanded", "true")
         tab.focus(".tile >> nth=0")
         tab.keyboard.press("Enter")
         tab.wait_for_selector("#card[open]")
         assert tab.evaluate("document.getElementById('card').contains(document.activeElement)")
         tab.keyboard.press("Escape")
-        assert tab.evaluate("document.activeElement.matches('.tile')")
+        expect(tab.locator(".tile").first).to_be_focused()
 
 
 def test_addresses_open_cards_and_layers(page, browser):
@@ -161,14 +162,15 @@ def test_addresses_open_cards_and_layers(page, browser):
     with browser.open(path) as opened:
         tab, address = opened.page, path.resolve().as_uri()
         tab.goto(f"{address}#kernel-layer3.0.conv1-7")
-        assert tab.locator("#card-title").inner_text() == "layer3.0.conv1 · 7"
+        expect(tab.locator("#card-title")).to_have_text("layer3.0.conv1 · 7")  # told a task after the address
         tab.goto(f"{address}#layer-layer2.0.conv2")
-        tab.wait_for_selector("#card:not([open])", state="attached")
+        expect(tab.locator("#card")).to_be_hidden()
+        expect(tab.locator(".tile strong")).to_have_count(16)
         assert set(tab.locator(".tile strong").all_inner_texts()) == {
             f"layer2.0.conv2 · {kernel}" for kernel in range(16)
         }
         tab.goto(f"{address}#kernel-nosuch-3")
-        assert "No kernel fits" in tab.locator("#found").inner_text()
+        expect(tab.locator("#found")).to_contain_text("No kernel fits")
         assert opened.faults == []
 
 
@@ -217,8 +219,8 @@ def test_a_hostile_layer_name_stays_text(network, inputs_of, browser, tmp_path, 
     with browser.open(path) as opened:
         assert opened.page.evaluate("document.title") != "taken"
         opened.page.locator(".tile").first.click()
-        assert opened.page.locator("#card-title").inner_text().startswith(HOSTILE[:40])
-        assert "no plan yet" in opened.page.locator("#card").inner_text()
+        expect(opened.page.locator("#card-title")).to_contain_text(HOSTILE[:40])
+        expect(opened.page.locator("#card")).to_contain_text("no plan yet")
         assert (opened.faults, opened.requests) == ([], [])
 
 
@@ -237,9 +239,9 @@ def test_large_images_limit_patches_and_the_page_says_so(tiny, network_of, input
         assert {scores.index(max(scores)), scores.index(min(scores))} <= set(having)
         lacking = next(kernel for kernel in range(8) if kernel not in having)
         tab.goto(f"{path.resolve().as_uri()}#kernel-conv1-{lacking}")
-        assert "--evidence-kernels" in tab.locator("#card").inner_text()
+        expect(tab.locator("#card")).to_contain_text("--evidence-kernels")
         tab.goto(f"{path.resolve().as_uri()}#kernel-conv1-{having[0]}")
-        assert tab.locator("#card .patches li").count() == len(site["patches"][having[0]])
+        expect(tab.locator("#card .patches li")).to_have_count(len(site["patches"][having[0]]))
         assert opened.faults == []
 
 
