@@ -88,20 +88,15 @@ def to_precision(source: Path, path: Path, precision: str, calibration: Images, 
     try:
         with _quiet():
             model = _half(source) if precision == "fp16" else _quantised(source, calibration, provider in ON_GPU)
+        _tidy(model, {**read_metadata(source), "precision": precision})
+        onnx.checker.check_model(model, full_check=True)
     except InputError:
         raise
-    except Exception as error:  # both converters raise whatever they meet
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(f"ONNX Runtime cannot write {source.name} as {precision}: {reason}") from error
-    forget_origin(model)
-    used = {node.domain for node in model.graph.node}
-    for entry in [
-        entry for entry in model.opset_import if entry.domain not in used
-    ]:  # the quantiser lists all it knows
-        model.opset_import.remove(entry)
-    about = {**read_metadata(source), "precision": precision}
-    onnx.helper.set_model_props(model, {"secateur": json.dumps(about, sort_keys=True)})
-    onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # both converters raise whatever they meet, and may write what is no model
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+        raise InputError(
+            f"ONNX Runtime cannot write {source.name} as {precision}: {reason}. Leave {precision} out of --precision."
+        ) from error
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -134,6 +129,17 @@ def measure_agreement(network: Network, path: Path, images: Images) -> Agreement
     return Agreement(difference, float((found.argmax(1) == expected.argmax(1)).mean()), len(images))
 
 
+def _tidy(model: Any, about: dict[str, Any]) -> None:
+    """Forget where it was made, list only operator sets that are used (the quantiser lists all it knows), say what it is."""
+    import onnx
+
+    forget_origin(model)
+    used = {node.domain for node in model.graph.node}
+    for entry in [entry for entry in model.opset_import if entry.domain not in used]:
+        model.opset_import.remove(entry)
+    onnx.helper.set_model_props(model, {"secateur": json.dumps(about, sort_keys=True)})
+
+
 def _half(source: Path) -> Any:
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -148,8 +154,18 @@ def _half(source: Path) -> Any:
                 "Leave fp16 out of --precision."
             )
     model = convert_float_to_float16(model, keep_io_types=True)
+    _keep_once(model.graph)
     _sort(model.graph)
     return model
+
+
+def _keep_once(graph: Any) -> None:
+    """A value that several nodes take in float32 is cast by the converter for each of them under one name: keep the first."""
+    for entries in (graph.node, graph.value_info):
+        different = {entry.SerializeToString(deterministic=True): entry for entry in entries}
+        kept = list(different.values())
+        del entries[:]
+        entries.extend(kept)
 
 
 def _sort(graph: Any) -> None:

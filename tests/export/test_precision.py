@@ -120,3 +120,43 @@ def test_what_float16_cannot_hold_is_refused(digits, tmp_path):
     with pytest.raises(InputError, match=r"beyond float16's 65504.*--precision"):
         to_precision(tmp_path / "wild.onnx", tmp_path / "half.onnx", "fp16", splits.train)
     assert not (tmp_path / "half.onnx").exists()
+
+
+class Folded(torch.nn.Module):
+    """Several nodes that float16's converter leaves in float32 read the same values."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(24, 4)
+
+    def forward(self, x):
+        x = self.conv(x)
+        folded = torch.cat([torch.maximum(x, -x), torch.minimum(x, 0.5 * x), x.cumsum(2)], 1)
+        return self.head(folded.mean((2, 3)))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_values_read_by_several_nodes_in_float32(network_of, noise_images, shake, tmp_path, precision):
+    network, images = network_of(shake(Folded(), 0)), noise_images(32)
+    export_onnx(network, tmp_path / "model.onnx")
+    to_precision(tmp_path / "model.onnx", tmp_path / "small.onnx", precision, images)
+    names = [name for node in onnx.load(tmp_path / "small.onnx").graph.node for name in node.output]
+    assert len(names) == len(set(names))
+    assert measure_agreement(network, tmp_path / "small.onnx", images).max_relative_difference < 0.05
+
+
+def test_what_a_converter_spoils_is_told(digits, tmp_path, monkeypatch):
+    from onnxruntime.transformers import float16
+
+    convert = float16.convert_float_to_float16
+
+    def spoiled(model, **options):
+        model = convert(model, **options)
+        model.graph.node[-1].input[0] = "nowhere"
+        return model
+
+    _, splits, path = digits
+    monkeypatch.setattr(float16, "convert_float_to_float16", spoiled)
+    with pytest.raises(InputError, match=r"cannot write model.onnx as fp16.*Leave fp16 out of --precision"):
+        to_precision(path, tmp_path / "half.onnx", "fp16", splits.train)
+    assert not (tmp_path / "half.onnx").exists()
