@@ -230,7 +230,8 @@ def explain_command(
         std=numbers("std", std, float), device=device, seed=seed, page=page, evidence_images=evidence_images,
         misclassified=misclassified, evidence_kernels=evidence_kernels,
     )  # fmt: skip
-    from .evidence_steps import EvidenceSettings, evidence_settings, explain_pictures
+    from .evidence_steps import EVIDENCE_FOLDER, EvidenceSettings, evidence_settings, explain_pictures
+    from .export.evidence_page import EVIDENCE_PAGE
     from .steps import explain_into
     from .terminal import show_table, show_tree
 
@@ -256,6 +257,8 @@ def explain_command(
     for tree, path in explain_pictures(settings, pictures, asked, out, observer):
         show_tree(console, tree)
         console.print(f"evidence: {path}", soft_wrap=True, highlight=False)
+    if settings.evidence.page:
+        console.print(f"page: {out / EVIDENCE_FOLDER / EVIDENCE_PAGE}", soft_wrap=True, highlight=False)
 
 
 @command("plan")

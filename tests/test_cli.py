@@ -363,6 +363,7 @@ def test_explain_a_picture_writes_its_evidence(model, data, tmp_path):
     assert len(tree["evidence"]) <= 2
     assert tree["occlusions"][-1]["why"] == "asked for"
     assert f"kernel {tree['evidence'][0]['kernel']}" in stdout
+    assert stdout.endswith(f"page: {out / 'evidence' / 'evidence.html'}\n")
     code, _, stderr = secateur("explain", twin, "--model", model, "--out", out, "--layers", "0", "--class", "1")
     assert code == 0, stderr
     assert json.loads((out / "evidence" / "1.json").read_text())["layers"] == ["0"]
