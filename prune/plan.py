@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError, UsageError
 from ..explain.ranking import UnitScores
 from ..files import read_json, write_json
-from ..network.channels import ChannelGroup
+from ..network.channels import ChannelGroup, Member
 from ..network.cutting import Cut, Side, cut_from_json, cut_of, cut_to_json
 from ..recipe import BudgetSettings
 from .cost import Cost, CostModel
@@ -270,39 +270,49 @@ def explain_layer(
     Raises:
         InputError: the plan has no such layer; those it has are listed.
     """
+    rows: dict[int, tuple[int, float | None, bool, str]] = {}
+    width = 0
     for group, decided in ((one, two) for one in groups for two in plan.groups if one.name == two.name):
-        member = next((member for member in group.producers if member.layer == layer), None)
-        if member is None:
-            continue
-        unit_of = {channel: unit for unit, channels in enumerate(member.channels) for channel in channels}
-        last = max((max(one.rounds, default=0) for one in plan.groups), default=0)
-        compared = [unit for unit in range(decided.units) if not decided.rounds or decided.rounds[unit] in (0, last)]
-        order = sorted(compared, key=lambda unit: -decided.scores[unit]) if decided.scores else []
-        rank = {unit: place for place, unit in enumerate(order, 1)}
-        when = f" in round {last}" if decided.rounds else ""
-        removed = set(decided.removed)
-        rows: list[tuple[int, float | None, bool, str]] = []
-        for channel in range(member.width):
-            unit = unit_of[channel]
-            if not decided.scores:
-                rows.append((channel, None, True, f"the group {group.name} stays whole: {decided.locked}"))
-                continue
-            others = [name for name in decided.layers if name != layer]
-            shared = f", cut together with {', '.join(others)}" if others else ""
-            if not decided.kept:
-                why = f"the whole branch goes, up to {group.branch}: measured to lose less than it costs{shared}"
-            elif decided.rounds and decided.rounds[unit]:
-                why = f"{decided.decided_by} ranked its unit among the lowest in round {decided.rounds[unit]}{shared}"
-            else:
-                place = f"{rank[unit]} of {len(compared)}{when}"
-                why = f"{decided.decided_by} ranks its unit {place}; {decided.kept} stay{shared}"
-            rows.append((channel, decided.scores[unit], unit not in removed, why))
-        return rows
+        for member in (one for one in group.producers if one.layer == layer):
+            width = member.width
+            rows.update(_explain_member(plan, decided, member, group.branch))
+    if rows:
+        alone = "no group holds it: its channels are split or rearranged on the way"
+        return [rows.get(channel, (channel, None, True, alone)) for channel in range(width)]
     known = [name for group in plan.groups for name in group.layers]
     near = difflib.get_close_matches(layer, known, n=3) or known[:8]
     raise InputError(
         f"The plan has no layer {layer!r}. It has: {', '.join(near)}{', …' if len(near) < len(known) else ''}."
     )
+
+
+def _explain_member(
+    plan: PruningPlan, decided: GroupPlan, member: Member, branch: str
+) -> dict[int, tuple[int, float | None, bool, str]]:
+    """The rows of the kernels that a group holds of a layer: all of them, but where channels are split on the way."""
+    unit_of = {channel: unit for unit, channels in enumerate(member.channels) for channel in channels}
+    if not decided.scores:
+        why = f"the group {decided.name} stays whole: {decided.locked}"
+        return {channel: (channel, None, True, why) for channel in unit_of}
+    last = max((max(one.rounds, default=0) for one in plan.groups), default=0)
+    compared = [unit for unit in range(decided.units) if not decided.rounds or decided.rounds[unit] in (0, last)]
+    order = sorted(compared, key=lambda unit: -decided.scores[unit])
+    rank = {unit: place for place, unit in enumerate(order, 1)}
+    when = f" in round {last}" if decided.rounds else ""
+    others = [name for name in decided.layers if name != member.layer]
+    shared = f", cut together with {', '.join(others)}" if others else ""
+    removed = set(decided.removed)
+    rows: dict[int, tuple[int, float | None, bool, str]] = {}
+    for channel, unit in unit_of.items():
+        if not decided.kept:
+            why = f"the whole branch goes, up to {branch}: measured to lose less than it costs{shared}"
+        elif decided.rounds and decided.rounds[unit]:
+            why = f"{decided.decided_by} ranked its unit among the lowest in round {decided.rounds[unit]}{shared}"
+        else:
+            place = f"{rank[unit]} of {len(compared)}{when}"
+            why = f"{decided.decided_by} ranks its unit {place}; {decided.kept} stay{shared}"
+        rows[channel] = (channel, decided.scores[unit], unit not in removed, why)
+    return rows
 
 
 def _group_to_json(group: GroupPlan) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from secateur.network.cutting import apply_cut, cut_of
 from secateur.network.model import load_model
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import plan_pruning
+from secateur.prune.plan import explain_layer, plan_pruning
 from secateur.prune.reconstruction import reconstruct
 from secateur.prune.repair import repair
 from secateur.prune.sensitivity import Sensitivity, measure_sensitivity
@@ -97,6 +97,34 @@ class Dropping(Odd):
         return x + self.path(self.g(x))
 
 
+class PartlyAdded(Odd):
+    """RexNet's: blocks add their input to some of the channels that they make."""
+
+    def build(self):
+        self.wide, self.wider = nn.Conv2d(16, 20, 3, padding=1), nn.Conv2d(20, 24, 3, padding=1)
+        self.narrow = nn.Conv2d(24, 16, 3, padding=1)
+
+    def between(self, x):
+        for block in (self.wide, self.wider):
+            made, width = block(x), x.shape[1]
+            x = F.relu(torch.cat([made[:, :width] + x, made[:, width:]], 1))
+        return self.narrow(x)
+
+
+class Halves(Odd):
+    """MixNet's: two layers make halves that a depthwise one takes together and two others take apart."""
+
+    def build(self):
+        self.left, self.right = nn.Conv2d(16, 12, 1), nn.Conv2d(16, 12, 1)
+        self.depthwise = nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.one, self.two = nn.Conv2d(12, 8, 1), nn.Conv2d(12, 8, 1)
+
+    def between(self, x):
+        x = F.relu(self.depthwise(torch.cat([self.left(x), self.right(x)], 1)))
+        one, two = torch.split(x, [12, 12], 1)
+        return torch.cat([self.one(one), self.two(two)], 1)
+
+
 def seeded(kind, shake):
     torch.manual_seed(0)
     return shake(kind())
@@ -156,6 +184,26 @@ def test_one_side_of_a_join_stays(shake, network_of):
     """Without both nothing of the image would reach the head."""
     groups = find_groups(seeded(Parallel, shake), torch.zeros(2, 3, 12, 12))
     assert {group.branch for group in groups if group.branch} in ({"f.3", "h.3"}, {"g.3", "h.3"})
+
+
+@pytest.mark.parametrize("kind", [PartlyAdded, Halves])
+def test_every_kernel_of_a_layer_is_explained_also_where_a_group_holds_some(kind, shake, network_of):
+    network = network_of(seeded(kind, shake))
+    groups = find_groups(network.module, network.example(2))
+    plan = plan_pruning(groups, scored(groups), measure_cost(network), BudgetSettings(macs=0.9))
+    partly = {
+        member.layer
+        for group in groups
+        for member in group.producers
+        if len({channel for channels in member.channels for channel in channels}) < member.width
+    }
+    assert partly
+    for layer in {layer for group in plan.groups for layer in group.layers}:
+        rows = explain_layer(plan, groups, layer)
+        assert [kernel for kernel, *_ in rows] == list(range(network.module.get_submodule(layer).weight.shape[0]))
+        if layer in partly:
+            assert all(stays for _, _, stays, _ in rows)
+            assert any("stays whole" in why for *_, why in rows)
 
 
 def chain(*widths):
