@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
-from ..network.execution import output_node, run_node
+from ..network.execution import run_node
 from ..network.stand_ins import Constant
 from ..network.trace import PER_CHANNEL, Add, Multiply
 from ..network.tracer import is_shape
@@ -45,58 +45,60 @@ class NoGradientError(Exception):
     """An operation of the network tells by no gradient on what its result depends."""
 
 
-def run_passing(view: fx.GraphModule, node: fx.Node, image: Tensor) -> Tensor:
-    """What a node gives for an image in a copy of the network that passes every gradient; the network is left as it was.
+class PassingNetwork:
+    """A copy of a traced network that passes every gradient; the network is left as it was.
 
     In the copy, float64 on the CPU, weights are random and positive. Activations, bounds and normalisations by stored
     statistics pass their input on; products and all else that joins tensors element by element become their mean; maxima become
     means or sums of what they are of, normalisations over places or channels a mean with that of all they normalise by. So
     no gradient is zero by saturation, by cancellation or because something else was greater, and values stay near one.
-
-    Args:
-        view: a traced network.
-        node: of that network.
-        image: positive, ``[1, C, H, W]``, float64, to which gradients are wanted.
-
-    Raises:
-        NoGradientError: an operation on the way to the node passes no gradient (``argmax``), or cannot be run like this.
     """
-    network = _positive_copy(view, node)
-    values: dict[fx.Node, Any] = {}
-    for each in network.graph.nodes:
-        if each.op == "output":
-            break
-        try:
-            values[each] = image if each.op == "placeholder" else _near_one(_value(network, each, values))
-        except NoGradientError:
-            raise
-        except Exception as error:  # an operation of the user's may want other values, or a type that was passed over
-            raise NoGradientError(f"{each.name}: {error}") from error
-    result: Tensor = values[output_node(network).all_input_nodes[0]]
-    return result
+
+    def __init__(self, view: fx.GraphModule) -> None:
+        self._network = copy.deepcopy(view).cpu().double().eval()
+        self._copies = dict(zip(view.graph.nodes, self._network.graph.nodes, strict=True))
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self._network.parameters():
+            parameter.requires_grad_(False)
+            if parameter.dim() > 1:  # about one over what they sum
+                parameter.uniform_(0.5, 1.5, generator=generator).div_(parameter[0].numel())
+            else:
+                parameter.fill_(1.0)
+
+    def run(self, node: fx.Node, image: Tensor) -> Tensor:
+        """What a node of the network gives for an image.
+
+        Args:
+            image: positive, ``[1, C, H, W]``, float64, to which gradients are wanted.
+
+        Raises:
+            NoGradientError: an operation on the way to the node passes no gradient (``argmax``), or cannot be run like this.
+        """
+        wanted = self._copies[node]
+        needed = _leading_to(wanted)
+        values: dict[fx.Node, Any] = {}
+        for each in self._network.graph.nodes:
+            if each not in needed:
+                continue
+            try:
+                values[each] = image if each.op == "placeholder" else _near_one(_value(self._network, each, values))
+            except NoGradientError:
+                raise
+            except (
+                Exception
+            ) as error:  # an operation of the user's may want other values, or a type that was passed over
+                raise NoGradientError(f"{each.name}: {error}") from error
+        result: Tensor = values[wanted]
+        return result
 
 
-def _positive_copy(view: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
-    """The network up to the node, with positive weights."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for each in view.graph.nodes:
-        copies[each] = graph.node_copy(each, copies.__getitem__)
-        if each is node:
-            break
-    graph.output(copies[node])
-    part = fx.GraphModule(view, graph)
-    part.graph.eliminate_dead_code()
-    part.delete_all_unused_submodules()
-    network = copy.deepcopy(part).cpu().double().eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-        if parameter.dim() > 1:  # about one over what they sum
-            parameter.uniform_(0.5, 1.5, generator=generator).div_(parameter[0].numel())
-        else:
-            parameter.fill_(1.0)
-    return network
+def _leading_to(node: fx.Node) -> set[fx.Node]:
+    found, waiting = {node}, [node]
+    while waiting:
+        new = [one for one in waiting.pop().all_input_nodes if one not in found]
+        found.update(new)
+        waiting.extend(new)
+    return found
 
 
 def _value(network: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:

@@ -1,10 +1,12 @@
 """What every place of a feature map sees of the image, from a few places where rows and columns decide apart."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx
 
+from .dependence import PassingNetwork
 from .regions import Box, receptive_fields
 
 Interval = tuple[int, int]
@@ -31,7 +33,7 @@ class FieldMaps:
     """
 
     def __init__(self, view: fx.GraphModule, example: Tensor) -> None:
-        self._view, self._example = view, example
+        self.view, self.example = view, example
         self._known: dict[fx.Node, FieldMap | None] = {}
 
     def boxes(self, node: fx.Node, height: int, width: int, places: Sequence[tuple[int, int]]) -> list[Box]:
@@ -41,15 +43,21 @@ class FieldMaps:
             InputError: what :func:`~.regions.receptive_fields` raises.
         """
         if node not in self._known:
-            self._known[node] = field_map(self._view, node, self._example, height, width)
+            self._known[node] = field_map(self.view, node, self.example, (height, width), self._passing)
         fields = self._known[node]
         if fields is None:
-            return receptive_fields(self._view, node, places, self._example)
+            return receptive_fields(self.view, node, places, self.example, self._passing)
         return [fields.box(row, column) for row, column in places]
 
+    @functools.cached_property
+    def _passing(self) -> PassingNetwork:
+        return PassingNetwork(self.view)
 
-def field_map(view: fx.GraphModule, node: fx.Node, example: Tensor, height: int, width: int) -> FieldMap | None:
-    """The fields of all places of a map of ``height`` x ``width``, or None where they must be asked for one by one.
+
+def field_map(
+    view: fx.GraphModule, node: fx.Node, example: Tensor, size: tuple[int, int], passing: PassingNetwork | None = None
+) -> FieldMap | None:
+    """The fields of all places of a map of ``size`` (height, width), or None where they must be asked for one by one.
 
     Convolutions and pools see intervals of rows and columns that move by the same step from place to place, cut at the image's
     edge. So the two outermost rows and columns at either side tell the others; two places inside, not used for that, must
@@ -58,11 +66,12 @@ def field_map(view: fx.GraphModule, node: fx.Node, example: Tensor, height: int,
     Raises:
         InputError: what ``receptive_fields`` raises.
     """
+    height, width = size
     rows, columns = _outermost(height), _outermost(width)
     count = max(len(rows), len(columns))
     asked = list(zip(_filled(rows, count), _filled(columns, count), strict=True))
     inside = [(height // 2, width // 3), (height // 3, width // 2)]
-    boxes = dict(zip([*asked, *inside], receptive_fields(view, node, [*asked, *inside], example), strict=True))
+    boxes = dict(zip([*asked, *inside], receptive_fields(view, node, [*asked, *inside], example, passing), strict=True))
     found = FieldMap(
         _between(height, {row: (boxes[row, column].top, boxes[row, column].bottom) for row, column in asked}),
         _between(width, {column: (boxes[row, column].left, boxes[row, column].right) for row, column in asked}),

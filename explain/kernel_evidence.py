@@ -14,6 +14,7 @@ from ..network.topology import GATE, IMAGE, JOIN, Topology, find_topology
 from ..network.trace import trace
 from ..stages import Progress, in_parts, silent
 from .activity import SiteActivity, measure_activity
+from .field_map import FieldMaps
 from .neighbours import Neighbours, find_neighbours
 from .patches import Patch, strongest_patches
 from .scores import KernelScores, RankingTask, get_ranker
@@ -136,12 +137,13 @@ def _sites(
     patched: int | None,
     part: Callable[[str], Progress],
 ) -> tuple[SiteEvidence, ...]:
-    view, example, images = topology.view, task.network.example(), task.images
+    view, images = topology.view, task.images
     classes = max(len(task.network.class_names), int(images.labels.max()) + 1)
     activity = measure_activity(
         view, inner, images, classes, batch_size=task.batch_size, device=task.device, progress=part("activity")
     )
     view.to("cpu")
+    fields = FieldMaps(view, task.network.example())
     always = settings.always or {}
     found = []
     for done, site in enumerate(inner):
@@ -158,7 +160,7 @@ def _sites(
                 site.classes,
                 site.reading.name,
                 activity[site.name],
-                strongest_patches(view, site, activity[site.name], example, chosen),
+                strongest_patches(fields, site, activity[site.name], chosen),
                 tuple(_fed_by(topology, site.name, channel) for channel in range(site.channels)) if joined else (),
             )
         )

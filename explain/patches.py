@@ -3,8 +3,6 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from torch import Tensor, fx
-
 from ..network.execution import is_image_map, run_graph
 from ..network.origins import Site
 from .activity import SiteActivity
@@ -22,17 +20,16 @@ class Patch:
 
 
 def strongest_patches(
-    view: fx.GraphModule, site: Site, activity: SiteActivity, example: Tensor, kernels: Collection[int]
+    fields: FieldMaps, site: Site, activity: SiteActivity, kernels: Collection[int]
 ) -> dict[int, tuple[Patch, ...]]:
     """Of each kernel asked for its strongest patches, by kernel, the strongest first; none where it is never above zero.
 
     The box is the theoretical receptive field of the strongest place; the whole image for layers whose output has no places.
 
     Args:
-        view: the traced network that the site belongs to, on the CPU.
-        example: of an image only the shape counts, ``[n, C, H, W]``.
+        fields: of the traced network that the site belongs to, on the CPU; one for all sites, as it keeps what it made.
     """
-    boxes = _boxes(view, site, activity, example, kernels)
+    boxes = _boxes(fields, site, activity, kernels)
     return {
         kernel: tuple(
             Patch(image, boxes[place], value)
@@ -48,14 +45,13 @@ def strongest_patches(
     }
 
 
-def _boxes(
-    view: fx.GraphModule, site: Site, activity: SiteActivity, example: Tensor, kernels: Collection[int]
-) -> dict[int, Box]:
+def _boxes(fields: FieldMaps, site: Site, activity: SiteActivity, kernels: Collection[int]) -> dict[int, Box]:
     """The boxes of the places that occur, by place."""
     asked = sorted({place for kernel in kernels for place in activity.place[kernel].tolist()})
+    view, example = fields.view, fields.example
     whole = Box(0, 0, example.shape[3], example.shape[2])
     if site.dim != 1 or not is_image_map(run_graph(view, example[:1], [site.reading])[site.reading]):
         return dict.fromkeys(asked, whole)
     places = [divmod(place, activity.width) for place in asked]
-    found = FieldMaps(view, example).boxes(site.reading, activity.height, activity.width, places)
+    found = fields.boxes(site.reading, activity.height, activity.width, places)
     return dict(zip(asked, found, strict=True))

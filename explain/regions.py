@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..network.execution import is_image_map, run_graph
-from .dependence import NoGradientError, run_passing
+from .dependence import NoGradientError, PassingNetwork
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,16 @@ class Box:
 
 
 def receptive_fields(
-    view: fx.GraphModule, node: fx.Node, places: Sequence[tuple[int, int]], example: Tensor
+    view: fx.GraphModule,
+    node: fx.Node,
+    places: Sequence[tuple[int, int]],
+    example: Tensor,
+    passing: PassingNetwork | None = None,
 ) -> list[Box]:
     """For each place the smallest box with all pixels on which it can depend, whatever the weights.
 
     That is the theoretical receptive field, cut at the image's edge: the support of the place's gradient in a copy of the
-    network that passes every gradient (:func:`~.dependence.run_passing`). Branches, pools, slices and gates are followed;
+    network that passes every gradient (:class:`~.dependence.PassingNetwork`). Branches, pools, slices and gates are followed;
     what sees everything (squeeze and excitation, a normalisation over places) gives the whole image.
 
     Where no gradient tells on what a place depends, because there is an ``argmax`` or the like before it, or because it is
@@ -42,6 +46,7 @@ def receptive_fields(
         node: gives a feature map ``[n, C, h, w]``.
         places: (row, column) in it.
         example: of an image only the shape counts, ``[n, C, H, W]``.
+        passing: that copy, where several nodes are asked for; made here if it is not given.
 
     Raises:
         InputError: the node gives no feature map, or has no such place.
@@ -58,7 +63,7 @@ def receptive_fields(
     image.requires_grad_()
     try:
         with torch.enable_grad():
-            value = run_passing(view, node, image)
+            value = (passing or PassingNetwork(view)).run(node, image)
     except NoGradientError:
         return [whole] * len(places)
     if not value.requires_grad:

@@ -3,6 +3,7 @@ import torch
 
 from secateur.errors import InputError
 from secateur.explain.activity import measure_activity
+from secateur.explain.field_map import FieldMaps
 from secateur.explain.patches import strongest_patches
 from secateur.explain.regions import Box
 from secateur.network.images import images_from_tensor
@@ -71,7 +72,7 @@ def test_a_profile_has_a_closed_form(network_of):
     torch.testing.assert_close(found.per_class[:, 0], torch.tensor([-0.7, 0.2, 1.7, 0.0]))
     torch.testing.assert_close(found.average, torch.tensor([0.4]))
     torch.testing.assert_close(found.active, torch.tensor([2 / 3]))
-    patches = strongest_patches(view, sites[0], found, network.example(), [0])[0]
+    patches = strongest_patches(FieldMaps(view, network.example()), sites[0], found, [0])[0]
     assert [patch.image for patch in patches] == [
         2,
         5,
@@ -95,7 +96,7 @@ def test_the_activation_of_a_patch_depends_on_its_box_alone(traced, noise_images
     for site in sites:
         if site.name not in ("layer1.0.conv1", "layer2.0.conv1", "layer1.0.join"):
             continue
-        patches = strongest_patches(view, site, found[site.name], network.example(), range(site.channels))
+        patches = strongest_patches(FieldMaps(view, network.example()), site, found[site.name], range(site.channels))
         for kernel in (0, 3, 7):
             for rank, patch in enumerate(patches[kernel][:3]):
                 box = patch.box
@@ -117,7 +118,7 @@ def test_layers_without_places_show_whole_images(traced, noise_images):
     network, view, sites = traced("dense")
     found = measure_activity(view, sites, noise_images(10), 4)
     hidden = next(site for site in sites if site.name == "hidden")
-    patches = strongest_patches(view, hidden, found["hidden"], network.example(), range(16))
+    patches = strongest_patches(FieldMaps(view, network.example()), hidden, found["hidden"], range(16))
     assert {patch.box for own in patches.values() for patch in own} == {Box(0, 0, 12, 12)}
 
 

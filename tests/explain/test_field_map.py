@@ -26,7 +26,7 @@ def test_fields_are_those_of_every_single_place(tiny, name):
     assert maps
     for node, (height, width) in maps:
         places = list(itertools.product(range(height), range(width)))
-        found = field_map(view, node, example, height, width)
+        found = field_map(view, node, example, (height, width))
         assert found is not None
         assert [found.box(*place) for place in places] == receptive_fields(view, node, places, example), node.name
 
@@ -69,4 +69,4 @@ def test_fields_that_rows_and_columns_do_not_decide_apart_are_noticed():
     example = torch.rand(1, 3, 12, 12)
     view = trace(Turned().eval(), example)
     node = next(node for node in reversed(view.graph.nodes) if node.op == "call_module")
-    assert field_map(view, node, example, 12, 12) is None
+    assert field_map(view, node, example, (12, 12)) is None
