@@ -84,9 +84,7 @@ class PassingNetwork:
                 values[each] = image if each.op == "placeholder" else _near_one(_value(self._network, each, values))
             except NoGradientError:
                 raise
-            except (
-                Exception
-            ) as error:  # an operation of the user's may want other values, or a type that was passed over
+            except Exception as error:  # an operation of the user's may want other values, or another type
                 raise NoGradientError(f"{each.name}: {error}") from error
         result: Tensor = values[wanted]
         return result
