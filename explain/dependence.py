@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
-from ..network.execution import run_node
+from ..network.execution import needed_for, run_node
 from ..network.stand_ins import Constant
 from ..network.trace import PER_CHANNEL, Add, Multiply
 from ..network.tracer import is_shape
@@ -75,7 +75,7 @@ class PassingNetwork:
             NoGradientError: an operation on the way to the node passes no gradient (``argmax``), or cannot be run like this.
         """
         wanted = self._copies[node]
-        needed = _leading_to(wanted)
+        needed = needed_for([wanted])
         values: dict[fx.Node, Any] = {}
         for each in self._network.graph.nodes:
             if each not in needed:
@@ -88,15 +88,6 @@ class PassingNetwork:
                 raise NoGradientError(f"{each.name}: {error}") from error
         result: Tensor = values[wanted]
         return result
-
-
-def _leading_to(node: fx.Node) -> set[fx.Node]:
-    found, waiting = {node}, [node]
-    while waiting:
-        new = [one for one in waiting.pop().all_input_nodes if one not in found]
-        found.update(new)
-        waiting.extend(new)
-    return found
 
 
 def _value(network: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:

@@ -88,7 +88,6 @@ def to_precision(source: Path, path: Path, precision: str, calibration: Images, 
     try:
         with _quiet():
             model = _half(source) if precision == "fp16" else _quantised(source, calibration, provider in ON_GPU)
-        _tidy(model, {**read_metadata(source), "precision": precision})
         onnx.checker.check_model(model, full_check=True)
     except InputError:
         raise
@@ -97,6 +96,7 @@ def to_precision(source: Path, path: Path, precision: str, calibration: Images, 
         raise InputError(
             f"ONNX Runtime cannot write {source.name} as {precision}: {reason}. Leave {precision} out of --precision."
         ) from error
+    _tidy(model, {**read_metadata(source), "precision": precision})
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype.kind == "f" and not np.isfinite(values).all():

@@ -56,7 +56,7 @@ def run_graph(
     """
     wanted = set(wanted)
     placeholder = next(node for node in view.graph.nodes if node.op == "placeholder")
-    needed = _needed_for(wanted, stop=())
+    needed = needed_for(wanted)
     nodes = [node for node in view.graph.nodes if node in needed]
     return _run(view, nodes, {placeholder: images}, wanted, changes or {})
 
@@ -66,7 +66,7 @@ def run_between(view: fx.GraphModule, given: Values, wanted: Iterable[fx.Node]) 
 
     The images are among them, as many as there are rows: a shape may be asked of what lies before.
     """
-    needed = _needed_for(wanted, stop=given)
+    needed = needed_for(wanted, stop=given)
     return _run(view, [node for node in view.graph.nodes if node in needed], given, set(wanted), {})
 
 
@@ -89,7 +89,7 @@ def _run(
     return {node: value for node, value in values.items() if node in wanted}
 
 
-def _needed_for(wanted: Iterable[fx.Node], stop: Iterable[fx.Node]) -> set[fx.Node]:
+def needed_for(wanted: Iterable[fx.Node], stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
     """The wanted nodes and all that they depend on, not going back beyond ``stop``."""
     needed: set[fx.Node] = set()
     pending = list(wanted)
@@ -120,7 +120,7 @@ class Segment:
         for node in wanted:
             if node not in dependent:
                 raise ValueError(f"{node.name} does not depend on {source.name}")
-        needed = _needed_for(wanted, stop=(source,))
+        needed = needed_for(wanted, stop=(source,))
         self.view, self.source, self.wanted = view, source, tuple(wanted)
         constant = {node for node in needed - dependent if node.op == "get_attr"}
         self._per_image = image_dependent(view)
@@ -163,7 +163,7 @@ def image_dependent(view: fx.GraphModule) -> set[fx.Node]:
 
 def depends_on(node: fx.Node, source: fx.Node) -> bool:
     """Whether a node's value comes from another's, directly or not."""
-    return source in _needed_for([node], stop=())
+    return source in needed_for([node])
 
 
 def output_node(view: fx.GraphModule) -> fx.Node:

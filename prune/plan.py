@@ -203,8 +203,8 @@ def obstacle(groups: Sequence[ChannelGroup], round_to: str | int) -> str:
     """Why nothing in these groups can be cut, or nothing."""
     open_groups = [group for group in groups if not group.locked]
     if not open_groups:
-        reasons = "; ".join(f"{group.name}: {group.locked}" for group in groups[:3])
-        return f"Nothing in this network can be cut. {reasons}"
+        reasons = "; ".join(f"{group.name}: {group.locked.rstrip('.')}" for group in groups[:3])
+        return f"Nothing in this network can be cut. {reasons}."
     if all(group.units <= alignment(group, round_to) for group in open_groups):
         return f"round_to {round_to} is as wide as every layer, so nothing can be cut. Lower it."
     return ""
@@ -292,7 +292,7 @@ def _explain_member(
     """The rows of the kernels that a group holds of a layer: all of them, but where channels are split on the way."""
     unit_of = {channel: unit for unit, channels in enumerate(member.channels) for channel in channels}
     if not decided.scores:
-        why = f"the group {decided.name} stays whole: {decided.locked}"
+        why = f"the group {decided.name} stays whole: {decided.locked.rstrip('.')}"
         return {channel: (channel, None, True, why) for channel in unit_of}
     last = max((max(one.rounds, default=0) for one in plan.groups), default=0)
     compared = [unit for unit in range(decided.units) if not decided.rounds or decided.rounds[unit] in (0, last)]

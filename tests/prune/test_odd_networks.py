@@ -204,6 +204,7 @@ def test_every_kernel_of_a_layer_is_explained_also_where_a_group_holds_some(kind
         if layer in partly:
             assert all(stays for _, _, stays, _ in rows)
             assert any("stays whole" in why for *_, why in rows)
+        assert not any(why.endswith(".") for *_, why in rows)  # who shows it ends the sentence
 
 
 def chain(*widths):
