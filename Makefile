@@ -43,7 +43,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	@mkdir -p .mypy_cache/link && ln -sfn "$(CURDIR)" .mypy_cache/link/secateur
 	cd .mypy_cache/link && "$(abspath $(BIN))/mypy" --config-file secateur/pyproject.toml --cache-dir "$(CURDIR)/.mypy_cache" \
-		$(addprefix secateur/,$(wildcard *.py network explain prune export))
+		$(addprefix secateur/,$(wildcard *.py common network explain prune export pipeline cli))
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -50,60 +50,60 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import InputError as InputError
-    from .errors import MachineError as MachineError
-    from .errors import SecateurError as SecateurError
-    from .errors import UsageError as UsageError
+    from .common.errors import InputError as InputError
+    from .common.errors import MachineError as MachineError
+    from .common.errors import SecateurError as SecateurError
+    from .common.errors import UsageError as UsageError
     from .explain.ranking import rank_kernels as rank_kernels
     from .explain.ranking import score_units as score_units
     from .explain.scores import RankingTask as RankingTask
-    from .export.accuracy import measure_accuracy as measure_accuracy
-    from .export.latency import compare_latency as compare_latency
-    from .export.onnx_model import export_onnx as export_onnx
-    from .network.channels import find_groups as find_groups
-    from .network.images import load_images as load_images
-    from .network.labelling import label_images as label_images
-    from .network.model import load_model as load_model
-    from .network.model import match_classes as match_classes
-    from .pipeline import prune_and_export as prune_and_export
+    from .export.measure.accuracy import measure_accuracy as measure_accuracy
+    from .export.measure.latency import compare_latency as compare_latency
+    from .export.onnx.model import export_onnx as export_onnx
+    from .network.channels.follow import find_groups as find_groups
+    from .network.images.load import load_images as load_images
+    from .network.images.predicted_labels import label_images as label_images
+    from .network.load import load_model as load_model
+    from .network.load import match_classes as match_classes
+    from .pipeline.prune_and_export import prune_and_export as prune_and_export
+    from .pipeline.recipe import Recipe as Recipe
     from .prune.cost import measure_cost as measure_cost
     from .prune.plan import plan_pruning as plan_pruning
-    from .prune.recover import recover as recover
-    from .prune.repair import repair as repair
-    from .prune.sensitivity import measure_sensitivity as measure_sensitivity
+    from .prune.repair.fine_tune import recover as recover
+    from .prune.repair.repair import repair as repair
+    from .prune.settings import BudgetSettings as BudgetSettings
+    from .prune.settings import RecoverySettings as RecoverySettings
     from .prune.surgery import cut as cut
     from .prune.surgery import save as save
-    from .recipe import BudgetSettings as BudgetSettings
-    from .recipe import Recipe as Recipe
-    from .recipe import RecoverySettings as RecoverySettings
+    from .prune.widths.sensitivity import measure_sensitivity as measure_sensitivity
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BudgetSettings": "recipe",
-    "InputError": "errors",
-    "MachineError": "errors",
+    "BudgetSettings": "prune.settings",
+    "InputError": "common.errors",
+    "MachineError": "common.errors",
     "RankingTask": "explain.scores",
-    "Recipe": "recipe",
-    "RecoverySettings": "recipe",
-    "SecateurError": "errors",
-    "UsageError": "errors",
-    "compare_latency": "export.latency",
+    "Recipe": "pipeline.recipe",
+    "RecoverySettings": "prune.settings",
+    "SecateurError": "common.errors",
+    "UsageError": "common.errors",
+    "compare_latency": "export.measure.latency",
     "cut": "prune.surgery",
-    "export_onnx": "export.onnx_model",
-    "find_groups": "network.channels",
-    "label_images": "network.labelling",
-    "load_images": "network.images",
-    "load_model": "network.model",
-    "match_classes": "network.model",
-    "measure_accuracy": "export.accuracy",
+    "export_onnx": "export.onnx.model",
+    "find_groups": "network.channels.follow",
+    "label_images": "network.images.predicted_labels",
+    "load_images": "network.images.load",
+    "load_model": "network.load",
+    "match_classes": "network.load",
+    "measure_accuracy": "export.measure.accuracy",
     "measure_cost": "prune.cost",
-    "measure_sensitivity": "prune.sensitivity",
+    "measure_sensitivity": "prune.widths.sensitivity",
     "plan_pruning": "prune.plan",
-    "prune_and_export": "pipeline",
+    "prune_and_export": "pipeline.prune_and_export",
     "rank_kernels": "explain.ranking",
-    "recover": "prune.recover",
-    "repair": "prune.repair",
+    "recover": "prune.repair.fine_tune",
+    "repair": "prune.repair.repair",
     "save": "prune.surgery",
     "score_units": "explain.ranking",
 }

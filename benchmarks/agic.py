@@ -19,30 +19,30 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.sections import Case, Rows, Work, run_sections
-from secateur.explain.agic import score_agic
-from secateur.explain.attribution_graph import AttributionGraphs, GraphSettings, build_graphs
-from secateur.explain.faithfulness import faithfulness_curves
-from secateur.explain.graph_classifier import READOUTS, ClassifierSettings, train_classifier
-from secateur.explain.graph_controls import CONTROLS, ControlledGraphs
-from secateur.explain.graph_encoder import Embeddings, EncoderSettings, GraphEncoder, Standardiser, embed, pretrain
+from benchmarks.kept_rows import Case, Rows, Work, run_sections
+from secateur.common.files import read_json
+from secateur.explain.agic.encoder import Embeddings, EncoderSettings, GraphEncoder, Standardiser, embed, pretrain
+from secateur.explain.agic.graphs import AttributionGraphs, GraphSettings, build_graphs
+from secateur.explain.agic.ranker import score_agic
+from secateur.explain.faithfulness.curves import faithfulness_curves
+from secateur.explain.faithfulness.graph_classifier import READOUTS, ClassifierSettings, train_classifier
+from secateur.explain.faithfulness.graph_controls import CONTROLS, ControlledGraphs
+from secateur.explain.faithfulness.readout_scoring import ScoringSettings, kernel_scores, train_scoring
 from secateur.explain.ranking import rank_kernels, score_units
 from secateur.explain.scores import KernelScores, RankingTask
-from secateur.explain.scoring_aggregation import ScoringSettings, kernel_scores, train_scoring
-from secateur.files import read_json
-from secateur.network.channels import find_groups
-from secateur.network.cutting import cut_of
-from secateur.network.evaluation import wilson_interval
-from secateur.network.feature_stages import find_stages
-from secateur.network.images import Images
-from secateur.network.model import Network
-from secateur.network.topology import IMAGE, find_topology
-from secateur.network.trace import trace
+from secateur.explain.settings import AgicSettings
+from secateur.network.channels.cut import cut_of
+from secateur.network.channels.follow import find_groups
+from secateur.network.graph.feature_points import find_stages
+from secateur.network.graph.topology import IMAGE, find_topology
+from secateur.network.graph.trace import trace
+from secateur.network.images.images import Images
+from secateur.network.intervals import wilson_interval
+from secateur.network.network import Network
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import PruningPlan
-from secateur.prune.repair import repair
-from secateur.recipe import AgicSettings
+from secateur.prune.repair.repair import repair
 
 RESULTS = Path(__file__).parent / "results" / "agic.json"
 NETWORKS = ("resnet20", "digits")

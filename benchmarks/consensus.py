@@ -17,23 +17,24 @@ from pathlib import Path
 
 from torch import Tensor
 
-from benchmarks.sections import Case, Rows, Work, run_sections
-from secateur.environment import choose_device
+from benchmarks.kept_rows import Case, Rows, Work, run_sections
+from secateur.common.environment import choose_device
+from secateur.common.files import sha256_json
 from secateur.explain.consensus import MEMBERS
 from secateur.explain.ranking import UnitScores, rank_kernels
 from secateur.explain.scores import KernelScores, RankingTask
-from secateur.files import sha256_json
-from secateur.network.channels import find_groups
-from secateur.network.cutting import cut_to_json
-from secateur.network.evaluation import paired_drop_interval, predict
-from secateur.network.model import Network
+from secateur.network.channels.cut import cut_to_json
+from secateur.network.channels.follow import find_groups
+from secateur.network.evaluation import predict
+from secateur.network.intervals import paired_drop_interval
+from secateur.network.network import Network
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.orders import best_orders, best_plan, choices, unit_orders
 from secateur.prune.plan import PruningPlan, plan_pruning
-from secateur.prune.repair import judging, repair
-from secateur.prune.sensitivity import Sensitivity, measure_sensitivity
-from secateur.recipe import BudgetSettings
+from secateur.prune.repair.repair import judging, repair
+from secateur.prune.settings import BudgetSettings
+from secateur.prune.widths.ranking_choice import best_orders, best_plan, choices, unit_orders
+from secateur.prune.widths.sensitivity import Sensitivity, measure_sensitivity
 
 RESULTS = Path(__file__).parent / "results" / "consensus.json"
 NETWORKS = ("resnet20", "resnet56")
@@ -65,7 +66,7 @@ class Judge:
         )
 
     def sensitivity(self, scores: KernelScores) -> Sensitivity:
-        """What :func:`~secateur.prune.orders.measure_orders` gives."""
+        """What :func:`~secateur.prune.widths.ranking_choice.measure_orders` gives."""
         orders = unit_orders(self.groups, scores)
         measured = {method: self._measured(units) for method, units in orders.items()}
         return measured[scores.method] if len(measured) == 1 else best_orders(measured)

@@ -18,31 +18,39 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision import models
 
-from benchmarks.sections import SHARED, Case, Work, run_sections
-from secateur.environment import seed_everything
-from secateur.explain.ablation import ablation_drops, ablation_truth
-from secateur.explain.contributions import STATISTICS, contributions
-from secateur.explain.decomposition import ClassDecision, Decomposer, DecompositionSettings
-from secateur.explain.duplicates import Selection
-from secateur.explain.faithfulness import correlate, discriminative_degree, faithfulness_curves, surrogate_agreement
-from secateur.explain.randomisation import cascading_randomisation, label_permutation
+from benchmarks.kept_rows import SHARED, Case, Work, run_sections
+from secateur.common.environment import seed_everything
+from secateur.explain.faithfulness.ablation import ablation_drops, ablation_truth
+from secateur.explain.faithfulness.curves import (
+    correlate,
+    discriminative_degree,
+    faithfulness_curves,
+    surrogate_agreement,
+)
+from secateur.explain.faithfulness.randomisation import cascading_randomisation, label_permutation
+from secateur.explain.gap.contributions import STATISTICS, contributions
+from secateur.explain.gap.decomposition import ClassDecision, Decomposer, DecompositionSettings
+from secateur.explain.gap.near_duplicates import Selection
 from secateur.explain.ranking import UnitScores, rank_kernels, score_units
 from secateur.explain.scores import KernelScores, RankingTask
-from secateur.network.channels import find_groups
-from secateur.network.cutting import cut_of
+from secateur.network.channels.cut import cut_of
+from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import divergence
-from secateur.network.execution import Segment, output_node, run_graph
-from secateur.network.images import Images
-from secateur.network.model import Network, load_model
-from secateur.network.probe import frozen, pick_logits
-from secateur.network.trace import reading_nodes, trace
+from secateur.network.graph.execution import output_node, run_graph
+from secateur.network.graph.segment import Segment
+from secateur.network.graph.trace import reading_nodes, trace
+from secateur.network.hooks import frozen, pick_logits
+from secateur.network.images.images import Images
+from secateur.network.load import load_model
+from secateur.network.network import Network
+from secateur.network.settings import ModelSettings
 from secateur.network.training import TrainingSettings
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import PruningPlan, plan_pruning
-from secateur.prune.repair import repair
-from secateur.prune.sensitivity import measure_sensitivity
-from secateur.recipe import BudgetSettings, ModelSettings
+from secateur.prune.repair.repair import repair
+from secateur.prune.settings import BudgetSettings
+from secateur.prune.widths.sensitivity import measure_sensitivity
 
 RESULTS = Path(__file__).parent / "results" / "gap.json"
 NETWORKS = ("digits", "resnet20", "resnet56")
@@ -328,7 +336,7 @@ def speed(name: str, seed: int) -> list[dict[str, Any]]:
         network, batch, images = load_model(settings), 64, 512
     network = _named(network)
     pixels = torch.rand(images, *network.input_shape, generator=torch.Generator().manual_seed(seed))
-    from secateur.network.images import images_from_tensor
+    from secateur.network.images.images import images_from_tensor
 
     given = images_from_tensor(pixels, torch.arange(images) % len(network.class_names), network.preprocessing)
     work: dict[str, Callable[[], object]] = {
@@ -367,8 +375,8 @@ def speed(name: str, seed: int) -> list[dict[str, Any]]:
 
 
 def _large() -> Network:
-    from secateur.network.images import Preprocessing
-    from secateur.network.model import Source
+    from secateur.network.images.pictures import Preprocessing
+    from secateur.network.network import Source
 
     module = models.resnet50(num_classes=1000).eval()
     return Network(module, Preprocessing((3, 224, 224), (0.5,) * 3, (0.25,) * 3), (), Source("torchvision resnet50"))

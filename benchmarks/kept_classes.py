@@ -10,20 +10,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from benchmarks.sections import Case, Rows, Work, run_sections
+from benchmarks.kept_rows import Case, Rows, Work, run_sections
 from secateur.explain.ranking import score_units
-from secateur.explain.scores import RankingTask, get_ranker
-from secateur.network.channels import find_groups
-from secateur.network.classes import restrict_images, restrict_network
-from secateur.network.evaluation import paired_drop_interval, predict
-from secateur.network.images import Images
-from secateur.network.model import Network
+from secateur.explain.registry import get_ranker
+from secateur.explain.scores import RankingTask
+from secateur.network.channels.follow import find_groups
+from secateur.network.evaluation import predict
+from secateur.network.images.images import Images
+from secateur.network.intervals import paired_drop_interval
+from secateur.network.kept_classes import restrict_images, restrict_network
+from secateur.network.network import Network
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import plan_pruning
-from secateur.prune.repair import repair
-from secateur.prune.sensitivity import measure_sensitivity
-from secateur.recipe import BudgetSettings
+from secateur.prune.repair.repair import repair
+from secateur.prune.settings import BudgetSettings
+from secateur.prune.widths.sensitivity import measure_sensitivity
 
 RESULTS = Path(__file__).parent / "results" / "kept_classes.json"
 KEPT = ("cat", "dog", "horse")

@@ -23,13 +23,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from secateur import __version__
-from secateur.environment import describe_environment, seed_everything
-from secateur.export.latency import TimingSettings, compare_latencies
-from secateur.export.onnx_model import export_onnx
-from secateur.files import write_json
-from secateur.network.model import Network, load_model
+from secateur.common.environment import describe_environment, seed_everything
+from secateur.common.files import write_json
+from secateur.export.measure.latency import TimingSettings, compare_latencies
+from secateur.export.onnx.model import export_onnx
+from secateur.network.load import load_model
+from secateur.network.network import Network
+from secateur.network.settings import ModelSettings
 from secateur.prune.cost import measure_cost
-from secateur.recipe import ModelSettings
 
 from .sections import SHARED
 

@@ -15,25 +15,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.sections import Case, Rows, Work, run_sections
-from secateur.explain.entanglement import Entanglement, measure_entanglement
-from secateur.explain.membership import fit_membership, with_membership
-from secateur.explain.pathway import Pathway
-from secateur.explain.picnn import train_picnn, with_new_layer
+from benchmarks.kept_rows import Case, Rows, Work, run_sections
+from secateur.explain.picnn.entanglement import Entanglement, measure_entanglement
+from secateur.explain.picnn.membership import fit_membership, with_membership
+from secateur.explain.picnn.pathway import Pathway
+from secateur.explain.picnn.training import train_picnn, with_new_layer
 from secateur.explain.ranking import score_units
-from secateur.explain.scores import RankingTask, get_ranker
-from secateur.network.channels import find_groups
+from secateur.explain.registry import get_ranker
+from secateur.explain.scores import RankingTask
+from secateur.explain.settings import PicnnSettings
+from secateur.network.channels.follow import find_groups
 from secateur.network.digits import DigitsNetwork
-from secateur.network.evaluation import paired_drop_interval, predict
-from secateur.network.model import Network
-from secateur.network.parts import masked
+from secateur.network.evaluation import predict
+from secateur.network.graph.two_parts import masked
+from secateur.network.intervals import paired_drop_interval
+from secateur.network.network import Network
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import plan_pruning
-from secateur.prune.recover import recover, recover_with_pathway
-from secateur.prune.repair import repair
-from secateur.prune.sensitivity import measure_sensitivity
-from secateur.recipe import BudgetSettings, PicnnSettings, RecoverySettings
+from secateur.prune.repair.fine_tune import recover, recover_with_pathway
+from secateur.prune.repair.repair import repair
+from secateur.prune.settings import BudgetSettings, RecoverySettings
+from secateur.prune.widths.sensitivity import measure_sensitivity
 
 RESULTS = Path(__file__).parent / "results" / "picnn.json"
 METHODS = ("std", "csg", "gumbel", "bernoulli")

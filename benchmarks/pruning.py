@@ -26,23 +26,29 @@ from rich.console import Console
 from rich.table import Table
 
 from secateur import __version__
-from secateur.environment import describe_environment, seed_everything
+from secateur.common.environment import describe_environment, seed_everything
+from secateur.common.files import write_json
 from secateur.explain.ranking import rank_kernels, score_units
 from secateur.explain.scores import RankingTask
-from secateur.files import write_json
-from secateur.network.channels import ChannelGroup, find_groups
-from secateur.network.cutting import PAD_PRUNER, cut_of, followable
-from secateur.network.evaluation import paired_drop_interval, predict
-from secateur.network.images import Images, load_images
-from secateur.network.model import Network, load_model, match_classes
-from secateur.network.trace import ZeroPadChannels
+from secateur.network.channels.cut import cut_of
+from secateur.network.channels.follow import find_groups
+from secateur.network.channels.group import ChannelGroup
+from secateur.network.channels.zero_pad import PAD_PRUNER, followable
+from secateur.network.evaluation import predict
+from secateur.network.graph.leaves import ZeroPadChannels
+from secateur.network.images.images import Images
+from secateur.network.images.load import load_images
+from secateur.network.intervals import paired_drop_interval
+from secateur.network.load import load_model, match_classes
+from secateur.network.network import Network
+from secateur.network.settings import ModelSettings
 from secateur.prune import surgery
 from secateur.prune.cost import CostModel, measure_cost
 from secateur.prune.plan import PruningPlan, plan_pruning
-from secateur.prune.recover import recover
-from secateur.prune.repair import repair
-from secateur.prune.sensitivity import Sensitivity, measure_sensitivity
-from secateur.recipe import BudgetSettings, ModelSettings, RecoverySettings
+from secateur.prune.repair.fine_tune import recover
+from secateur.prune.repair.repair import repair
+from secateur.prune.settings import BudgetSettings, RecoverySettings
+from secateur.prune.widths.sensitivity import Sensitivity, measure_sensitivity
 
 RESULTS = Path(__file__).parent / "results" / "pruning.json"
 SHARED = Path(os.environ.get("SECATEUR_SHARED", Path(__file__).resolve().parents[2] / "shared"))

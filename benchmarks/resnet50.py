@@ -27,24 +27,27 @@ from rich.table import Table
 from torch import nn
 
 from secateur import __version__
-from secateur.environment import describe_environment, seed_everything
+from secateur.common.environment import describe_environment, seed_everything
+from secateur.common.files import write_json
 from secateur.explain.ranking import rank_kernels, score_units
 from secateur.explain.scores import RankingTask
-from secateur.export import runtime
-from secateur.export.classifier import read_classifier
-from secateur.export.latency import TimingSettings, compare_latencies
-from secateur.export.onnx_model import INPUT_NAME, export_onnx
-from secateur.export.precision import file_name, to_precision
-from secateur.export.runtime import choose_provider, node_placement, open_session
-from secateur.export.telemetry import observed_conditions
-from secateur.files import write_json
-from secateur.network.channels import find_groups
-from secateur.network.images import Images, images_from_tensor
-from secateur.network.model import Network, load_model
-from secateur.prune import surgery, widths
+from secateur.export.measure.latency import TimingSettings, compare_latencies
+from secateur.export.measure.telemetry import observed_conditions
+from secateur.export.onnx.model import INPUT_NAME, export_onnx
+from secateur.export.onnx.precision import file_name, to_precision
+from secateur.export.runtime import session as runtime
+from secateur.export.runtime.classifier import read_classifier
+from secateur.export.runtime.session import choose_provider, node_placement, open_session
+from secateur.network.channels.follow import find_groups
+from secateur.network.images.images import Images, images_from_tensor
+from secateur.network.load import load_model
+from secateur.network.network import Network
+from secateur.network.settings import ModelSettings
+from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import plan_pruning
-from secateur.recipe import BudgetSettings, ModelSettings
+from secateur.prune.settings import BudgetSettings
+from secateur.prune.widths import width_book as widths
 
 RESULTS = Path(__file__).parent / "results" / "resnet50.json"
 MACS = 0.5

@@ -41,8 +41,8 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from secateur import __version__
-from secateur.environment import describe_environment
-from secateur.files import read_json, sha256_file, write_json
+from secateur.common.environment import describe_environment
+from secateur.common.files import read_json, sha256_file, write_json
 
 RESULTS = Path(__file__).parent / "results" / "resume.json"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -54,9 +54,9 @@ FILES = (
     "plan.json", "recipe.toml", "scores.safetensors", "sensitivity.json", "model.safetensors", "model.onnx", "baseline.onnx",
 )  # fmt: skip
 COMMAND = """
-import secateur.pipeline
+import secateur.pipeline.prune_and_export
 print("✓ start  ", flush=True)
-from secateur.cli import main
+from secateur.cli.commands import main
 main()
 """  # `secateur` as it is, but for a line once everything is imported
 KILLS_PER_CHAIN = 5

@@ -21,12 +21,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from secateur import __version__
-from secateur.environment import describe_environment, seed_everything
-from secateur.explain.shapley import ShapleyExplainer, strongest_edges
-from secateur.files import write_json
-from secateur.network.images import Images, images_from_tensor
-from secateur.network.model import Network, load_model
-from secateur.network.topology import CONVOLUTION, LINEAR, own_modules
+from secateur.common.environment import describe_environment, seed_everything
+from secateur.common.files import write_json
+from secateur.explain.shapley.explainer import ShapleyExplainer, strongest_edges
+from secateur.network.graph.topology import CONVOLUTION, LINEAR, own_modules
+from secateur.network.images.images import Images, images_from_tensor
+from secateur.network.load import load_model
+from secateur.network.network import Network
 
 RESULTS = Path(__file__).parent / "results" / "shapley_speed.json"
 SHARED = Path(os.environ.get("SECATEUR_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InputError, UsageError
-from ..network.images import Images, stratified_split
-from ..stages import in_parts
-from .faithfulness import FaithfulnessCurves, faithfulness_curves
-from .scores import KernelScores, RankingTask, get_ranker, register
+from ..common.errors import InputError, UsageError
+from ..common.progress import in_parts
+from ..network.images.images import Images
+from ..network.images.sampling import stratified_split
+from .faithfulness.curves import FaithfulnessCurves, faithfulness_curves
+from .registry import get_ranker, register
+from .scores import KernelScores, RankingTask
 
 MEMBERS = ("agic", "gap", "picnn")
 UNIT = "weighted fractional rank"

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import InputError
-from ..network.execution import Changes, run_graph
-from ..network.feature_stages import FeaturePoint
-from ..network.images import Images
-from ..network.topology import class_nodes
-from ..network.trace import reading_nodes
+from ..common.errors import InputError
+from ..network.graph.execution import Changes, run_graph
+from ..network.graph.feature_points import FeaturePoint
+from ..network.graph.topology import class_nodes
+from ..network.graph.trace import reading_nodes
+from ..network.images.images import Images
 
 
 @dataclass(frozen=True)

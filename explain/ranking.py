@@ -6,10 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..network.channels import ChannelGroup
-from . import ablation, agic, attributions, consensus, gap, picnn, references, shapley_ranking  # noqa: F401 (they register rankers)
-from .scores import KernelScores, RankingTask, get_ranker
+from ..common.errors import InputError
+from ..network.channels.group import ChannelGroup
+from . import baselines, consensus  # noqa: F401 (importing a ranker's module registers it)
+from .agic import ranker as _agic  # noqa: F401
+from .attribution import rankers as _attribution  # noqa: F401
+from .faithfulness import ablation as _ablation  # noqa: F401
+from .gap import rankers as _gap  # noqa: F401
+from .picnn import ranker as _picnn  # noqa: F401
+from .registry import get_ranker
+from .scores import KernelScores, RankingTask
+from .shapley import ranker as _shapley  # noqa: F401
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Scores of kernels, and the registry of the rankers that make them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, UsageError
-from ..files import replacing
-from ..network.images import Images
-from ..network.model import Network
-from ..recipe import AgicSettings, PicnnSettings
-from ..stages import Progress, silent
+from ..common.errors import InputError
+from ..common.files import replacing
+from ..common.progress import Progress, silent
+from ..network.images.images import Images
+from ..network.network import Network
+from .settings import AgicSettings, PicnnSettings
 
 
 @dataclass(frozen=True)
@@ -123,50 +123,3 @@ class RankingTask:
         """Images per pass, by input size: 128 up to 64 pixels a side, 16 at 224."""
         _, height, width = self.network.input_shape
         return max(1, min(128, 128 * 80 * 80 // (height * width)))
-
-
-@dataclass(frozen=True)
-class Ranker:
-    """A registered way to score kernels. ``needs``: weights, images, or labels as well."""
-
-    name: str
-    summary: str
-    needs: str
-    unit: str
-    source: str
-    score: Callable[[RankingTask], KernelScores]
-
-
-_RANKERS: dict[str, Ranker] = {}
-
-
-def register(name: str, *, summary: str, needs: str, unit: str, source: str) -> Callable[..., Any]:
-    """Register a function as the ranker ``name``.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def wrap(function: Callable[[RankingTask], KernelScores]) -> Callable[[RankingTask], KernelScores]:
-        if name in _RANKERS:
-            raise ValueError(f"a ranker named {name!r} is registered already")
-        _RANKERS[name] = Ranker(name, summary, needs, unit, source, function)
-        return function
-
-    return wrap
-
-
-def rankers() -> tuple[Ranker, ...]:
-    """All registered rankers, by name."""
-    return tuple(_RANKERS[name] for name in sorted(_RANKERS))
-
-
-def get_ranker(name: str) -> Ranker:
-    """The ranker of that name.
-
-    Raises:
-        UsageError: no such ranker; the valid names are listed.
-    """
-    if name not in _RANKERS:
-        raise UsageError(f"unknown ranker {name!r}. There are: {', '.join(sorted(_RANKERS))}.")
-    return _RANKERS[name]

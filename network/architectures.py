@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..recipe import ModelSettings
-from .loading import describe, first_line, import_file, split_function
+from ..common.errors import InputError
+from .settings import ModelSettings
+from .user_code import describe, first_line, import_file, split_function
 
 
 @dataclass(frozen=True)

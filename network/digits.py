@@ -6,17 +6,15 @@ The weights beside this file were made by ``scripts/train_digits.py``. The split
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from .images import Preprocessing, Splits, images_from_tensor, make_splits, stratified_split
-from .loading import read_checkpoint
+from .checkpoints import read_checkpoint
+from .images.digits_images import CLASS_NAMES
 
 INPUT_SHAPE = (1, 8, 8)
 MEAN, STD = (0.3061,), (0.3760,)
-CLASS_NAMES = tuple("0123456789")
+
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
-SPLIT_SEED, VALIDATION_IMAGES, TEST_IMAGES = 0, 360, 360
 
 
 class Block(nn.Module):
@@ -65,22 +63,3 @@ def build_digits_network(
     if with_weights:
         module.load_state_dict(read_checkpoint(WEIGHTS))
     return module, INPUT_SHAPE, MEAN, STD, None, CLASS_NAMES
-
-
-def load_digits_splits(preprocessing: Preprocessing) -> Splits:
-    """The 1,797 digits of 8x8 pixels in their fixed split; 17 grey levels spread over 0 to 255."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    pixels = torch.tensor(found.images * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-    if preprocessing.input_shape[0] == 3:
-        pixels = pixels.expand(-1, 3, -1, -1).contiguous()
-    images = images_from_tensor(pixels, torch.tensor(found.target), preprocessing)
-    held, train = stratified_split(images.labels, VALIDATION_IMAGES + TEST_IMAGES, SPLIT_SEED)
-    validation, test = stratified_split(images.labels[held], VALIDATION_IMAGES, SPLIT_SEED + 1)
-    parts = {
-        "train": images.subset(train.sort().values),
-        "val": images.subset(held[validation].sort().values),
-        "test": images.subset(held[test].sort().values),
-    }
-    return make_splits(parts, CLASS_NAMES, ())

@@ -1,28 +1,16 @@
 """Accuracy, loss and divergence of a torch network, and the intervals that go with measured figures."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .images import Images
+from .images.images import Images
 
 Z_95 = 1.959963984540054
-RESAMPLES = 10_000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A 95% interval."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -61,43 +49,3 @@ def evaluate(
 def divergence(logits: Tensor, reference: Tensor) -> float:
     """Mean KL divergence KL(reference || logits) in nats between two sets of class scores ``[n, classes]``."""
     return float(F.kl_div(logits.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="batchmean"))
-
-
-def wilson_interval(successes: int, trials: int) -> Interval:
-    """Wilson's 95% score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22)."""
-    if trials == 0:
-        return Interval(0.0, 1.0)
-    share, z2 = successes / trials, Z_95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
-
-
-def paired_drop_interval(
-    baseline_correct: NDArray[np.bool_], pruned_correct: NDArray[np.bool_], seed: int = 0
-) -> Interval:
-    """Paired bootstrap 95% interval of the drop in accuracy, in percentage points.
-
-    Images are drawn with replacement, baseline and pruned together. Only three outcomes matter (lost, won, neither), so
-    their counts are drawn from the multinomial distribution that the resampling amounts to. Where no image changed sides
-    the resampling is degenerate; the bound is then the rule of three, 3/n.
-    """
-    trials = len(baseline_correct)
-    lost = int((baseline_correct & ~pruned_correct).sum())
-    won = int((~baseline_correct & pruned_correct).sum())
-    if lost == won == 0:
-        return Interval(-300 / trials, 300 / trials)
-    drawn = np.random.default_rng(seed).multinomial(
-        trials, [lost / trials, won / trials, 1 - (lost + won) / trials], size=RESAMPLES
-    )
-    drops = 100 * (drawn[:, 0] - drawn[:, 1]) / trials
-    low, high = np.percentile(drops, [2.5, 97.5])
-    return Interval(float(low), float(high))
-
-
-def median_interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
-    """Percentile bootstrap 95% interval of the median."""
-    generator = np.random.default_rng(seed)
-    resamples = generator.integers(0, len(values), size=(2000, len(values)))
-    low, high = np.percentile(np.median(values[resamples], axis=1), [2.5, 97.5])
-    return Interval(float(low), float(high))

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..files import replacing
-from .images import Images
-from .probe import pick_logits
+from ..common.files import replacing
+from .hooks import pick_logits
+from .images.images import Images
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 """(class scores ``[n, classes]``, images ``[n, C, H, W]``, labels ``[n]``) to a scalar."""

@@ -10,11 +10,13 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import SecateurError
-from ..network.cutting import Cut, Side, followable
-from ..network.model import Network
-from ..network.probe import frozen, pick_logits
-from .layer_times import LatencyTable
+from ..common.errors import SecateurError
+from ..network.channels.cut import Cut
+from ..network.channels.group import Side
+from ..network.channels.zero_pad import followable
+from ..network.hooks import frozen, pick_logits
+from ..network.network import Network
+from .budget_search.layer_times import LatencyTable
 
 ELEMENT_BYTES = 4
 _WIDE = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)

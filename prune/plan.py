@@ -1,21 +1,20 @@
 """Scores, costs and a budget to a plan of what goes and what stays. Pure: no network, no device."""
 
-import difflib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UsageError
+from ..common.errors import InputError, UsageError
+from ..common.files import read_json, write_json
 from ..explain.ranking import UnitScores
-from ..files import read_json, write_json
-from ..network.channels import ChannelGroup, Member
-from ..network.cutting import Cut, Side, cut_from_json, cut_of, cut_to_json
-from ..recipe import BudgetSettings
+from ..network.channels.cut import Cut, cut_from_json, cut_of, cut_to_json
+from ..network.channels.group import ChannelGroup, Side
 from .cost import Cost, CostModel
-from .sensitivity import Sensitivity
-from .widths import WidthBook, alignment
+from .settings import BudgetSettings
+from .widths.sensitivity import Sensitivity
+from .widths.width_book import WidthBook, alignment
 
 
 @dataclass(frozen=True)
@@ -260,59 +259,6 @@ def savings(group: ChannelGroup, removed: Sequence[int], costs: CostModel) -> Co
     for member in group.members:
         counts[member.layer, member.side] += len({channel for unit in removed for channel in member.channels[unit]})
     return costs.of({}) - costs.of(counts)
-
-
-def explain_layer(
-    plan: PruningPlan, groups: Sequence[ChannelGroup], layer: str
-) -> list[tuple[int, float | None, bool, str]]:
-    """For every kernel of a layer: (index, score of its unit, whether it stays, why).
-
-    Raises:
-        InputError: the plan has no such layer; those it has are listed.
-    """
-    rows: dict[int, tuple[int, float | None, bool, str]] = {}
-    width = 0
-    for group, decided in ((one, two) for one in groups for two in plan.groups if one.name == two.name):
-        for member in (one for one in group.producers if one.layer == layer):
-            width = member.width
-            rows.update(_explain_member(plan, decided, member, group.branch))
-    if rows:
-        alone = "no group holds it: its channels are split or rearranged on the way"
-        return [rows.get(channel, (channel, None, True, alone)) for channel in range(width)]
-    known = [name for group in plan.groups for name in group.layers]
-    near = difflib.get_close_matches(layer, known, n=3) or known[:8]
-    raise InputError(
-        f"The plan has no layer {layer!r}. It has: {', '.join(near)}{', …' if len(near) < len(known) else ''}."
-    )
-
-
-def _explain_member(
-    plan: PruningPlan, decided: GroupPlan, member: Member, branch: str
-) -> dict[int, tuple[int, float | None, bool, str]]:
-    """The rows of the kernels that a group holds of a layer: all of them, but where channels are split on the way."""
-    unit_of = {channel: unit for unit, channels in enumerate(member.channels) for channel in channels}
-    if not decided.scores:
-        why = f"the group {decided.name} stays whole: {decided.locked.rstrip('.')}"
-        return {channel: (channel, None, True, why) for channel in unit_of}
-    last = max((max(one.rounds, default=0) for one in plan.groups), default=0)
-    compared = [unit for unit in range(decided.units) if not decided.rounds or decided.rounds[unit] in (0, last)]
-    order = sorted(compared, key=lambda unit: -decided.scores[unit])
-    rank = {unit: place for place, unit in enumerate(order, 1)}
-    when = f" in round {last}" if decided.rounds else ""
-    others = [name for name in decided.layers if name != member.layer]
-    shared = f", cut together with {', '.join(others)}" if others else ""
-    removed = set(decided.removed)
-    rows: dict[int, tuple[int, float | None, bool, str]] = {}
-    for channel, unit in unit_of.items():
-        if not decided.kept:
-            why = f"the whole branch goes, up to {branch}: measured to lose less than it costs{shared}"
-        elif decided.rounds and decided.rounds[unit]:
-            why = f"{decided.decided_by} ranked its unit among the lowest in round {decided.rounds[unit]}{shared}"
-        else:
-            place = f"{rank[unit]} of {len(compared)}{when}"
-            why = f"{decided.decided_by} ranks its unit {place}; {decided.kept} stay{shared}"
-        rows[channel] = (channel, decided.scores[unit], unit not in removed, why)
-    return rows
 
 
 def _group_to_json(group: GroupPlan) -> dict[str, Any]:

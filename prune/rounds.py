@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..errors import SecateurError
-from ..network.channels import ChannelGroup
-from ..network.cutting import cut_of
+from ..common.errors import SecateurError
+from ..network.channels.cut import cut_of
+from ..network.channels.group import ChannelGroup
 from .cost import CostModel
 from .plan import GroupPlan, PruningPlan, savings
 

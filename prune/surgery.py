@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import SecateurError
-from ..files import sha256_file
-from ..network.cutting import apply_cut, rest_of_cut
-from ..network.model import PLAN_FILE, Network, save_network
+from ..common.errors import SecateurError
+from ..common.files import sha256_file
+from ..network.channels.cut import apply_cut, rest_of_cut
+from ..network.network import Network
+from ..network.saved import PLAN_FILE, save_network
 from .cost import measure_cost
 from .plan import PruningPlan
 

@@ -15,11 +15,12 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch_geometric.data import HeteroData
 
-from secateur.environment import seed_everything
-from secateur.explain.attribution_graph import build_graphs
-from secateur.explain.graph_layout import FEEDS, GraphLayout
-from secateur.network.images import Images, load_images
-from secateur.network.model import load_model
+from secateur.common.environment import seed_everything
+from secateur.explain.agic.graphs import build_graphs
+from secateur.explain.agic.layout import FEEDS, GraphLayout
+from secateur.network.images.images import Images
+from secateur.network.images.load import load_images
+from secateur.network.load import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT, RESULTS = ROOT / "docs" / "methods", ROOT / "benchmarks" / "results" / "agic.json"

@@ -4,6 +4,7 @@ The repository is the package, so a folder of links shows it to mkdocstrings as 
 Pages made here: every module by room, every command with its options, the keys of a recipe, and the fields of report.json.
 """
 
+import ast
 import json
 import os
 import re
@@ -19,13 +20,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = ROOT / "export" / "report" / "templates" / "report.schema.json"
 STAGE = ROOT / "build" / "docs-package" / "secateur"
-ROOMS = {
-    "network": "The trained network and its images, as secateur sees them.",
-    "explain": "Which kernels matter, and why.",
-    "prune": "The cut and the repair.",
-    "export": "The artefact and the proof.",
-}
+ROOMS = ("common", "network", "explain", "prune", "export", "pipeline", "cli")
 ROLE = re.compile(r":[a-z]+:`~?\.*([^`]+)`")
 
 
@@ -42,7 +39,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     shutil.rmtree(STAGE, ignore_errors=True)
     STAGE.mkdir(parents=True)
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    rooms = [ROOT / name.partition(".")[2] for name in packages if "." in name]
+    rooms = [ROOT / name.partition(".")[2] for name in packages if name.count(".") == 1]
     for path in [*ROOT.glob("*.py"), *rooms]:
         (STAGE / path.name).symlink_to(os.path.relpath(path, STAGE), target_is_directory=path.is_dir())
     return config
@@ -53,29 +50,40 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {
         "commands": commands_page(),
         "recipe": recipe_page(),
-        "report": report_page(json.loads((ROOT / "export" / "report.schema.json").read_text(encoding="utf-8"))),
-        "modules": modules_page("Modules", "The modules above the rooms.", "", ROOT),
+        "report": report_page(
+            json.loads((ROOT / "export" / "report" / "templates" / "report.schema.json").read_text(encoding="utf-8"))
+        ),
     }
-    for room, what in ROOMS.items():
-        pages[room] = modules_page(f"secateur.{room}", what, f"{room}.", ROOT / room)
+    for room in ROOMS:
+        pages[room] = modules_page(room)
     for name, text in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files
 
 
-def modules_page(title: str, what: str, prefix: str, folder: Path) -> str:
-    """Every module of a folder, from its docstrings."""
-    found = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    return (
-        f"# {title}\n\n{what}\n\n" + "\n\n".join(f"## {name}\n\n::: secateur.{prefix}{name}" for name in found) + "\n"
-    )
+def modules_page(room: str) -> str:
+    """Every module of a room and of the packages in it, from their docstrings."""
+    parts = [f"# secateur.{room}", _said_of(ROOT / room)]
+    for path in sorted((ROOT / room).rglob("*.py"), key=lambda path: (path.parent, path.stem)):
+        if path.stem != "__init__":
+            name = path.relative_to(ROOT / room).with_suffix("").as_posix().replace("/", ".")
+            parts.append(f"## {name}\n\n::: secateur.{room}.{name}")
+        elif path.parent != ROOT / room:
+            parts.append(f"## {path.parent.relative_to(ROOT / room).as_posix()}/\n\n{_said_of(path.parent)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _said_of(package: Path) -> str:
+    """What a package says of itself."""
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    return ROLE.sub(r"`\1`", text)
 
 
 def commands_page() -> str:
     """Every command with its arguments and options, as `--help` gives them."""
     import typer.main
 
-    from secateur.cli import app
+    from secateur.cli.options import app
 
     group = typer.main.get_command(app)
     parts = ["# Commands", "`secateur COMMAND --help` prints the same."]
@@ -89,7 +97,7 @@ def commands_page() -> str:
 
 def recipe_page() -> str:
     """Every key of a recipe with its default."""
-    from secateur.recipe import Recipe
+    from secateur.pipeline.recipe import Recipe
 
     parts = [
         "# The recipe",
@@ -111,8 +119,10 @@ def report_page(schema: Mapping[str, Any]) -> str:
     rows = [(f"`{path}`", kind, meaning) for path, kind, meaning in _fields(schema, schema, "")]
     return (
         "# report.json\n\nEvery run of `secateur prune-and-export` writes one; the schema lies in the package as "
-        "`secateur/export/report.schema.json`. `[]` stands for the items of a list, `*` for the keys of a mapping (batch "
-        "sizes, class names, stages).\n\n" + _table(("field", "type", "what"), rows) + "\n"
+        "`secateur/export/report/templates/report.schema.json`. `[]` stands for the items of a list, `*` "
+        "for the keys of a mapping (batch sizes, class names, stages).\n\n"
+        + _table(("field", "type", "what"), rows)
+        + "\n"
     )
 
 

@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.environment import seed_everything
-from secateur.explain.adversarial import DescentSettings, projected_gradient_descent
-from secateur.explain.decomposition import Decomposer, DecompositionSettings
-from secateur.explain.evidence import MOST, EvidenceTree, PictureTask, explain_picture
-from secateur.explain.heatmap import pixels_picture
-from secateur.explain.occlusion import measure_occlusion, occlude
-from secateur.explain.regions import strong_pixels
-from secateur.export.evidence import draw_evidence
-from secateur.files import write_json
-from secateur.network.execution import run_graph
-from secateur.network.feature_stages import find_stages
-from secateur.network.images import load_images
-from secateur.network.model import Network, load_model
-from secateur.network.trace import trace
+from secateur.common.environment import seed_everything
+from secateur.common.files import write_json
+from secateur.explain.evidence.heatmap import pixels_picture
+from secateur.explain.evidence.occlusion import measure_occlusion, occlude
+from secateur.explain.evidence.regions import strong_pixels
+from secateur.explain.evidence.tree import MOST, EvidenceTree, PictureTask, explain_picture
+from secateur.explain.faithfulness.adversarial import DescentSettings, projected_gradient_descent
+from secateur.explain.gap.decomposition import Decomposer, DecompositionSettings
+from secateur.export.evidence.tree_picture import draw_evidence
+from secateur.network.graph.execution import run_graph
+from secateur.network.graph.feature_points import find_stages
+from secateur.network.graph.trace import trace
+from secateur.network.images.load import load_images
+from secateur.network.load import load_model
+from secateur.network.network import Network
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "methods"
 WRONG, ATTACKED = 300, 17  # indices into the validation images

@@ -7,11 +7,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.environment import seed_everything
+from secateur.common.environment import seed_everything
 from secateur.network import digits
-from secateur.network.digits import DigitsNetwork, load_digits_splits
+from secateur.network.digits import DigitsNetwork
 from secateur.network.evaluation import evaluate
-from secateur.network.images import Preprocessing
+from secateur.network.images.digits_images import load_digits_splits
+from secateur.network.images.pictures import Preprocessing
 from secateur.network.training import TrainingSettings, train
 
 SEED = 0

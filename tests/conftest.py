@@ -15,14 +15,15 @@ import torch
 from torch import nn
 from torchvision import models
 
+from secateur.common.progress import Observer
 from secateur.explain.ranking import UnitScores
-from secateur.network.channels import find_groups
-from secateur.network.images import Preprocessing, images_from_tensor
-from secateur.network.model import Network, Source
+from secateur.network.channels.follow import find_groups
+from secateur.network.images.images import images_from_tensor
+from secateur.network.images.pictures import Preprocessing
+from secateur.network.network import Network, Source
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import plan_pruning
-from secateur.recipe import BudgetSettings
-from secateur.stages import Observer
+from secateur.prune.settings import BudgetSettings
 
 TESTS = Path(__file__).resolve().parent
 SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not before Python 3.11.4
@@ -32,8 +33,8 @@ SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not be
 def brief_timing():
     """Latency in as few rounds as there may be: the figures are not what these tests look at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("secateur.export.latency.SECONDS", 0.05)
-        patch.setattr("secateur.export.latency.LONGER", 1.0)
+        patch.setattr("secateur.export.measure.latency.SECONDS", 0.05)
+        patch.setattr("secateur.export.measure.latency.LONGER", 1.0)
         yield
 
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from secateur.cli import app
-from secateur.errors import ExitCode
+from secateur.cli.options import app
+from secateur.common.errors import ExitCode
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "ci_step.sh"
@@ -274,8 +274,8 @@ def test_the_container_copies_what_is_there_and_all_of_the_package():
     for name in copied:
         assert list(ROOT.glob(name)), name
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = [name.removeprefix("secateur.") for name in setup["tool"]["setuptools"]["packages"] if "." in name]
-    assert set(packages) <= set(copied)
+    packages = {name.split(".")[1] for name in setup["tool"]["setuptools"]["packages"] if "." in name}
+    assert packages <= set(copied)
     assert {"*.py", "py.typed", "pyproject.toml", "requirements.lock", setup["project"]["readme"]} <= set(copied)
     assert "USER secateur" in text
     assert text.rstrip().endswith('ENTRYPOINT ["secateur"]')

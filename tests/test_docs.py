@@ -97,7 +97,7 @@ def test_the_site_builds_strictly_and_asks_for_nothing_outside(tmp_path):
     modules = (site / "reference" / "prune.html").read_text(encoding="utf-8")
     for name in (path.stem for path in (ROOT / "prune").glob("*.py") if path.stem != "__init__"):
         assert f'id="{name}"' in modules or f'id="secateur.prune.{name}"' in modules
-    schema = json.loads((ROOT / "export" / "report.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads((ROOT / "export" / "report" / "templates" / "report.schema.json").read_text(encoding="utf-8"))
     fields = (site / "reference" / "report.html").read_text(encoding="utf-8")
     for name in schema["properties"]:
         assert f"<code>{name}</code>" in fields

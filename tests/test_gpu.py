@@ -8,19 +8,21 @@ import pytest
 import torch
 
 from secateur import load_images, load_model, match_classes, prune_and_export, rank_kernels
-from secateur.errors import ExitCode
+from secateur.common.errors import ExitCode
 from secateur.explain.ranking import score_units
-from secateur.explain.scores import RankingTask, rankers
-from secateur.export.report import schema
-from secateur.network.channels import find_groups
+from secateur.explain.registry import rankers
+from secateur.explain.scores import RankingTask
+from secateur.export.report.report import schema
+from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import predict
 from secateur.network.training import TrainingSettings, train
+from secateur.pipeline.recipe import Recipe
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.orders import measure_orders
 from secateur.prune.plan import plan_pruning
-from secateur.prune.repair import REPAIRS, repair
-from secateur.recipe import BudgetSettings, Recipe
+from secateur.prune.repair.repair import repair
+from secateur.prune.settings import REPAIRS, BudgetSettings
+from secateur.prune.widths.ranking_choice import measure_orders
 
 pytestmark = [
     pytest.mark.gpu,

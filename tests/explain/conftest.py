@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_geometric.data import HeteroData
 
-from secateur.explain.graph_layout import GraphLayout
+from secateur.explain.agic.layout import GraphLayout
 
 NODES = {"conv1": 6, "layer1.0.conv1": 9, "layer1.0": 9, "head": 3}
 KINDS = {"conv1": "kernel", "layer1.0.conv1": "kernel", "layer1.0": "join", "head": "class"}

@@ -4,8 +4,9 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from secateur.errors import InputError, UsageError
-from secateur.explain import scores as registry
+from secateur.common.errors import InputError, UsageError
+from secateur.explain import registry
+from secateur.explain.baselines import score_magnitude
 from secateur.explain.consensus import (
     area_between,
     changed_sides,
@@ -15,14 +16,15 @@ from secateur.explain.consensus import (
     score_together,
     weights_of,
 )
-from secateur.explain.faithfulness import faithfulness_curves
+from secateur.explain.faithfulness.curves import faithfulness_curves
 from secateur.explain.ranking import members_of, rank_kernels, score_units
-from secateur.explain.references import score_magnitude
-from secateur.explain.scores import KernelScores, RankingTask, get_ranker
-from secateur.inputs import load_inputs
-from secateur.network.channels import find_groups
-from secateur.operations import explain
-from secateur.recipe import AgicSettings, PicnnSettings, Recipe
+from secateur.explain.registry import get_ranker
+from secateur.explain.scores import KernelScores, RankingTask
+from secateur.explain.settings import AgicSettings, PicnnSettings
+from secateur.network.channels.follow import find_groups
+from secateur.pipeline.inputs import load_inputs
+from secateur.pipeline.operations import explain
+from secateur.pipeline.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from secateur.explain.kernel_maps import KernelMaps, class_layers, fill_values, kernel_maps
-from secateur.network.trace import trace
+from secateur.network.graph.trace import trace
 
 
 @pytest.mark.parametrize(("name", "head"), [("padded", "linear"), ("dense", "head"), ("gated", "head")])

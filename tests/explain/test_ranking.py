@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from secateur.errors import InputError, UsageError
+from secateur.common.errors import InputError, UsageError
 from secateur.explain.ranking import rank_kernels, score_units
 from secateur.explain.scores import KernelScores, RankingTask
-from secateur.network.channels import find_groups
+from secateur.network.channels.follow import find_groups
 
 
 @pytest.fixture

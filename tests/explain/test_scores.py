@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from secateur.errors import InputError, UsageError
-from secateur.explain import scores as registry
-from secateur.explain.scores import KernelScores, RankingTask, get_ranker, rankers, register
+from secateur.common.errors import InputError, UsageError
+from secateur.explain import registry
+from secateur.explain.registry import get_ranker, rankers, register
+from secateur.explain.scores import KernelScores, RankingTask
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from secateur.export.report import schema
+from secateur.export.report.report import schema
 
 HOSTILE = "<script>alert('x')</script>|`a`"
 

@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.network.evaluation import (
-    divergence,
-    evaluate,
-    median_interval,
-    paired_drop_interval,
-    predict,
-    wilson_interval,
-)
+from secateur.network.evaluation import divergence, evaluate, predict
+from secateur.network.intervals import median_interval, paired_drop_interval, wilson_interval
 
 
 def test_accuracy_and_loss_by_hand(noise_images):

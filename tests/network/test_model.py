@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from torchvision import models
 
-from secateur.errors import InputError, UsageError
-from secateur.network.images import load_images
-from secateur.network.model import check_network, load_model, match_classes, save_network
-from secateur.network.probe import pick_logits
+from secateur.common.errors import InputError, UsageError
+from secateur.network.checked import check_network
+from secateur.network.hooks import pick_logits
+from secateur.network.images.load import load_images
+from secateur.network.load import load_model, match_classes
+from secateur.network.saved import save_network
+from secateur.network.settings import ModelSettings
 from secateur.prune import surgery
-from secateur.prune.repair import repair
-from secateur.recipe import ModelSettings
+from secateur.prune.repair.repair import repair
 
 
 @pytest.fixture
@@ -222,7 +224,9 @@ def test_auxiliary_heads_in_the_weights_do_no_harm(tmp_path, shake, name):
 
 
 def splits_named(names, classes=3):
-    from secateur.network.images import Preprocessing, images_from_tensor, make_splits
+    from secateur.network.images.images import images_from_tensor
+    from secateur.network.images.pictures import Preprocessing
+    from secateur.network.images.splits import make_splits
 
     preprocessing = Preprocessing((3, 12, 12), (0.0,) * 3, (1.0,) * 3)
     labels = torch.arange(6) % classes

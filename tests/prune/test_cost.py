@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.network.channels import find_groups
-from secateur.network.cutting import apply_cut, cut_of
-from secateur.network.model import load_model
+from secateur.network.channels.cut import apply_cut, cut_of
+from secateur.network.channels.follow import find_groups
+from secateur.network.load import load_model
 from secateur.prune.cost import Cost, measure_cost
 
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")

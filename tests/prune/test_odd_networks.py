@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.explain.ranking import UnitScores
-from secateur.network.channels import find_groups
-from secateur.network.cutting import apply_cut, cut_of
-from secateur.network.model import load_model
+from secateur.network.channels.cut import apply_cut, cut_of
+from secateur.network.channels.follow import find_groups
+from secateur.network.load import load_model
+from secateur.network.settings import ModelSettings
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import explain_layer, plan_pruning
-from secateur.prune.reconstruction import reconstruct
-from secateur.prune.repair import repair
-from secateur.prune.sensitivity import Sensitivity, measure_sensitivity
-from secateur.recipe import BudgetSettings, ModelSettings
+from secateur.prune.plan import plan_pruning
+from secateur.prune.reasons import explain_layer
+from secateur.prune.repair.reconstruction import reconstruct
+from secateur.prune.repair.repair import repair
+from secateur.prune.settings import BudgetSettings
+from secateur.prune.widths.sensitivity import Sensitivity, measure_sensitivity
 
 
 def branch(width, hidden):

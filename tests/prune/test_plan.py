@@ -7,13 +7,14 @@ import sys
 import pytest
 import torch
 
-from secateur.errors import InputError, UsageError
+from secateur.common.errors import InputError, UsageError
 from secateur.explain.ranking import UnitScores
-from secateur.network.channels import ChannelGroup, Member, find_groups
-from secateur.network.model import load_model
+from secateur.network.channels.follow import find_groups
+from secateur.network.channels.group import ChannelGroup, Member
+from secateur.network.load import load_model
 from secateur.prune.cost import Cost, CostModel, LayerShape, measure_cost
 from secateur.prune.plan import PruningPlan, plan_pruning
-from secateur.recipe import BudgetSettings
+from secateur.prune.settings import BudgetSettings
 
 FRACTIONS = (0.95, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
 

@@ -6,16 +6,17 @@ import json
 import pytest
 import torch
 
-from secateur.errors import InputError, SecateurError
+from secateur.common.errors import InputError, SecateurError
 from secateur.explain.ranking import UnitScores
-from secateur.network.channels import find_groups
-from secateur.network.cutting import apply_cut, cut_of, rest_of_cut
-from secateur.network.model import load_model
+from secateur.network.channels.cut import apply_cut, cut_of, rest_of_cut
+from secateur.network.channels.follow import find_groups
+from secateur.network.load import load_model
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import PruningPlan, explain_layer, keep_all, obstacle, plan_pruning
+from secateur.prune.plan import PruningPlan, keep_all, obstacle, plan_pruning
+from secateur.prune.reasons import explain_layer
 from secateur.prune.rounds import combine
-from secateur.recipe import BudgetSettings
+from secateur.prune.settings import BudgetSettings
 
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.errors import InputError, SecateurError
-from secateur.network.model import load_model
+from secateur.common.errors import InputError, SecateurError
+from secateur.network.load import load_model
 from secateur.prune import surgery
 from secateur.prune.plan import PruningPlan
 

@@ -1,0 +1,105 @@
+"""What a person sees while secateur works: a line per stage, a bar on what takes long (in a log: a line now and then)."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.tree import Tree
+
+from ..common.progress import Observer
+from ..common.progress import Progress as Report
+
+if TYPE_CHECKING:
+    from ..explain.evidence.tree import EvidenceTree
+
+
+BAR_AFTER_SECONDS = 2.0
+LOG_EVERY_SECONDS = 20.0
+"""Where there is no terminal, as in CI, how far a long stage has come is said so often."""
+
+
+class TerminalObserver(Observer):
+    """Prints to a console; with ``quiet`` only what must be said."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(f"  [dim]{escape(text)}[/dim]", highlight=False)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Report]:
+        start = said = time.perf_counter()
+        bar: Progress | None = None
+        task = None
+
+        def report(done: int, total: int) -> None:
+            nonlocal bar, task, said
+            now = time.perf_counter()
+            if not self.quiet and not self.console.is_terminal and now - said >= LOG_EVERY_SECONDS and total:
+                said = now
+                self.console.print(f"  {name:<12} {now - start:7.1f} s, {100 * done // total}% done", highlight=False)
+            if self.quiet or not self.console.is_terminal or now - start < BAR_AFTER_SECONDS:
+                return
+            if bar is None:
+                columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+                bar = Progress(*columns, console=self.console, transient=True)
+                bar.start()
+                task = bar.add_task(name, total=total)
+            assert task is not None
+            bar.update(task, completed=done, total=total)
+
+        try:
+            yield report
+        finally:
+            if bar is not None:
+                bar.stop()
+        if not self.quiet:
+            self.console.print(f"[green]✓[/green] {name:<12} {time.perf_counter() - start:7.1f} s", highlight=False)
+
+    def skipped(self, name: str) -> None:
+        if not self.quiet:
+            self.console.print(f"[green]✓[/green] {name:<12}    from the run before", highlight=False)
+
+
+def show_table(
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
+) -> None:
+    """A plain table: the first column left, the others right."""
+    table = Table(title=title, title_justify="left", highlight=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+
+
+def show_tree(console: Console, tree: "EvidenceTree") -> None:
+    """The evidence for a decision, indented by layer, and what covering regions does to it."""
+    decided = f"{tree.picture}: {tree.predicted} ({100 * tree.probability:.1f}%)"
+    title = f"{decided}. Evidence for {tree.decision} ({tree.value:.3g}):"
+    root = Tree(escape(title), highlight=False)
+    branches = [root]
+    for depth, found in tree.walk():
+        same = f", as are {', '.join(map(str, found.merged))}" if found.merged else ""
+        text = (
+            f"{found.layer} kernel {found.kernel} at row {found.row}, column {found.column}: "
+            f"{100 * found.share:.1f}% (alpha {found.alpha:.3g}){same}"
+        )
+        del branches[depth + 1 :]
+        branches.append(branches[depth].add(escape(text)))
+    console.print(root)
+    for occlusion in tree.occlusions:
+        effect, names = occlusion.effect, tree.class_names
+        text = (
+            f"covered {occlusion.why} ({100 * effect.covered:.0f}% of the image): {names[effect.label]} "
+            f"{100 * effect.probability_before:.1f}% -> {100 * effect.probability_after:.1f}%, "
+            f"predicted {names[effect.predicted_after]}"
+        )
+        console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)

@@ -1,0 +1,153 @@
+"""PICNN as a ranking: what the classes that a filter belongs to lose without it (Guo et al., AAAI 2024, arXiv:2312.12068)."""
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+
+from ...common.progress import Progress, in_parts, silent
+from ...network.graph.target_layer import find_target
+from ...network.graph.topology import class_nodes
+from ...network.graph.trace import reading_nodes, trace
+from ...network.graph.two_parts import masked, pooled
+from ...network.hooks import frozen
+from ...network.images.images import Images
+from ..gap.contributions import Contributions, class_means, contributions
+from ..registry import register
+from ..scores import KernelScores, RankingTask
+from .membership import Membership, fit_membership
+from .pathway import Pathway
+
+PASS_BYTES = 2**24
+REMOVAL_BYTES = 2**36
+"""Of masked features in all that filters are removed from; above it fewer images take part."""
+
+
+@register(
+    "picnn",
+    summary="PICNN: what the classes that a filter belongs to lose without it; layers before by their gAP links to that",
+    needs="labels",
+    unit="nats of the classes' loss, or of it per place",
+    source="Guo et al., AAAI 2024; links: Cheng et al., IJCV 131(5), 2023",
+)
+def score_picnn(task: RankingTask) -> KernelScores:
+    """Scores from class-specific clusters, the network as it is.
+
+    P is learned post hoc on the calibration images. A filter i of the target layer scores ``sum_y p[y, i] * loss_y(i)``: by how
+    much the mean cross-entropy of class y's images rises when the filter's map is set to zero, weighted by membership, so that
+    a filter that many classes share is not taken for one that nobody needs. A kernel before the target scores by its gAP
+    contribution (eqs. 3-4 of Cheng et al., against mean activations, root mean square over images) to what the filters of the
+    image's class carry: ``sum_i max(0, p[y, i] * loss_y(i)) * H_i / E|H_i|``. Hidden linear units behind the target score by
+    their contribution to the class logit. Per class: the terms of the sum, and the links' signed means.
+
+    Raises:
+        InputError: the network cannot be traced or has no target layer.
+    """
+    settings = task.picnn
+    kept = None if task.scratch is None else task.scratch / "membership.safetensors"
+    part = in_parts(task.progress, ("membership", 4), ("removal", 2), ("links", 3), ("behind", 1))
+    if kept is not None and kept.is_file():
+        membership = Membership.load(kept)
+        pathway = Pathway(task.network, settings, task.seed).to(task.device).eval()
+    else:
+        pathway, membership = fit_membership(
+            task.network, task.images, settings, seed=task.seed, device=task.device, progress=part("membership")
+        )
+        if kept is not None:
+            membership.save(kept)
+    classes = len(membership.probabilities)
+    losses, average, removed_images = removal_losses(
+        pathway, task.images, classes, task.batch_size, task.device, part("removal")
+    )
+    weighted = membership.probabilities * losses
+    relative = weighted.clamp(min=0) / torch.where(average > 0, average, 1)
+
+    view = trace(task.network.module, task.network.example())
+    point = find_target(view, task.network.example(), settings.target)
+    weights = relative.to(task.device)
+
+    def carried(features: Tensor, labels: Tensor) -> Tensor:
+        return (pooled(features) * weights[labels]).sum(1)
+
+    order = {node: index for index, node in enumerate(view.graph.nodes)}
+    reading, heads = reading_nodes(view), {str(node.target) for node in class_nodes(view)}
+    behind = [layer for layer, nodes in reading.items() if layer not in heads and order[nodes[-1]] > order[point.node]]
+    links = contributions(
+        task.network, task.images, objective=carried, at=point.node,
+        batch_size=task.batch_size, device=task.device, progress=part("links"),
+    )  # fmt: skip
+    layers, per_class = _reduced(links, [layer for layer in reading if layer not in {*behind, *heads}])
+    own = [layer for layer, nodes in reading.items() if nodes == (point.node,)]
+    for layer in own:
+        layers[layer], per_class[layer] = weighted.sum(0), weighted
+    if behind:
+        whole = contributions(
+            task.network, task.images, batch_size=task.batch_size, device=task.device, progress=part("behind")
+        )
+        for found, more in zip((layers, per_class), _reduced(whole, behind), strict=True):
+            found.update(more)
+    details = {
+        "target": point.name,
+        "links": "gAP contributions to the target's filters, against mean activations",
+        "by the links": [layer for layer in layers if layer not in {*own, *behind}],
+        "behind the target, by gAP": behind,
+        "images": len(task.images),
+        "images for the losses": removed_images,
+        "filters of each class": torch.bincount(membership.classes_of_filters, minlength=classes).tolist(),
+        **{name: value for name, value in asdict(settings).items() if name.startswith("post_hoc")},
+    }
+    return KernelScores("picnn", "nats of the classes' loss, or of it per place", layers, per_class, details)
+
+
+def _reduced(found: Contributions, layers: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    statistic, per_class = found.statistic("root_mean_square", "mean"), found.per_class("mean")
+    return {layer: statistic[layer] for layer in layers}, {layer: per_class[layer] for layer in layers}
+
+
+@torch.no_grad()
+def removal_losses(
+    pathway: Pathway,
+    images: Images,
+    classes: int,
+    batch_size: int = 64,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> tuple[Tensor, Tensor, int]:
+    """What each class's loss rises by without each filter of the target, by running the head again.
+
+    Returns:
+        The rise of the mean cross-entropy over the class's images when the filter's map is zero, in nats, ``[classes,
+        filters]`` (zero for a class without images); the filters' mean absolute pooled activations, ``[filters]``; and the
+        number of images seen: fewer than given where filters, images and maps together exceed ``REMOVAL_BYTES``.
+    """
+    point = pathway.point
+    bytes_a_row = 4 * point.channels * point.height * point.width
+    most = max(2 * classes, REMOVAL_BYTES // (bytes_a_row * point.channels))
+    images = images.sample(most, 0) if most < len(images) else images
+    step = max(1, PASS_BYTES // bytes_a_row)
+    rises, sums, done = [], torch.zeros(point.channels, device=device), 0
+    with frozen(pathway):
+        for batch, labels in images.batches(batch_size):
+            features, beside = pathway.parts.trunk(batch.to(device))
+            labels = labels.to(device)
+            sums += pooled(features).abs().sum(0)
+            whole = nn.functional.cross_entropy(pathway.parts.head(features, beside), labels, reduction="none")
+            pairs = torch.arange(len(labels) * point.channels, device=device)
+            parts = []
+            for part in torch.split(pairs, len(labels) * max(1, step // len(labels))):
+                filters, rows = part // len(labels), part % len(labels)
+                # as many rows as there are images, a whole number of times: what the head asks beside stays right
+                mask = 1 - nn.functional.one_hot(filters, point.channels).to(features.dtype)
+                scores = _head_in_batches(pathway, masked(features[rows], mask), beside, len(labels))
+                parts.append(nn.functional.cross_entropy(scores, labels[rows], reduction="none") - whole[rows])
+            rises.append(torch.cat(parts).reshape(point.channels, len(labels)).T.cpu())
+            done += len(labels)
+            progress(done, len(images))
+    return class_means(torch.cat(rises), images.labels, classes), (sums / len(images)).cpu(), len(images)
+
+
+def _head_in_batches(pathway: Pathway, features: Tensor, beside: tuple[object, ...], size: int) -> Tensor:
+    """Class scores of rows; batch by batch of the images' number where the head asks for something beside the features."""
+    if not beside:
+        return pathway.parts.head(features)
+    return torch.cat([pathway.parts.head(part, beside) for part in torch.split(features, size)])

@@ -1,0 +1,135 @@
+"""Training a network with PICNN's pathway (Guo et al., AAAI 2024, arXiv:2312.12068)."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...common.errors import InputError
+from ...common.progress import Progress, silent
+from ...network.graph.target_layer import NEW_TARGET, NewLayer, find_target, insert_layer
+from ...network.graph.trace import trace
+from ...network.hooks import seeded
+from ...network.images.splits import Splits
+from ...network.network import Network
+from ...network.training import History, Judged, TrainingSettings, train
+from ..settings import PicnnSettings
+from .entanglement import predict_pathways
+from .membership import Membership, membership_of, with_membership
+from .pathway import Pathway
+
+
+@dataclass(frozen=True)
+class TrainedPicnn:
+    """A network trained with its pathway, the membership of its filters, and how it went."""
+
+    network: Network
+    pathway: Pathway
+    membership: Membership
+    history: History
+
+
+def with_new_layer(network: Network, settings: PicnnSettings, seed: int = 0) -> tuple[Network, PicnnSettings]:
+    """The network with the new layer that the settings ask for, untrained, and the settings with that layer as the target;
+    both as they are, if none is asked for.
+
+    Raises:
+        InputError: it cannot be put in, the network has one already, or was pruned.
+    """
+    width = settings.filters
+    if settings.filters_per_class is not None:
+        with torch.no_grad():
+            classes = network.logits(network.example()).shape[1]
+        width = max(2, round(settings.filters_per_class * classes))
+    if width is None:
+        return network, settings
+    if network.new_layer is not None:
+        raise InputError(
+            f"The network has a new layer already, behind {network.new_layer.after}. Leave --filters out, or start from the "
+            "network without it."
+        )
+    if network.cuts:
+        raise InputError(
+            "A new layer cannot be put into a network that was pruned: its cuts were planned without one. Put it into the "
+            "original, train it, and prune that."
+        )
+    view = trace(network.module, network.example())
+    layer = NewLayer(find_target(view, network.example(), settings.target).name, width)
+    module = insert_layer(network.module, network.example(), layer, seed)
+    settings = replace(settings, target=NEW_TARGET, filters=None, filters_per_class=None)
+    return replace(network, module=module, new_layer=layer), settings
+
+
+def train_picnn(
+    network: Network,
+    splits: Splits,
+    settings: PicnnSettings,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress = silent,
+    discriminate: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    start: Membership | None = None,
+    training: TrainingSettings | None = None,
+    checkpoint: Path | None = None,
+) -> TrainedPicnn:
+    """Train a network and the assignment of its target layer's filters together; the network given stays as it is.
+
+    Adam with a cosine from ``learning_rate`` to ``final_learning_rate``. Kept is the epoch with the highest
+    ``(ACC1 + lambda ACC2) / (1 + lambda)`` on validation images (ACC1 where P is not learned).
+
+    Args:
+        discriminate: the discrimination pathway's loss of (scores, images, labels); cross-entropy if None.
+        start: a membership to start P from, of the same layer.
+        training: another optimizer and schedule.
+        checkpoint: a file where training is kept after every epoch, and taken up from.
+
+    Raises:
+        InputError: the network cannot be traced or has no target layer.
+    """
+    pathway = Pathway(network, settings, seed) if start is None else with_membership(network, settings, start, seed)
+    flip = settings.flip if settings.flip is not None else network.input_shape[0] == 3
+    training = training or TrainingSettings(
+        settings.epochs, settings.batch_size, settings.learning_rate, settings.weight_decay, flip, seed, device, "adam",
+        warm_up=0.0, final_share=settings.final_learning_rate / settings.learning_rate,
+    )  # fmt: skip
+    training = replace(training, rates={"assignment": settings.membership_rate})
+
+    def validate(current: nn.Module) -> Judged:
+        assert isinstance(current, Pathway)
+        found = predict_pathways(current, splits.validation, seed=seed, device=device, draws=1)
+        right = float(found.right.double().mean())
+        if not current.assignment.learned:
+            return Judged(found.loss, right)
+        own, others = (float(part.double().mean()) for part in (found.cluster_right, found.complement_right))
+        merit = (right + settings.weight * own) / (1 + settings.weight)
+        loss = found.loss + settings.weight * found.cluster_loss
+        return Judged(loss, right, merit, {"acc2": own, "acc3": others, "interpretation_loss": found.cluster_loss})
+
+    loss = pathway.objective(discriminate) if discriminate else pathway.objective()
+    with seeded(seed):
+        history = train(
+            pathway,
+            splits.train,
+            loss,
+            validate,
+            training,
+            progress,
+            forward=lambda module, images, labels: module(images, pathway.classes_for(labels)),
+            after_step=pathway.assignment.project,
+            checkpoint=checkpoint,
+        )
+    details = {"post hoc": False, "epochs": training.epochs, "seed": seed}
+    trained = replace(network, module=_module_of(network, pathway))
+    return TrainedPicnn(trained, pathway, membership_of(pathway, network, details), history)
+
+
+def _module_of(network: Network, pathway: Pathway) -> nn.Module:
+    """A copy of the network's own module with the weights of the pathway's copy."""
+    module = copy.deepcopy(network.module)
+    trained = pathway.parts.whole_state()
+    module.load_state_dict({name: trained.get(name, value) for name, value in module.state_dict().items()})
+    return module.to("cpu").eval()

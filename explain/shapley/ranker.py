@@ -1,0 +1,127 @@
+"""A ranker of Shapley values between kernels: what a kernel's readers would miss without it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ...common.errors import InputError
+from ...network.graph.channel_origins import NONE, Site
+from ...network.graph.topology import CONVOLUTION, LINEAR, Topology, find_topology
+from ...network.graph.trace import trace
+from ..registry import register
+from ..scores import KernelScores, RankingTask
+from .explainer import BACKGROUND, ShapleyExplainer, ShapleyValues
+
+UNIT = "share of what its readers take"
+MOST_IMAGES = 1000
+
+
+@register(
+    "shapley",
+    summary="the kernel's share in what every layer and join that reads it takes, by exact Shapley values",
+    needs="images",
+    unit=UNIT,
+    source="Shapley 1953; Lundberg and Lee, NeurIPS 2017; between kernels as in Zheng et al., Neural Networks 179, 2024",
+)
+def score_shapley(task: RankingTask) -> KernelScores:
+    """Sum over all that read a kernel of the mean of ``|phi[i -> j]| / sum_i' |phi[i' -> j]|`` over images and channels j.
+
+    The first ``MOST_IMAGES`` images, against ``BACKGROUND`` of them, drawn by the seed. A layer that is called several times
+    sums over its calls. Readers behind something that mixes channels (LayerNorm, attention) have no closed form and do not
+    count; layers without any other reader get no score and stand in the details. A depthwise convolution takes all of what it
+    reads: its kernels pass on what is taken of theirs. Per class: the mean over its images.
+
+    Raises:
+        InputError: the network cannot be traced, or no layer has a reader with a closed form.
+    """
+    images = task.images.subset(torch.arange(min(MOST_IMAGES, len(task.images))))
+    topology = find_topology(trace(task.network.module, task.network.example()), task.network.example())
+    kernels = {name: site for name, site in topology.sites.items() if _is_kernel(site)}
+    readers = [name for name, target in topology.targets.items() if not kernels.keys().isdisjoint(target.sources)]
+    mixers = _mixers(topology, kernels)
+    if len(mixers) == len({_layer(site) for site in kernels.values()}):
+        first = next((f" ({layer}: {mixer})" for layer, mixer in mixers.items()), "")
+        raise InputError(
+            f"No layer of this network is read where its channels are still apart{first}, so its Shapley values have no closed "
+            "form. Rank by gap."
+        )
+    background = task.images.sample(BACKGROUND, task.seed)
+    explainer = ShapleyExplainer(task.network, background, targets=readers, device=task.device)
+    classes = max(len(task.network.class_names), int(images.labels.max()) + 1)
+    sums = {name: torch.zeros(classes, site.channels, dtype=torch.float64) for name, site in topology.sites.items()}
+    alone: dict[str, ShapleyValues] = {}
+    done = 0
+    for batch, labels in images.batches(task.batch_size):
+        for values in explainer(batch):
+            if (
+                values.target in kernels and values.values.shape[2] == 1
+            ):  # a depthwise convolution: the share is all, always
+                alone[values.target] = values
+                continue
+            part = labels[values.start : values.start + len(values.values)]
+            widths = [topology.sites[name].channels for name in values.sources]
+            shares = player_shares(values, sum(widths)).double().cpu()
+            for name, share in zip(values.sources, torch.split(shares, widths, 1), strict=True):
+                sums[name].index_add_(0, part, share)
+        done += len(labels)
+        task.progress(done, len(images))
+    for values in reversed(alone.values()):  # what the layers behind take of its channels, they take of what it reads
+        widths = [topology.sites[name].channels for name in values.sources]
+        passed = torch.zeros(classes, sum(widths), dtype=torch.float64)
+        passed.index_add_(1, values.players[:, 0].clamp(min=0).cpu(), sums[values.target])
+        for name, part in zip(values.sources, torch.split(passed, widths, 1), strict=True):
+            sums[name] += part
+    by_layer: dict[str, Tensor] = {}
+    for name, site in kernels.items():
+        layer = _layer(site)
+        if layer not in mixers:
+            by_layer[layer] = by_layer[layer] + sums[name] if layer in by_layer else sums[name]
+    if not any(bool(total.any()) for total in by_layer.values()):
+        raise InputError(
+            "No kernel's Shapley value differs from zero on any image: the images are too few or all alike. Give more of them "
+            "(--calibration)."
+        )
+    counts = torch.bincount(images.labels, minlength=classes).clamp(min=1).unsqueeze(1)
+    return KernelScores(
+        "shapley",
+        UNIT,
+        {layer: (total.sum(0) / len(images)).float() for layer, total in by_layer.items()},
+        {layer: (total / counts).float() for layer, total in by_layer.items()},
+        {"images": len(images), "background": len(background), "no closed form": mixers},
+    )
+
+
+def player_shares(values: ShapleyValues, players: int) -> Tensor:
+    """Each player's mean share over the target's channels, ``[images, players]``: ``|phi|`` over the sum of ``|phi|``.
+
+    Channels that nothing moves give no share to anybody.
+    """
+    sizes = values.values.abs()
+    whole = sizes.sum(2, keepdim=True)
+    shares = sizes / torch.where(whole > 0, whole, 1) / sizes.shape[1]
+    found = shares.new_zeros(len(shares), players + 1)
+    if values.players.shape[0] == 1 or values.players.stride(0) == 0:  # the same for every channel
+        own, shares = values.players[0], shares.sum(1)
+    else:
+        own, shares = values.players.flatten(), shares.flatten(1)
+    found.index_add_(1, torch.where(own == NONE, players, own), shares)
+    return found[:, :players]
+
+
+def _is_kernel(site: Site) -> bool:
+    return site.kind in (CONVOLUTION, LINEAR) and not site.classes
+
+
+def _layer(site: Site) -> str:
+    return str(site.node.target)
+
+
+def _mixers(topology: Topology, kernels: Mapping[str, Site]) -> dict[str, str]:
+    """Of each layer that nothing reads with channels apart, what mixes them (for the first that reads it)."""
+    readers: dict[str, list[str]] = {_layer(site): [] for site in kernels.values()}
+    for target in topology.targets.values():
+        for name in target.sources:
+            if name in kernels:
+                readers[_layer(kernels[name])].append(target.mixer)
+    return {layer: next(iter(found), "nothing reads it") for layer, found in readers.items() if all(found)}

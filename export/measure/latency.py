@@ -1,0 +1,309 @@
+"""Latency of ONNX files, timed in turns in sessions of their own, with an interval and a noise floor.
+
+What makes two timings of the same file differ: the session (where its weights and buffers lie), the moment (clock frequency,
+neighbours) and the order. So sessions are opened anew in every block, the files of a block are timed in turns a few tenths of
+a millisecond long, in a random order and then in the reverse of it, and the interval is taken over the blocks. Where opening
+and warming up takes long (large networks, large batches, a GPU's search for convolutions) all blocks share their sessions.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.environment import available_cores
+from ...common.errors import InputError
+from ...network.intervals import median_interval
+from ..runtime.bound_runs import BoundRuns, bind
+from ..runtime.classifier import Classifier, read_classifier
+from ..runtime.session import SessionSettings, open_session
+from .paired_ratio import Ratio, block_log_ratio, ratio_of_blocks
+
+SECONDS, MIN_BLOCKS, MAX_BLOCKS = 1.3, 8, 30
+"""Time for each side of a comparison, and the blocks that are made of it."""
+WIDE, LONGER = 0.05, 4.0
+"""While an interval is wider than this more blocks follow, up to so many times the time."""
+PATIENCE, KEPT_BLOCKS = 30.0, 6
+"""Sessions are opened anew for every block if that takes no longer than so many seconds in all. Else the first ones are kept,
+and there are so many blocks at least: the fewest whose interval holds at 95%."""
+DEVICE_ROUNDS = 5
+"""In so many rounds of a block a sample on the device alone follows."""
+SAMPLE_SECONDS = 3e-4
+"""A sample is the mean of as many runs as fill this; shorter ones would measure the clock."""
+WARM_UP_SECONDS = 0.5
+"""A session that was run so long is warm."""
+WARM_BELOW_SECONDS = 3e-3
+"""Where a run of the baseline is shorter, a run that is not timed comes before every sample: after another file has run, the
+first finds its weights out of the caches, and a mean over few runs would hold more of that than a mean over many."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall-clock time of one run of a whole batch, copies to and from the device included.
+
+    ``median_ms``: of the medians of the blocks, with the bootstrap 95% interval from ``low_ms`` to ``high_ms``.
+    ``device_median_ms``: the same with inputs and outputs on the device, which stay there.
+    """
+
+    median_ms: float
+    p95_ms: float
+    samples: int
+    low_ms: float
+    high_ms: float
+    device_median_ms: float | None = None
+    images_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two files at one batch size, and the baseline against itself in the same rounds: the noise floor.
+
+    ``device_ratio``: with inputs and outputs on the device. ``sessions``: how many each file was timed in.
+    """
+
+    batch: int
+    baseline: Latency
+    pruned: Latency
+    ratio: Ratio
+    noise_floor: Ratio
+    device_ratio: Ratio | None = None
+    sessions: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Comparison":
+        return cls(
+            values["batch"],
+            Latency(**values["baseline"]),
+            Latency(**values["pruned"]),
+            Ratio(**values["ratio"]),
+            Ratio(**values["noise_floor"]),
+            Ratio(**values["device_ratio"]) if values.get("device_ratio") else None,
+            values.get("sessions", 1),
+        )
+
+
+@dataclass(frozen=True)
+class TimingSettings:
+    """How files are timed. ``threads`` of an operator on the CPU; 0: all cores but one, which is left to whatever else runs.
+
+    ``cuda_graphs``: by replayed graphs.
+    """
+
+    provider: str = "cpu"
+    threads: int = 0
+    cuda_graphs: bool = False
+    seed: int = 0
+
+    @property
+    def used_threads(self) -> int:
+        return self.threads or max(1, available_cores() - 1)
+
+
+def compare_latency(
+    baseline: Path,
+    pruned: Path,
+    input_shape: tuple[int, int, int],
+    batch: int,
+    provider: str = "cpu",
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Time two files in turns; see :func:`compare_latencies`.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> from pathlib import Path
+        >>> path = secateur.export_onnx(network, Path("digits.onnx")).path
+        >>> found = secateur.compare_latency(path, path, network.input_shape, batch=1)  # a file against itself
+        >>> found.ratio.low < found.ratio.ratio < found.ratio.high  # of speed; above 1 the second is faster
+        True
+        >>> found.pruned.median_ms > 0
+        True
+    """
+    settings = TimingSettings(provider, seed=seed)
+    (found,) = compare_latencies(baseline, [pruned], input_shape, batch, settings, progress)
+    return found
+
+
+def compare_latencies(
+    baseline: Path,
+    others: Sequence[Path],
+    input_shape: tuple[int, int, int],
+    batch: int,
+    settings: TimingSettings | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Comparison, ...]:
+    """Time files in turns with a baseline on the same seeded noise, in one run; a comparison for each.
+
+    The baseline takes part twice, in two sessions. Every block opens a session of each file, warms them up, and times rounds:
+    all sides in a random order, then in the reverse of it, so that a steady drift falls on all alike. There are 8 to 30 blocks
+    in 1.3 seconds a side (or in what 8 blocks of one round take, if that is longer), and up to four times that on a machine
+    that is too unsteady for intervals of 5%. Where 8 such blocks would take more than half a minute to open and warm up, the
+    first sessions stay for all blocks, 6 or more; what differs from session to session shows in the noise floor alone then, so
+    that the intervals are longer by it at both ends.
+
+    Raises:
+        InputError: a file takes no such images or no such batch.
+        UsageError, MachineError: as :func:`~.runtime.open_session`.
+    """
+    settings = settings or TimingSettings()
+    sides = [read_classifier(path) for path in (baseline, *others)]
+    images = np.random.default_rng(settings.seed).standard_normal((batch, *input_shape), dtype=np.float32)
+    outputs = [_outputs(side, images) for side in sides]
+    session = SessionSettings(settings.used_threads, settings.cuda_graphs)
+
+    def opened(side: int) -> BoundRuns:
+        return bind(sides[side % len(sides)], images, outputs[side % len(sides)], settings.provider, session)
+
+    samples, sessions = _time_in_turns(opened, len(sides) + 1, settings.seed, progress)
+    measured = [_latency(samples, side, batch, settings.seed) for side in range(len(sides))]
+
+    def against(side: int, ratio: Callable[[Sequence[_Block], int], Ratio]) -> Ratio:
+        found = ratio(samples, side)
+        return found.widened(ratio(samples, len(sides))) if sessions == 1 else found
+
+    floor = _ratio(samples, len(sides))
+    return tuple(
+        Comparison(
+            batch, measured[0], measured[side], against(side, _ratio), floor, against(side, _device_ratio), sessions
+        )
+        for side in range(1, len(sides))
+    )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Seconds ``[side, round, 2]`` of end-to-end samples, and ``[side, n]`` of a few samples on the device."""
+
+    end_to_end: NDArray[np.float64]
+    on_device: NDArray[np.float64]
+
+
+def _time_in_turns(
+    opened: Callable[[int], BoundRuns], sides: int, seed: int, progress: Callable[[int, int], None]
+) -> tuple[list[_Block], int]:
+    """The blocks, and how many sessions each side had in them."""
+    shuffled, start = random.Random(seed), time.perf_counter()
+    budget = SECONDS * sides
+    estimates: list[float] = []
+    kept: dict[int, BoundRuns] = {}
+    for side in range(sides):
+        kept[side] = opened(side)
+        estimates.append(_warm_up(kept[side]))
+    estimates[-1] = estimates[0]  # the same file
+    repeats = [max(1, round(SAMPLE_SECONDS / estimate)) for estimate in estimates]
+    warm = estimates[0] < WARM_BELOW_SECONDS
+    first = time.perf_counter() - start  # opening and warming up every side takes so long
+    if anew := first * MIN_BLOCKS <= PATIENCE:
+        kept.clear()
+        blocks = int(min(MAX_BLOCKS, max(MIN_BLOCKS, (budget - first) / (2 * first))))
+    else:
+        blocks, start = KEPT_BLOCKS, time.perf_counter()
+    found: list[_Block] = []
+    while len(found) < blocks or (
+        time.perf_counter() - start < LONGER * budget and max(_width(found, side) for side in range(1, sides)) > WIDE
+    ):
+        left = budget - (time.perf_counter() - start)
+        end = time.perf_counter() + (left / (blocks - len(found)) if len(found) < blocks else budget / blocks)
+        found.append(_block(kept or _opened(opened, sides, shuffled), repeats, warm, shuffled, end))
+        progress(min(len(found), blocks), blocks)
+    return found, len(found) if anew else 1
+
+
+def _opened(opened: Callable[[int], BoundRuns], sides: int, shuffled: random.Random) -> dict[int, BoundRuns]:
+    """A session of each side, opened in a random order and warmed up."""
+    sessions = {side: opened(side) for side in shuffled.sample(range(sides), sides)}
+    for runs in sessions.values():
+        _warm_up(runs, 1)
+    return sessions
+
+
+def _block(
+    sessions: Mapping[int, BoundRuns], repeats: Sequence[int], warm: bool, shuffled: random.Random, end: float
+) -> _Block:
+    """Time rounds of all sides until ``end``, one at least."""
+    sides = range(len(repeats))
+    device: list[list[float]] = []
+    rounds: list[NDArray[np.float64]] = []
+    while not rounds or time.perf_counter() < end:
+        order = shuffled.sample(sides, len(sides))
+        times = np.empty((len(sides), 2))
+        for turn, sequence in enumerate((order, order[::-1])):
+            for side in sequence:
+                times[side, turn] = _sample(sessions[side].end_to_end, repeats[side], warm)
+        rounds.append(times)
+        if len(device) < DEVICE_ROUNDS:
+            on_device = {side: _sample(sessions[side].on_device, repeats[side], warm) for side in order}
+            device.append([on_device[side] for side in sides])
+    return _Block(np.stack(rounds, axis=1), np.array(device).T)
+
+
+def _warm_up(runs: BoundRuns, times: int = 3) -> float:
+    """Run both ways, once and then a few times more unless that takes long; the seconds that one run takes end to end."""
+    runs.on_device()
+    found = [_sample(runs.end_to_end, 1)]
+    while len(found) <= times and sum(found) < WARM_UP_SECONDS:
+        found.append(_sample(runs.end_to_end, 1))
+    return max(min(found), 1e-7)
+
+
+def _sample(run: Callable[[], Any], repeats: int, warm: bool = False) -> float:
+    if warm:
+        run()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
+
+
+def _outputs(classifier: Classifier, images: NDArray[np.float32]) -> int:
+    """How many scores a file gives for an image; where the file leaves it open, one run on the CPU tells."""
+    if classifier.batch is not None and classifier.batch != len(images):
+        raise InputError(f"{classifier.path} takes batches of {classifier.batch} only, not of {len(images)}.")
+    classifier.sizes(images.shape[1:])
+    if classifier.classes is not None:
+        return classifier.classes
+    return int(classifier.run(open_session(classifier.path, "cpu").session, images).shape[1])
+
+
+def _latency(blocks: Sequence[_Block], side: int, batch: int, seed: int) -> Latency:
+    seconds = np.concatenate([block.end_to_end[side].ravel() for block in blocks])
+    medians = np.array([np.median(block.end_to_end[side]) for block in blocks])
+    device = float(np.median(np.concatenate([block.on_device[side] for block in blocks])))
+    median, interval = float(np.median(medians)), median_interval(medians, seed)
+    return Latency(
+        median_ms=1e3 * median,
+        p95_ms=1e3 * float(np.percentile(seconds, 95)),
+        samples=len(seconds),
+        low_ms=1e3 * interval.low,
+        high_ms=1e3 * interval.high,
+        device_median_ms=1e3 * device,
+        images_per_second=batch / median,
+    )
+
+
+def _ratio(blocks: Sequence[_Block], side: int) -> Ratio:
+    """The first side against another."""
+    logs = [block_log_ratio(block.end_to_end[0], block.end_to_end[side]) for block in blocks]
+    return ratio_of_blocks(np.array(logs))
+
+
+def _device_ratio(blocks: Sequence[_Block], side: int) -> Ratio:
+    """The same on the device."""
+    logs = [block_log_ratio(block.on_device[0][:, None], block.on_device[side][:, None]) for block in blocks]
+    return ratio_of_blocks(np.array(logs))
+
+
+def _width(blocks: Sequence[_Block], side: int) -> float:
+    ratio = _ratio(blocks, side)
+    return (ratio.high - ratio.low) / ratio.ratio

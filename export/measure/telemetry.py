@@ -1,0 +1,181 @@
+"""What else there is to know of a timing: clocks, power and memory. What this machine does not tell is None."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.session import ON_GPU, failure
+
+QUERY = {
+    "clocks.sm": "gpu_sm_mhz",
+    "clocks.mem": "gpu_memory_mhz",
+    "power.draw": "gpu_watts",
+    "temperature.gpu": "gpu_celsius",
+}
+"""What nvidia-smi is asked for, and the names here."""
+_PACKAGE_ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+_CPUINFO = Path("/proc/cpuinfo")
+PROBE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Clocks in MHz (of the CPU the mean over its cores), power in watts, temperature in degrees Celsius, at one moment."""
+
+    cpu_mhz: float | None
+    gpu_sm_mhz: float | None
+    gpu_memory_mhz: float | None
+    gpu_watts: float | None
+    gpu_celsius: float | None
+
+
+@dataclass
+class Conditions:
+    """Readings before and after a timing; ``package_watts``: mean power of the CPU package in between, where it is told."""
+
+    before: Reading
+    after: Reading | None = None
+    package_watts: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@contextlib.contextmanager
+def observed_conditions() -> Iterator[Conditions]:
+    """Read clocks and power around a block; they are complete when it ends."""
+    found = Conditions(read_clocks())
+    energy, start = _package_joules(), time.perf_counter()
+    try:
+        yield found
+    finally:
+        used, seconds = _package_joules(), time.perf_counter() - start
+        if energy is not None and used is not None and used >= energy:  # the counter wraps round
+            found.package_watts = (used - energy) / seconds
+        found.after = read_clocks()
+
+
+def read_clocks() -> Reading:
+    """Clocks, power and temperature as the system and nvidia-smi tell them now."""
+    gpu = _nvidia_smi()
+    return Reading(_cpu_mhz(), *(gpu.get(name) for name in QUERY))
+
+
+def peak_memory(path: Path, batch: int, input_shape: tuple[int, int, int], provider: str, threads: int) -> int | None:
+    """Bytes by which a process of its own grows at most while it opens a file and runs it three times.
+
+    On the CPU resident memory, on the GPU memory that the driver has no longer free. None where the system tells neither, or
+    the process fails.
+    """
+    arguments = [str(path.resolve()), str(batch), ",".join(map(str, input_shape)), provider, str(threads)]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=True,
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+    return None if found is None else int(found)
+
+
+def _grown(path: Path, batch: int, input_shape: tuple[int, ...], provider: str, threads: int) -> int | None:
+    """The work of the process that is measured."""
+    from ..runtime.bound_runs import bind
+    from ..runtime.classifier import read_classifier
+    from ..runtime.session import SessionSettings, runtime_library
+
+    images = np.random.default_rng(0).standard_normal((batch, *input_shape), dtype=np.float32)
+    runtime_library()
+    before = _gpu_used() if provider in ON_GPU else _resident(reset=True)
+    if before is None:
+        return None
+    classifier = read_classifier(path)
+    runs = bind(classifier, images, classifier.classes or 1, provider, SessionSettings(threads))
+    peak = before
+    for _ in range(3):
+        runs.end_to_end()
+        peak = max(peak, (_gpu_used() if provider in ON_GPU else _resident()) or 0)
+    return peak - before
+
+
+def _resident(reset: bool = False) -> int | None:
+    """The most bytes that were resident since the last reset (Linux)."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+
+
+def _gpu_used() -> int | None:
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free)
+
+
+def _cpu_mhz() -> float | None:
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return sum(clocks) / len(clocks) if clocks else None
+
+
+def _package_joules() -> float | None:
+    try:
+        return int(_PACKAGE_ENERGY.read_text()) / 1e6
+    except (OSError, ValueError):
+        return None
+
+
+def _nvidia_smi() -> dict[str, float | None]:
+    """The first GPU's figures by nvidia-smi's names; empty where there is none or it does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    query = [program, f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    values = done.stdout.strip().splitlines()[:1]
+    return dict(zip(QUERY, map(_number, values[0].split(",")), strict=False)) if values else {}
+
+
+def _number(text: str) -> float | None:
+    """nvidia-smi says [N/A] or [Not Supported] for what a card does not tell."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _main(arguments: list[str]) -> None:
+    path, batch, shape, provider, threads = arguments
+    try:
+        found = _grown(Path(path), int(batch), tuple(map(int, shape.split(","))), provider, int(threads))
+    except Exception as error:
+        print(failure(error), file=sys.stderr)
+        raise SystemExit(1) from error
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

@@ -1,0 +1,213 @@
+"""A network to one checked ONNX file, and its parity with torch."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...common.environment import installed_packages
+from ...common.errors import InputError, SecateurError
+from ...common.files import replacing, sha256_file
+from ...network.hooks import pick_logits
+from ...network.network import Network
+from ..runtime.session import open_session
+from .constants import fold_constant_branches
+
+INPUT_NAME, OUTPUT_NAME = "images", "logits"
+_CHATTERERS = ("torch.onnx", "torch.fx", "torch._dynamo", "torch.export", "onnxscript", "onnx_ir")
+PARITY_BATCHES = (1, 3, 8)
+PARITY_LIMIT = 1e-3
+"""Beyond this the file is taken for wrong. Sound networks stay near 1e-6; badly conditioned ones reach 1e-4."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest difference between the ONNX file's class scores and torch's, over the largest |score|, at each batch size."""
+
+    max_relative_difference: float
+    batch_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An exported file: ``path``, the ``opset`` it really has, its size, hash and parity."""
+
+    path: Path
+    opset: int
+    onnx_bytes: int
+    sha256: str
+    parity: Parity
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": self.path.name, "parity": asdict(self.parity)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], folder: Path) -> "OnnxModel":
+        """Read what :meth:`to_json` gave, for a file that lies in ``folder``."""
+        parity = Parity(values["parity"]["max_relative_difference"], tuple(values["parity"]["batch_sizes"]))
+        return cls(**{**values, "path": folder / values["path"], "parity": parity})
+
+
+class _Logits(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return pick_logits(self.module(images))
+
+
+def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = None) -> OnnxModel:
+    """Write the network as one ONNX file with a free batch size, check it, and compare it with torch.
+
+    The input ``images`` is float32 ``[batch, C, H, W]``, normalised as the metadata say; the output ``logits`` is
+    ``[batch, classes]``. The file holds no path of this machine, and equal networks give equal bytes.
+
+    Args:
+        about: what was done to the network, for the file's metadata; plain values.
+
+    Raises:
+        InputError: torch cannot export the network, or its weights are not finite.
+        SecateurError: the file's results differ from torch's.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> from pathlib import Path
+        >>> exported = secateur.export_onnx(network, Path("digits.onnx"))
+        >>> exported.parity.max_relative_difference < 1e-4, exported.parity.batch_sizes
+        (True, (1, 3, 8))
+    """
+    import onnx
+
+    model = _to_proto(network)
+    metadata = {
+        "secateur_version": installed_packages().get("secateur", "unknown"),
+        "input_shape": list(network.input_shape),
+        "mean": list(network.preprocessing.mean),
+        "std": list(network.preprocessing.std),
+        "resize": network.preprocessing.resize,
+        "class_names": list(network.class_names),
+        "model": Path(network.source.model).name,
+        "weights_sha256": network.source.weights_sha256,
+        **(about or {}),
+    }
+    onnx.helper.set_model_props(model, {"secateur": json.dumps(metadata, sort_keys=True)})
+    onnx.checker.check_model(model, full_check=True)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise InputError(f"The weights hold NaN or infinity in {tensor.name!r}; the network was not exported.")
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+    parity = measure_parity(network, path)
+    if parity.max_relative_difference > PARITY_LIMIT:
+        raise SecateurError(
+            f"{path.name} differs from torch by {parity.max_relative_difference:.2e} of the largest score (more than "
+            f"{PARITY_LIMIT:g}). This is a defect; please report the network."
+        )
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return OnnxModel(path, opset, path.stat().st_size, sha256_file(path), parity)
+
+
+def measure_parity(network: Network, path: Path, batch_sizes: tuple[int, ...] = PARITY_BATCHES) -> Parity:
+    """Run the file on the CPU beside torch at several batch sizes, on seeded noise."""
+    session = open_session(path, "cpu").session
+    worst = 0.0
+    for size in batch_sizes:
+        images = network.example(size, seed=size)
+        with torch.no_grad():
+            expected = network.logits(images).numpy()
+        (found,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.numpy()})
+        if found.shape != expected.shape:
+            raise SecateurError(f"{path.name} gives {found.shape} for {size} images, torch {expected.shape}. A defect.")
+        worst = max(worst, float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12)))
+    return Parity(worst, batch_sizes)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What secateur wrote into an ONNX file; empty for a file of another origin."""
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf raises its own kinds
+        raise InputError(f"{path} is no ONNX file, or is damaged ({type(error).__name__}).") from error
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    return dict(json.loads(found["secateur"])) if "secateur" in found else {}
+
+
+def _to_proto(network: Network) -> Any:
+    wrapped = _Logits(network.copy().module).eval()
+    try:
+        with (
+            warnings.catch_warnings(),
+            _quiet(*_CHATTERERS),
+        ):
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stdout(io.StringIO()):
+                program = torch.onnx.export(
+                    wrapped,
+                    (network.example(2),),
+                    input_names=[INPUT_NAME],
+                    output_names=[OUTPUT_NAME],
+                    dynamic_shapes=({0: "batch"},),
+                    dynamo=True,
+                    external_data=False,
+                    verbose=False,
+                )
+    except Exception as error:  # torch.export fails in many ways on what it cannot capture
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(f"torch cannot export this network to ONNX: {reason}") from error
+    assert program is not None
+    model = program.model_proto
+    fold_constant_branches(model)
+    forget_origin(model)
+    return model
+
+
+def forget_origin(model: Any) -> None:
+    """Take out stack traces and doc strings, which hold paths of the machine that exported."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        graph.doc_string = ""
+        for item in _with_metadata(graph):
+            del item.metadata_props[:]
+            item.doc_string = ""
+        for node in graph.node:
+            graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    for function in model.functions:
+        function.doc_string = ""
+        for item in [function, *function.node]:
+            del item.metadata_props[:]
+            item.doc_string = ""
+
+
+def _with_metadata(graph: Any) -> Iterable[Any]:
+    del graph.metadata_props[:]
+    return [*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info]
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Any:
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

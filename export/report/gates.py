@@ -1,0 +1,93 @@
+"""Thresholds to verdicts to an exit code."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...common.errors import ExitCode
+from ..measure.accuracy import Drop
+from ..measure.paired_ratio import Ratio
+from ..settings import GateSettings
+
+PASS, FAIL, NOT_MEASURED = "pass", "fail", "not measured"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One threshold: what was measured at the careful end of its interval, the limit, and the verdict."""
+
+    name: str
+    value: float | str | None
+    limit: float | str
+    verdict: str
+    meaning: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BudgetCheck:
+    """What was reached against what was asked for; ``missed`` says why it was not, or is empty."""
+
+    value: float
+    limit: float
+    missed: str
+    meaning: str
+
+
+def judge(
+    settings: GateSettings,
+    *,
+    budget: BudgetCheck,
+    drop: Drop | None,
+    speedup: Ratio | None,
+    onnx_bytes: int | None,
+    provider: str,
+    measure: str = "top-1 accuracy",
+) -> tuple[Gate, ...]:
+    """Judge every gate that was asked for, and the budget always.
+
+    A drop passes when the upper end of its interval is below the limit, a speed-up when the lower end reaches it, a size
+    when it is below. What could not be measured does not pass. ``measure`` says what the drop is a drop in.
+    """
+    verdict = FAIL if budget.missed else PASS
+    gates = [Gate("budget", budget.value, budget.limit, verdict, budget.missed or budget.meaning)]
+    if settings.require_drop_below is not None:
+        limit = settings.require_drop_below
+        verdict = NOT_MEASURED if drop is None else PASS if drop.high < limit else FAIL
+        gates.append(
+            Gate(
+                "drop",
+                drop.high if drop else None,
+                limit,
+                verdict,
+                f"upper end of the drop in {measure}, points, below the limit",
+            )
+        )
+    if settings.require_speedup is not None:
+        limit = settings.require_speedup
+        verdict = NOT_MEASURED if speedup is None else PASS if speedup.low >= limit else FAIL
+        gates.append(
+            Gate(
+                "speedup",
+                speedup.low if speedup else None,
+                limit,
+                verdict,
+                "lower end of baseline time over pruned time, at least",
+            )
+        )
+    if settings.require_size_below is not None:
+        limit = settings.require_size_below
+        size = None if onnx_bytes is None else onnx_bytes / 1e6
+        verdict = NOT_MEASURED if size is None else PASS if size < limit else FAIL
+        gates.append(Gate("size", size, limit, verdict, "megabytes of model.onnx, below the limit"))
+    if settings.require_provider is not None:
+        verdict = PASS if provider == settings.require_provider else FAIL
+        gates.append(Gate("provider", provider, settings.require_provider, verdict, "the provider that really ran"))
+    return tuple(gates)
+
+
+def exit_code(gates: Sequence[Gate]) -> ExitCode:
+    """0 when every gate passed, else 1."""
+    return ExitCode.OK if all(gate.verdict == PASS for gate in gates) else ExitCode.GATE_FAILED

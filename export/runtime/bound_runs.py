@@ -1,0 +1,60 @@
+"""A file with its images bound to the device it runs on: the two runs that are timed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .classifier import Classifier
+from .session import ON_GPU, SessionSettings, open_session, runtime_library
+
+
+@dataclass(frozen=True)
+class BoundRuns:
+    """Both run one whole batch and return when it is done.
+
+    ``end_to_end``: an array on the host in, an array on the host out. ``on_device``: inputs and outputs lie on the device and
+    stay there; on the CPU that saves the allocation of the outputs and the checks of the inputs.
+    """
+
+    end_to_end: Callable[[], Any]
+    on_device: Callable[[], Any]
+
+
+def bind(
+    classifier: Classifier, images: NDArray[np.float32], outputs: int, provider: str, settings: SessionSettings
+) -> BoundRuns:
+    """Open a session of its own for a file and bind the images.
+
+    Args:
+        images: ``[n, C, H, W]`` on the host.
+        outputs: class scores an image; they are needed to lay out the output before the first run, as CUDA graphs are
+            recorded with the places of inputs and outputs.
+    """
+    session = open_session(classifier.path, provider, settings).session
+    value = runtime_library().OrtValue
+    device = "cuda" if provider in ON_GPU else "cpu"
+    feed = classifier.feed(images)
+    (host,) = feed.values()
+    given = value.ortvalue_from_numpy(host, device, 0)
+    scores = value.ortvalue_from_shape_and_type((len(images), outputs), classifier.output_type, device, 0)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(classifier.input_name, given)
+    binding.bind_ortvalue_output(classifier.output_name, scores)
+
+    def on_device() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    def through_bound_buffers() -> NDArray[Any]:
+        given.update_inplace(host)
+        on_device()
+        found: NDArray[Any] = scores.numpy()
+        return found
+
+    def plainly() -> Any:
+        return session.run([classifier.output_name], feed)
+
+    return BoundRuns(through_bound_buffers if settings.cuda_graphs else plainly, on_device)

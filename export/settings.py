@@ -1,0 +1,89 @@
+"""Settings of the measurement, the gates and the comparison with a release."""
+
+import math
+from dataclasses import dataclass, fields
+
+from ..common.checks import check_one_of, check_positive, check_whole
+from ..common.errors import UsageError
+
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class MeasurementSettings:
+    """How the shipped files are measured, and in which precisions they are shipped; fp32 always is.
+
+    ``threads``: of an operator on the CPU while latency is measured; 0 for all cores but one, so that what else runs on the
+    machine has a core. ``cuda_graphs``: latency by replayed graphs; needs CUDA or TensorRT.
+    """
+
+    provider: str = "auto"
+    latency_batch: int = 1
+    batches: tuple[int, ...] = (1, 32)
+    precisions: tuple[str, ...] = ("fp32",)
+    threads: int = 0
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        check_one_of("provider", self.provider, PROVIDERS)
+        check_whole("latency_batch", self.latency_batch, 1)
+        check_whole("threads", self.threads, 0)
+        for size in self.batches:
+            check_whole("each of batches", size, 1)
+        for name in self.precisions:
+            check_one_of("each of precisions", name, PRECISIONS)
+        if self.cuda_graphs and self.provider in ("cpu", "openvino"):
+            raise UsageError(f"cuda_graphs need provider cuda or tensorrt (got {self.provider}).")
+
+    @property
+    def lower_precisions(self) -> tuple[str, ...]:
+        """What is shipped beside fp32, in the order of ``PRECISIONS``."""
+        return tuple(name for name in PRECISIONS[1:] if name in self.precisions)
+
+    @property
+    def measured_batches(self) -> tuple[int, ...]:
+        """Every batch size to time, the gate's own included, in ascending order."""
+        return tuple(sorted({*self.batches, self.latency_batch}))
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Thresholds of the CI step. None: not asked for."""
+
+    require_drop_below: float | None = None
+    require_speedup: float | None = None
+    require_size_below: float | None = None
+    require_provider: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.require_drop_below is not None and not math.isfinite(self.require_drop_below):
+            raise UsageError(f"require_drop_below must be a number of points (got {self.require_drop_below}).")
+        check_positive("require_speedup", self.require_speedup)
+        check_positive("require_size_below", self.require_size_below)
+        if self.require_provider is not None:
+            check_one_of("require_provider", self.require_provider, PROVIDERS[1:])
+
+
+@dataclass(frozen=True)
+class ReleaseSettings:
+    """What a run is held to by the report of the last release, ``baseline`` (a report.json or its folder; None: by none).
+
+    How much worse it may be: points of accuracy, percent of latency, of the ONNX file's bytes and of MACs. Without
+    ``baseline_latency`` latency is left out, and the release may come from another machine.
+    """
+
+    baseline: str | None = None
+    allow_accuracy_regression: float = 1.0
+    allow_latency_regression: float = 10.0
+    allow_size_regression: float = 5.0
+    allow_macs_regression: float = 5.0
+    baseline_latency: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("accuracy", "latency", "size", "macs"):
+            value = getattr(self, f"allow_{name}_regression")
+            if not 0 <= value < math.inf:
+                raise UsageError(f"allow_{name}_regression must be a number of at least 0 (got {value}).")
+        if self.baseline is None and any(getattr(self, entry.name) != entry.default for entry in fields(self)):
+            raise UsageError("what a regression may be belongs to a release: give its report with --baseline.")

@@ -1,0 +1,55 @@
+"""Zero-padded channels as a layer that torch-pruning can follow and cut."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from ...common.errors import InputError
+from ..graph.leaves import ZeroPadChannels
+from ..graph.trace import has_channel_padding, trace
+
+
+def followable(module: nn.Module, example: Tensor) -> nn.Module:
+    """A copy that torch-pruning can follow: zero-padded channels as modules, all parameters differentiable.
+
+    The layer names in groups and cuts are this copy's; they are the network's own but for the padding modules.
+    """
+    result = copy.deepcopy(module).eval()
+    if not any(isinstance(child, ZeroPadChannels) for child in result.modules()):
+        try:
+            traced = trace(result, example)
+        except InputError:
+            traced = (
+                None  # torch-pruning follows autograd, not torch.fx: padding is then met, and locked, by trying out
+            )
+        if traced is not None and has_channel_padding(traced):
+            result = traced.eval()
+            with torch.no_grad():
+                result(example)
+    return result.requires_grad_(True)
+
+
+class _PadPruner(torch_pruning.BasePruningFunc):  # type: ignore[misc]
+    """How torch-pruning takes channels out of :class:`ZeroPadChannels`: a layer with inputs and outputs of its own."""
+
+    TARGET_MODULES = ZeroPadChannels
+
+    def prune_out_channels(self, layer: ZeroPadChannels, idxs: Sequence[int]) -> nn.Module:
+        layer.drop_outputs(list(idxs))
+        return layer
+
+    def prune_in_channels(self, layer: ZeroPadChannels, idxs: Sequence[int]) -> nn.Module:
+        layer.drop_inputs(list(idxs))
+        return layer
+
+    def get_out_channels(self, layer: ZeroPadChannels) -> int:
+        return layer.out_channels
+
+    def get_in_channels(self, layer: ZeroPadChannels) -> int:
+        return layer.in_channels
+
+
+PAD_PRUNER = _PadPruner()

@@ -1,0 +1,121 @@
+"""Reading what a user brings: a function in a Python file, a checkpoint."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.errors import InputError
+from .user_code import first_line
+
+LARGEST_CHECKPOINT_BYTES = 16 * 2**30
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or a torch checkpoint, by parameter name, on the CPU.
+
+    Torch files are read with ``weights_only=True``: nothing in them is executed. Wrappers (``state_dict``, ``model``)
+    are opened and ``module.`` prefixes taken off.
+
+    Raises:
+        InputError: missing, empty, truncated, a git-LFS pointer, a TorchScript archive, a pickled module, a compressed
+            archive, or without tensors.
+    """
+    _refuse_what_is_no_checkpoint(path)
+    with path.open("rb") as file:
+        head = file.read(16)
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return _strip(_read_safetensors(path), path)
+    if zipfile.is_zipfile(path):
+        _check_archive(path)
+    elif head[:2] == b"PK":
+        raise InputError(f"The weights {path} are a truncated archive: the end is missing. Copy the file again.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise InputError(
+                f"The weights {path} hold pickled Python objects (a whole module, perhaps), which are never executed. "
+                "Save the weights alone: torch.save(model.state_dict(), FILE), or as safetensors."
+            ) from error
+        raise InputError(
+            f"The weights {path} are no torch checkpoint, or are corrupt ({first_line(error)})."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"The weights {path} are truncated, corrupt, or no checkpoint ({first_line(error)}). Copy the file again."
+        ) from error
+    return _strip(_unwrap(found, path), path)
+
+
+def _refuse_what_is_no_checkpoint(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"The weights {path} do not exist.")
+    if path.is_dir():
+        raise InputError(f"The weights {path} are a folder; expected a safetensors file or a torch checkpoint.")
+    size = path.stat().st_size
+    if size == 0:
+        raise InputError(f"The weights {path} are empty (0 bytes). Copy the file again.")
+    if size > LARGEST_CHECKPOINT_BYTES:
+        raise InputError(f"The weights {path} have {size / 2**30:.0f} GiB; more than 16 are refused.")
+    with path.open("rb") as file:
+        if file.read(64).startswith(b"version https://git-lfs"):
+            raise InputError(f"{path} is a git-LFS pointer, not the weights. Fetch them with `git lfs pull`.")
+
+
+def _check_archive(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.filename.endswith("constants.pkl") for entry in entries):
+        raise InputError(
+            f"The weights {path} are a TorchScript archive. Save the weights alone: torch.save(model.state_dict(), FILE)."
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise InputError(
+            f"The weights {path} are a compressed archive, which torch never writes and which could unpack to any size. "
+            "Save them again with torch.save."
+        )
+    if not any(entry.filename.endswith("data.pkl") for entry in entries):
+        raise InputError(f"The weights {path} are a zip archive, but not one that torch.save wrote.")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"The weights {path} are truncated or no safetensors file ({first_line(error)}). Copy the file again."
+        ) from error
+
+
+def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(3):
+        if not isinstance(found, dict):
+            break
+        if found and all(isinstance(value, Tensor) for value in found.values()):
+            return dict(found)
+        inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), None)
+        if inner is None:
+            break
+        found = inner
+    keys = f" with the keys {', '.join(map(str, list(found)[:5]))}" if isinstance(found, dict) else ""
+    raise InputError(
+        f"The weights {path} hold a {type(found).__name__}{keys}, not tensors by parameter name. "
+        "Save them with torch.save(model.state_dict(), FILE)."
+    )
+
+
+def _strip(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    if not tensors:
+        raise InputError(f"The weights {path} hold no tensors.")
+    while prefix := next((start for start in _PREFIXES if all(name.startswith(start) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors

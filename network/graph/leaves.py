@@ -1,0 +1,85 @@
+"""Modules that stand for functional calls in a traced network."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Add(nn.Module):
+    """The sum of two branches: a residual join."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return first + second
+
+
+class Multiply(nn.Module):
+    """The product of two branches: a gate, as in squeeze-and-excitation."""
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return first * second
+
+
+class Concatenate(nn.Module):
+    """Branches side by side along ``dim``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, *branches: Tensor) -> Tensor:
+        return torch.cat(branches, self.dim)
+
+
+class ZeroPadChannels(nn.Module):
+    """Zero channels before and after the input's: the parameter-free shortcut of CIFAR ResNets ("option A").
+
+    ``source[j]`` is the input channel that output channel ``j`` shows, or -1 for none; ``fill[j]`` is what a channel
+    without a source shows instead: zero, or what a repair puts there. Cutting channels edits both.
+    """
+
+    source: Tensor
+    fill: Tensor
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+        self.in_channels = -1
+        self.register_buffer("source", torch.empty(0, dtype=torch.long))
+        self.register_buffer("fill", torch.empty(0))
+
+    @property
+    def out_channels(self) -> int:
+        return len(self.source)
+
+    def settle(self, in_channels: int) -> None:
+        """Fix the number of input channels, known once the network has run."""
+        none = torch.full((1,), -1)
+        own = torch.arange(in_channels)
+        self.in_channels = in_channels
+        self.source = torch.cat([none.repeat(self.before), own, none.repeat(self.after)])
+        self.fill = torch.zeros(len(self.source))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_channels < 0:
+            self.settle(x.shape[1])
+        if self.in_channels == self.out_channels - self.before - self.after:
+            return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+        shown = (self.source >= 0).to(x.dtype).view(1, -1, 1, 1)
+        return x.index_select(1, self.source.clamp(min=0)) * shown + self.fill.to(x.dtype).view(1, -1, 1, 1)
+
+    def drop_inputs(self, channels: list[int]) -> None:
+        """Take input channels away: outputs that showed them fall back to their fill."""
+        kept = [channel for channel in range(self.in_channels) if channel not in set(channels)]
+        place = {channel: index for index, channel in enumerate(kept)}
+        self.source = torch.tensor([place.get(channel, -1) for channel in self.source.tolist()])
+        self.in_channels = len(kept)
+        self._forget_padding()
+
+    def drop_outputs(self, channels: list[int]) -> None:
+        """Take output channels away."""
+        kept = torch.tensor([channel for channel in range(self.out_channels) if channel not in set(channels)])
+        self.source, self.fill = self.source[kept], self.fill[kept]
+        self._forget_padding()
+
+    def _forget_padding(self) -> None:
+        self.before = self.after = self.out_channels + 1  # never equal again: the general form from here on

@@ -1,0 +1,314 @@
+"""One torch.fx view of a network in which functional calls are modules, each called once.
+
+Hooks, attribution libraries and torch-pruning all look at modules. A network that calls ``F.relu``, adds in place, or
+runs one ``ReLU`` module at many places hides its structure from them; the traced view shows it.
+"""
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from ...common.errors import InputError
+from .execution import is_in_place
+from .leaves import Add, Concatenate, Multiply, ZeroPadChannels
+from .stand_ins import Constant, Subsample
+from .tracer import ShapeTracer
+
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.PReLU,
+    nn.Softplus,
+    nn.Mish,
+)
+PER_CHANNEL = (*ACTIVATIONS, _BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)
+
+_PLAIN_ACTIVATIONS: dict[Any, type[nn.Module]] = {
+    F.relu: nn.ReLU,
+    F.relu_: nn.ReLU,
+    torch.relu: nn.ReLU,
+    torch.relu_: nn.ReLU,
+    "relu": nn.ReLU,
+    "relu_": nn.ReLU,
+    F.relu6: nn.ReLU6,
+    F.silu: nn.SiLU,
+    F.hardswish: nn.Hardswish,
+    F.hardsigmoid: nn.Hardsigmoid,
+    F.mish: nn.Mish,
+    torch.sigmoid: nn.Sigmoid,
+    F.sigmoid: nn.Sigmoid,
+    "sigmoid": nn.Sigmoid,
+    torch.tanh: nn.Tanh,
+    F.tanh: nn.Tanh,
+    "tanh": nn.Tanh,
+}
+_POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+    F.max_pool2d: (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
+    F.avg_pool2d: (nn.AvgPool2d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")),
+    F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
+    F.adaptive_max_pool2d: (nn.AdaptiveMaxPool2d, ("output_size",)),
+    F.leaky_relu: (nn.LeakyReLU, ("negative_slope",)),
+    F.elu: (nn.ELU, ("alpha",)),
+    F.gelu: (nn.GELU, ("approximate",)),
+}
+
+BLOCKS = "secateur_blocks"
+"""Where a traced network keeps which module ends each of the network's blocks: a graph traced again has none of its own."""
+_LEAVES = (Add, Multiply, Concatenate, ZeroPadChannels, Subsample, Constant, _ConvNd, nn.Linear)
+
+
+def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
+    """A copy of the network as a graph of modules; parameter names stay, the original is untouched.
+
+    Activations, sums, products, concatenations, pools and channel padding become modules of their own, those in place
+    plain ones; a parameter-free module that is called at several places becomes several. Decisions on
+    shapes fall as they do for ``example``, ``[n, C, H, W]``; without one they cannot be traced.
+
+    Raises:
+        InputError: the network's ``forward`` cannot be traced (control flow that depends on values).
+    """
+    root = copy.deepcopy(module).eval()
+    try:
+        graph = ShapeTracer(_LEAVES, example).trace(root)
+    except Exception as error:  # tracing runs the user's forward: whatever it raises comes from there
+        raise InputError(
+            f"{type(module).__name__}.forward cannot be traced by torch.fx ({_one_line(error)}). Control flow "
+            "that depends on values must go; or do without tracing: "
+            "--rank-by magnitude --allocation uniform --repair bn."
+        ) from error
+    traced = fx.GraphModule(root, graph)
+    _read_what_was_changed(traced)
+    called: set[str] = set()
+    for node in list(traced.graph.nodes):
+        replacement = _as_module(node)
+        if replacement is not None:
+            _replace(traced, node, *replacement)
+        elif node.op == "call_module":
+            _give_own_module(traced, node, called)
+    for child in traced.modules():
+        if getattr(child, "inplace", False) is True:
+            child.inplace = False  # type: ignore[assignment]
+    traced.graph.lint()
+    traced.recompile()
+    traced.train(module.training)
+    traced.meta[BLOCKS] = _block_ends(traced, module)
+    return traced
+
+
+def _block_ends(traced: fx.GraphModule, module: nn.Module) -> dict[str, str]:
+    """For each block the module whose call ends it; of a graph that was traced before, as it knew them then."""
+    ends: dict[str, str] = {}
+    for node in traced.graph.nodes:
+        for path, _ in node.meta.get("nn_module_stack", {}).values():
+            if path and node.op == "call_module":
+                ends[path] = str(node.target)
+    earlier: dict[str, str] = module.meta.get(BLOCKS, {}) if isinstance(module, fx.GraphModule) else {}
+    return {**earlier, **ends}
+
+
+def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
+    """For each convolution and linear layer the modules whose outputs the next layers read, one for every call of it.
+
+    From the layer on, through its own normalisation, activation and dropout, for as long as nothing else reads in
+    between. All names are submodules of ``traced``.
+    """
+    nodes = reading_nodes(traced)
+    return {layer: tuple(dict.fromkeys(str(node.target) for node in found)) for layer, found in nodes.items()}
+
+
+def reading_nodes(traced: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
+    """The calls of the modules that ``reading_points`` names: for each layer one node for every call of it."""
+    modules = dict(traced.named_modules())
+    found: dict[str, tuple[fx.Node, ...]] = {}
+    for node in traced.graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[node.target], _ConvNd | nn.Linear):
+            continue
+        last = node
+        while len(last.users) == 1:
+            reader = next(iter(last.users))
+            if reader.op != "call_module" or not isinstance(modules[reader.target], PER_CHANNEL):
+                break
+            last = reader
+        found[node.target] = (*found.get(node.target, ()), last)
+    return found
+
+
+def following_norms(module: nn.Module, example: Tensor | None = None) -> dict[str, tuple[str, _BatchNorm]]:
+    """For each layer the BatchNorm that alone reads its output: (name, module). Empty where tracing fails."""
+    try:
+        traced = trace(module, example)
+    except InputError:
+        return {}
+    own = dict(module.named_modules())
+    inside = dict(traced.named_modules())
+    found: dict[str, tuple[str, _BatchNorm]] = {}
+    for node in traced.graph.nodes:
+        if node.op != "call_module" or len(node.users) != 1:
+            continue
+        reader = next(iter(node.users))
+        if reader.op != "call_module" or not isinstance(inside[node.target], _ConvNd | nn.Linear):
+            continue
+        norm = own.get(reader.target)
+        if isinstance(norm, _BatchNorm):
+            found[node.target] = (reader.target, norm)
+    return found
+
+
+def has_channel_padding(traced: fx.GraphModule) -> bool:
+    """Whether the network pads channels with zeros, which torch-pruning follows only as a module."""
+    return any(isinstance(child, ZeroPadChannels) for child in traced.modules())
+
+
+_SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
+_PRODUCTS: tuple[Any, ...] = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
+
+
+def _read_what_was_changed(traced: fx.GraphModule) -> None:
+    """Whoever reads a tensor after an in-place operation reads its result, also under the tensor's old name; and the
+    operation no longer writes where torch has it in another form."""
+    modules = dict(traced.named_modules())
+    order = {node: index for index, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        in_place = is_in_place(node)
+        if node.op == "call_module":
+            in_place = getattr(modules[node.target], "inplace", False) is True
+        if in_place and node.args and isinstance(node.args[0], fx.Node):
+            node.args[0].replace_all_uses_with(
+                node,
+                delete_user_cb=lambda user, node=node: order[user] > order[node],  # type: ignore[misc]
+            )
+            _take_out_of_place(node)
+
+
+_OPERATORS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def _take_out_of_place(node: fx.Node) -> None:
+    """``relu_`` becomes ``relu``, ``inplace=True`` false."""
+    if node.op == "call_module":
+        return
+    if "inplace" in node.kwargs:
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    if node.op == "call_method" and hasattr(Tensor, name.removesuffix("_")):
+        node.target = name.removesuffix("_")
+    elif node.op == "call_function" and name.endswith("_"):
+        for home in (F, torch):
+            if hasattr(home, name.removesuffix("_")):
+                node.target = getattr(home, name.removesuffix("_"))
+                break
+    elif node.target in _OPERATORS:
+        node.target = _OPERATORS[node.target]
+    elif len(node.args) > 1 and node.args[1] is True:  # F.relu(x, True)
+        node.args = (node.args[0], False, *node.args[2:])
+
+
+def _as_module(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    """The module that a functional call amounts to, with the tensors it takes; None to leave the call as it is."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    target, arguments = node.target, node.args
+    if target in _PLAIN_ACTIVATIONS:
+        return _PLAIN_ACTIVATIONS[target](), (arguments[0],)
+    if target in _POOLS:
+        return _pool(node, *_POOLS[target])
+    if target in (*_SUMS, *_PRODUCTS):
+        if len(arguments) == 2 and all(isinstance(value, fx.Node) for value in arguments) and not node.kwargs:
+            kind = Multiply if target in _PRODUCTS else Add
+            return kind(), arguments
+        return None
+    if target in (torch.cat, torch.concat):
+        tensors = arguments[0] if arguments else node.kwargs["tensors"]
+        dim = arguments[1] if len(arguments) > 1 else node.kwargs.get("dim", 0)
+        if isinstance(tensors, list | tuple) and isinstance(dim, int):
+            return Concatenate(dim), tuple(tensors)
+        return None
+    return _channel_padding(node)
+
+
+def _pool(node: fx.Node, kind: type[nn.Module], names: tuple[str, ...]) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    values = dict(zip(names, node.args[1:], strict=False))
+    values.update({name: value for name, value in node.kwargs.items() if name in names})
+    unknown = set(node.kwargs) - set(names) - {"inplace", "return_indices"}
+    if unknown or node.kwargs.get("return_indices") or any(isinstance(value, fx.Node) for value in values.values()):
+        return None
+    return kind(**{name: value for name, value in values.items() if value is not None}), (node.args[0],)
+
+
+def _channel_padding(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    if node.target not in (F.pad, torch.nn.functional.pad):
+        return None
+    widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value", 0)
+    if not isinstance(widths, list | tuple) or len(widths) != 6 or mode != "constant" or value not in (0, 0.0, None):
+        return None
+    whole = [width for width in widths if isinstance(width, int)]
+    if len(whole) != 6 or any(whole[:4]) or min(whole[4:]) < 0:
+        return None
+    return ZeroPadChannels(whole[4], whole[5]), (node.args[0],)
+
+
+def _replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    name = _free_name(traced, f"{node.name}_{type(module).__name__.lower()}")
+    traced.add_submodule(name, module)
+    with traced.graph.inserting_after(node):
+        new = traced.graph.call_module(name, arguments)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    traced.graph.erase_node(node)
+
+
+def _give_own_module(traced: fx.GraphModule, node: fx.Node, called: set[str]) -> None:
+    """A module called before, without parameters or buffers, is copied for this call."""
+    target = str(node.target)
+    module = traced.get_submodule(target)
+    if target in called and not list(module.parameters()) and not list(module.buffers()):
+        parent, _, leaf = target.rpartition(".")
+        name = _free_name(traced, f"{parent + '.' if parent else ''}{leaf}_again")
+        traced.add_submodule(name, copy.deepcopy(module))
+        node.target = name
+    called.add(target)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+def _free_name(traced: fx.GraphModule, wanted: str) -> str:
+    taken = {name for name, _ in traced.named_modules()}
+    name, count = wanted, 1
+    while name in taken or _has_attribute(traced, name):
+        count += 1
+        name = f"{wanted}{count}"
+    return name
+
+
+def _has_attribute(root: nn.Module, name: str) -> bool:
+    holder: Callable[..., Any] | nn.Module | None = root
+    for part in name.split("."):
+        if not hasattr(holder, part):
+            return False
+        holder = getattr(holder, part)
+    return True

@@ -1,0 +1,100 @@
+"""A traced network in two parts that share its layers: the trunk up to one feature map, and the head behind it."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..hooks import pick_logits
+from .execution import output_node
+from .segment import Segment
+
+
+class TwoParts(nn.Module):
+    """A network cut in two at a node that everything passes through.
+
+    ``trunk`` and ``head`` hold the very layers of ``view``; to train the parts is to train the network. ``trunk`` gives
+    the features and whatever else the head needs to know of the images (their number, say), ``head`` the class scores.
+    ``asks_beside``: whether there is anything of that kind.
+    """
+
+    def __init__(self, view: fx.GraphModule, target: fx.Node) -> None:
+        super().__init__()
+        segment = Segment(view, target, [output_node(view)])
+        self._trunk = _trunk(view, target, segment.reads)
+        self._head = _head(view, target, segment)
+        self.asks_beside = bool(segment.reads)
+
+    def trunk(self, images: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+        """Features ``[n, N, …]`` of images ``[n, C, H, W]``, and what the head asks beside them."""
+        features, *beside = self._trunk(images)
+        return features, tuple(beside)
+
+    def head(self, features: Tensor, beside: tuple[Any, ...] = ()) -> Tensor:
+        """Class scores ``[n, classes]``."""
+        return pick_logits(self._head(features, *beside))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(*self.trunk(images))
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by the names that they have in the network."""
+        return {**self._trunk.state_dict(), **self._head.state_dict()}
+
+
+@contextlib.contextmanager
+def keeping_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm in training mode normalises by its batch as ever, but its running averages do not move."""
+    norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            if count is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(count)
+
+
+def _trunk(view: fx.GraphModule, target: fx.Node, beside: tuple[fx.Node, ...]) -> fx.GraphModule:
+    needed: set[fx.Node] = set()
+    pending = [target, *beside]
+    while pending:
+        node = pending.pop()
+        if node not in needed:
+            needed.add(node)
+            pending += node.all_input_nodes
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in view.graph.nodes:
+        if node in needed or node.op == "placeholder":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output((copies[target], *(copies[node] for node in beside)))
+    return fx.GraphModule(view, graph)
+
+
+def _head(view: fx.GraphModule, target: fx.Node, segment: Segment) -> fx.GraphModule:
+    graph = fx.Graph()
+    copies = {target: graph.placeholder("features")}
+    for index, node in enumerate(segment.reads):
+        copies[node] = graph.placeholder(f"beside_{index}")
+    for node in segment.nodes:
+        if node.op == "output":
+            graph.output(fx.node.map_arg(node.args[0], copies.__getitem__))
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(view, graph)
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Means over places, ``[n, N]``, of features ``[n, N, …]``."""
+    return features if features.dim() == 2 else features.flatten(2).mean(2)
+
+
+def masked(features: Tensor, mask: Tensor) -> Tensor:
+    """Features ``[n, N, …]`` times a mask ``[n, N]``, the same at every place."""
+    return features * mask.reshape(*mask.shape, *[1] * (features.dim() - 2)).to(features.dtype)

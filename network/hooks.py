@@ -1,0 +1,121 @@
+"""Context managers that look into a network, or mask parts of it, and always undo what they did."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..common.errors import InputError
+
+
+@contextlib.contextmanager
+def reading_activations(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect the outputs of the named submodules, call by call, with gradients to be taken with respect to them.
+
+    A tensor that no parameter before it made differentiable is made so, so that parameters may be frozen.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def reader(name: str) -> Callable[[nn.Module, tuple[object, ...], Tensor], Tensor]:
+        def hook(_module: nn.Module, _inputs: tuple[object, ...], output: Tensor) -> Tensor:
+            if torch.is_grad_enabled() and not output.requires_grad:
+                output = output.requires_grad_()
+            found[name].append(output)
+            return output
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for name in found:
+            stack.callback(module.get_submodule(name).register_forward_hook(reader(name)).remove)
+        yield found
+
+
+@contextlib.contextmanager
+def reading_inputs(module: nn.Module, names: Iterable[str], consume: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Hand the first input of each named submodule to ``consume(name, input)``, at every call."""
+    with contextlib.ExitStack() as stack:
+        for name in names:
+
+            def hook(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                consume(name, inputs[0])
+
+            stack.callback(module.get_submodule(name).register_forward_pre_hook(hook).remove)
+        yield
+
+
+@contextlib.contextmanager
+def masking_inputs(module: nn.Module, masks: dict[str, Tensor]) -> Iterator[None]:
+    """Zero input channels of submodules: name to the channel indices that are zeroed.
+
+    Channels are the last dimension of a linear layer's input, the second of any other.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, channels in masks.items():
+            submodule = module.get_submodule(name)
+            dim = -1 if isinstance(submodule, nn.Linear) else 1
+
+            def hook(
+                _module: nn.Module, inputs: tuple[Tensor, ...], channels: Tensor = channels, dim: int = dim
+            ) -> tuple[Tensor, ...]:
+                return (inputs[0].index_fill(dim, channels.to(inputs[0].device), 0), *inputs[1:])
+
+            stack.callback(submodule.register_forward_pre_hook(hook).remove)
+        yield
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode and no parameter gradients inside; mode and flags as before outside."""
+    modes = [(child, child.training) for child in module.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        module.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield module
+    finally:
+        for child, training in modes:
+            child.training = training
+        for parameter, needed in flags:
+            parameter.requires_grad_(needed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, what torch draws on any device follows the seed; outside, it goes on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def pick_logits(output: object) -> Tensor:
+    """The class scores ``[n, classes]`` in whatever a network returned.
+
+    A tensor as it is; of a mapping the entry ``logits`` or ``out``, or the only tensor; of a tuple or list (torchvision's
+    auxiliary outputs among them) the first matrix.
+
+    Raises:
+        InputError: nothing of that form is in it.
+    """
+    if isinstance(output, Tensor):
+        candidates = [output]
+    elif isinstance(output, dict):
+        named = [output[key] for key in ("logits", "out") if isinstance(output.get(key), Tensor)]
+        candidates = named or [value for value in output.values() if isinstance(value, Tensor)]
+    elif hasattr(output, "logits") and isinstance(output.logits, Tensor):
+        candidates = [output.logits]
+    elif isinstance(output, tuple | list):
+        candidates = [value for value in output if isinstance(value, Tensor)]
+    else:
+        candidates = []
+    for candidate in candidates:
+        if candidate.dim() == 2:
+            return candidate
+        if candidate.dim() == 4 and candidate.shape[2:] == (1, 1):
+            return candidate.flatten(1)
+    shapes = ", ".join("x".join(map(str, candidate.shape)) for candidate in candidates) or type(output).__name__
+    raise InputError(
+        f"The model returns {shapes}; class scores of shape images x classes were expected. Wrap it so that it does."
+    )

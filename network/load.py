@@ -1,0 +1,136 @@
+"""A network from every form of ``--model`` and ``--weights``, and its classes matched with the data's."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..common.errors import InputError
+from ..common.files import sha256_file
+from .architectures import Declared, build_module, head_width, known_weights, names_torchvision_weights
+from .checked import check_network, check_values, load_tensors
+from .checkpoints import read_checkpoint
+from .images.pictures import Preprocessing
+from .images.splits import Splits, reorder_classes
+from .network import Network, Source
+from .saved import load_network
+from .settings import ModelSettings
+
+
+def load_model(settings: ModelSettings | str = "digits", weights: str | None = None) -> Network:
+    """Load a network: ``digits``, a torchvision name, ``timm:NAME``, ``file.py:function``, or a folder that secateur wrote.
+
+    Checked here: the weights fit and are finite, and one forward pass gives finite class scores.
+
+    Raises:
+        InputError: naming what is wrong and what to do.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> network.input_shape
+        (1, 8, 8)
+        >>> network.logits(network.example(3)).shape  # class scores of three noise images
+        torch.Size([3, 10])
+    """
+    if isinstance(settings, str):
+        settings = ModelSettings(model=settings, weights=weights)
+    if settings.model and Path(settings.model).is_dir():
+        return load_network(Path(settings.model), settings)
+    torch.manual_seed(0)  # a factory may initialise at random
+    path = Path(settings.weights) if settings.weights and not names_torchvision_weights(settings) else None
+    if path is not None and not path.exists():
+        raise InputError(f"The weights {path} do not exist.{known_weights(settings.model)}")
+    tensors = read_checkpoint(path) if path else None
+    declared = build_module(settings, tensors)
+    module = declared.module
+    check_values(module)
+    if tensors is not None and path is not None:
+        load_tensors(module, tensors, str(path))
+    network = Network(
+        module=module.float().eval(),
+        preprocessing=_preprocessing(settings, declared),
+        class_names=tuple(map(str, declared.class_names)),
+        source=Source(settings.model, settings.weights, sha256_file(path) if path else None, head_width(module)),
+        notes=declared.notes,
+    )
+    return check_network(network)
+
+
+def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:
+    """Bring the network's classes and the data's together.
+
+    Names that the model declares in another order than the folders' decide, and labels follow. Without declared names
+    the data's are taken, in their (sorted) order; where no split has labels either, numbers name the classes.
+
+    Raises:
+        InputError: the counts differ, or the declared names are others than the data's.
+
+    Examples:
+        >>> import secateur
+        >>> network = secateur.load_model("digits")
+        >>> images = secateur.load_images("digits", network.preprocessing)
+        >>> network, images = secateur.match_classes(network, images)
+        >>> network.class_names == images.class_names
+        True
+    """
+    with torch.no_grad():
+        outputs = network.logits(network.example()).shape[1]
+    if not splits.class_names:
+        names = _distinct(network.class_names) or tuple(f"class {index}" for index in range(outputs))
+        return replace(network, class_names=names), replace(splits, class_names=names)
+    if outputs != len(splits.class_names):
+        raise InputError(
+            f"The model's head has {outputs} classes, the data have {len(splits.class_names)} "
+            f"({', '.join(splits.class_names[:5])}, …). They must agree: bring the data the model was trained for."
+        )
+    if not network.class_names or network.class_names == splits.class_names:
+        return replace(network, class_names=splits.class_names), splits
+    if set(network.class_names) != set(splits.class_names):
+        if any("torchvision" in note for note in network.notes):
+            note = "Class names differ from torchvision's; sorted folder names are taken in the order of its outputs."
+            return (
+                replace(network, class_names=splits.class_names),
+                replace(splits, notes=(*splits.notes, note)),
+            )
+        odd = sorted(set(network.class_names) ^ set(splits.class_names))
+        raise InputError(f"The model's class names and the data's differ: {', '.join(map(repr, odd[:6]))}.")
+    return network, reorder_classes(splits, network.class_names)
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Names that occur more than once with their index: of ImageNet's classes two are cranes."""
+    counts = Counter(names)
+    return tuple(f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names))
+
+
+def _preprocessing(settings: ModelSettings, declared: Declared) -> Preprocessing:
+    shape = settings.input_shape or declared.input_shape
+    if shape is None:
+        raise InputError(
+            f"--model {settings.model} does not say what image size it expects. Add INPUT_SHAPE = (3, 32, 32) (channels, "
+            "height, width) to its file, or pass --input-shape 3,32,32."
+        )
+    mean, std = settings.mean or declared.mean, settings.std or declared.std
+    if mean is None or std is None:
+        raise InputError(
+            f"--model {settings.model} does not say how its images were normalised. Add NORMALISATION = "
+            '{"mean": (0.5,), "std": (0.25,)} (one number per channel, of values in [0, 1]) to its file, or pass '
+            "--mean and --std."
+        )
+    try:
+        channels, height, width = (int(size) for size in shape)
+        means, deviations = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--model {settings.model}: INPUT_SHAPE or NORMALISATION is not numeric ({error}).") from error
+    if not len(means) == len(deviations) == channels:
+        raise InputError(
+            f"The normalisation has {len(means)} means and {len(deviations)} standard deviations for {channels} channels."
+        )
+    if any(not math.isfinite(value) for value in means) or any(not value > 0 for value in deviations):
+        raise InputError(f"The normalisation must be finite means and positive deviations (got {means}, {deviations}).")
+    resize = declared.resize if settings.input_shape is None else None
+    return Preprocessing((channels, height, width), means, deviations, resize)

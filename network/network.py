@@ -1,0 +1,74 @@
+"""A trained network with what it expects, and its fingerprint."""
+
+import copy
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from .channels.cut import Cut
+from .graph.target_layer import NewLayer
+from .hooks import pick_logits
+from .images.pictures import Preprocessing
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network came from, enough to build it again: the ``--model`` value, and the hash of its weights."""
+
+    model: str
+    weights: str | None = None
+    weights_sha256: str | None = None
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained classifier.
+
+    ``module`` is in evaluation mode, float32, on the CPU. ``class_names`` is empty until the data name them.
+    ``cuts`` are the cuts that made it from ``source``, in order; empty for a network as it was brought. ``new_layer`` was put
+    into it before any cut.
+    """
+
+    module: nn.Module = field(repr=False)
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    source: Source
+    cuts: tuple[Cut, ...] = ()
+    notes: tuple[str, ...] = ()
+    new_layer: NewLayer | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return self.preprocessing.input_shape
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Class scores ``[n, classes]`` of normalised images ``[n, C, H, W]``."""
+        return pick_logits(self.module(images))
+
+    def example(self, count: int = 2, seed: int = 0) -> Tensor:
+        """Seeded noise in the shape of ``count`` normalised images."""
+        return torch.randn(count, *self.input_shape, generator=torch.Generator().manual_seed(seed))
+
+    def copy(self) -> "Network":
+        """The same network with weights of its own."""
+        return replace(self, module=copy.deepcopy(self.module))
+
+
+def fingerprint(network: Network) -> str:
+    """The SHA-256 of all tensors of a network with their names, of the cuts behind it, and of its output on seeded noise."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if tensor.dim()
+            else str(tensor.item()).encode()
+        )
+    digest.update(str(len(network.cuts)).encode())
+    with torch.no_grad():  # an edited forward around the same weights is another network
+        digest.update(network.logits(network.example(2)).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,132 @@
+"""A network as ``model.safetensors``: saved, and loaded again without pickle."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..common.errors import InputError
+from ..common.files import read_json, replacing, sha256_file
+from .architectures import build_module
+from .channels.cut import apply_cut, cut_from_json, cut_to_json
+from .checked import check_network, load_tensors
+from .graph.target_layer import NewLayer, insert_layer
+from .images.pictures import Preprocessing
+from .network import Network, Source
+from .settings import ModelSettings
+from .user_code import first_line
+
+MODEL_FILE = "model.safetensors"
+PLAN_FILE = "plan.json"
+_FORMAT = 1
+
+
+def save_network(network: Network, folder: Path, plan_sha256: str | None) -> Path:
+    """Write ``model.safetensors``: weights, and how to build the network around them. Equal input, equal bytes.
+
+    The last cut is not in it: it lies in ``plan.json`` beside it, whose hash the file holds. Without a plan's hash all cuts
+    are in the file, and it needs no other.
+    """
+    from safetensors.torch import save
+
+    source = network.source
+    description = {
+        "format": _FORMAT,
+        "model": _relative_to(source.model, folder),
+        "weights": Path(source.weights).name if source.weights else None,
+        "weights_sha256": source.weights_sha256,
+        "classes": source.classes,
+        "input_shape": list(network.input_shape),
+        "mean": list(network.preprocessing.mean),
+        "std": list(network.preprocessing.std),
+        "resize": network.preprocessing.resize,
+        "class_names": list(network.class_names),
+        "earlier_cuts": [cut_to_json(cut) for cut in (network.cuts[:-1] if plan_sha256 else network.cuts)],
+        "plan_sha256": plan_sha256,
+        **({"new_layer": asdict(network.new_layer)} if network.new_layer else {}),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.module.state_dict().items()}
+    path = folder / MODEL_FILE
+    metadata = {"secateur": json.dumps(description, sort_keys=True)}  # one entry: safetensors does not keep their order
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata=metadata))
+    return path
+
+
+def load_network(folder: Path, settings: ModelSettings | None = None) -> Network:
+    """Bring a network back from ``model.safetensors`` and, if it was pruned, ``plan.json``, without pickle.
+
+    ``settings.weights`` has no place here and is refused.
+
+    Raises:
+        InputError: a file is missing, was not written by secateur, or belongs to another run.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if settings is not None and settings.weights is not None:
+        raise InputError(f"{folder} holds its own weights; leave --weights out.")
+    if settings is not None and (settings.input_shape or settings.mean or settings.std):
+        raise InputError(f"{folder} says what its images are like; leave --input-shape, --mean and --std out.")
+    path, plan_path = folder / MODEL_FILE, folder / PLAN_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {MODEL_FILE}; it is no folder of a network that secateur wrote.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({first_line(error)}). Prune again, or train again.") from error
+    if "secateur" not in metadata:
+        raise InputError(f"{path} was not written by secateur. Load it with --model and --weights instead.")
+    description = json.loads(metadata["secateur"])
+    if description["format"] != _FORMAT:
+        raise InputError(f"{path} has format {description['format']}; this secateur reads {_FORMAT}.")
+    cuts = tuple(map(cut_from_json, description["earlier_cuts"]))
+    if description["plan_sha256"] is not None:
+        plan = read_json(plan_path)
+        if sha256_file(plan_path) != description["plan_sha256"]:
+            raise InputError(
+                f"{plan_path} is not the plan that {path.name} was cut by. Prune again with the plan you want."
+            )
+        cuts = (*cuts, cut_from_json(plan["cut"]))
+    model = _absolute_from(description["model"], folder)
+    module = build_module(
+        ModelSettings(model=model, weights=None), None, description["classes"], pretrained=False
+    ).module
+    module = module.float().eval()
+    example = torch.zeros(1, *description["input_shape"])
+    new_layer = NewLayer(**description["new_layer"]) if "new_layer" in description else None
+    if new_layer is not None:
+        module = insert_layer(module, example, new_layer)
+    for cut in cuts:
+        module = apply_cut(module, cut, example)
+    load_tensors(module, tensors, str(path))
+    preprocessing = Preprocessing(
+        tuple(description["input_shape"]), tuple(description["mean"]), tuple(description["std"]), description["resize"]
+    )
+    source = Source(model, description["weights"], description["weights_sha256"], description["classes"])
+    return check_network(
+        Network(module, preprocessing, tuple(description["class_names"]), source, cuts, new_layer=new_layer)
+    )
+
+
+def _relative_to(model: str, folder: Path) -> str:
+    """A factory's file as seen from the run folder, so that both can be moved together."""
+    file, _, function = model.rpartition(":")
+    if not file.endswith(".py"):
+        return model
+    return f"{Path(os.path.relpath(Path(file).resolve(), folder.resolve())).as_posix()}:{function}"
+
+
+def _absolute_from(model: str, folder: Path) -> str:
+    file, _, function = model.rpartition(":")
+    if not file.endswith(".py"):
+        return model
+    path = folder / file
+    if not path.is_file():
+        raise InputError(
+            f"{folder} was made from {function}() in {path}, which is no longer there. Put the file back where it was."
+        )
+    return f"{path}:{function}"

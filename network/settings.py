@@ -1,0 +1,61 @@
+"""Settings of the model and the data."""
+
+import math
+from dataclasses import dataclass
+
+from ..common.checks import check_fraction, check_positive, check_whole, in_csv
+from ..common.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network, and what it expects. ``input_shape`` is (channels, height, width)."""
+
+    model: str = "digits"
+    weights: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_shape is not None:
+            if len(self.input_shape) != 3:
+                raise UsageError(f"input_shape must be channels,height,width (got {in_csv(self.input_shape)}).")
+            for size in self.input_shape:
+                check_whole("each number of input_shape", size, 1)
+        if (self.mean is None) != (self.std is None):
+            raise UsageError("mean and std belong together: give both or neither.")
+        if self.mean is not None and self.std is not None:
+            if len(self.mean) != len(self.std):
+                raise UsageError(
+                    f"mean has {len(self.mean)} numbers and std has {len(self.std)}; one per channel each."
+                )
+            for value in self.mean:
+                if not math.isfinite(value):
+                    raise UsageError(f"mean must be finite numbers (got {in_csv(self.mean)}).")
+            for value in self.std:
+                check_positive("each number of std", value)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images; how many training images rank and repair; the share of ``train/`` that validates if no ``val/``.
+
+    ``keep_classes`` or ``drop_classes``: the classes that matter, or those that do not, by name; without either, all matter.
+    """
+
+    data: str | None = None
+    calibration: int = 1000
+    validation_share: float = 0.1
+    keep_classes: tuple[str, ...] | None = None
+    drop_classes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_classes is not None and self.drop_classes is not None:
+            raise UsageError("keep_classes and drop_classes say the same in two ways; give one.")
+        for name in ("keep_classes", "drop_classes"):
+            given = getattr(self, name)
+            if given is not None and (not given or len(set(given)) != len(given)):
+                raise UsageError(f"{name} must name one class or more, each once (got {', '.join(given) or 'none'}).")
+        check_whole("calibration", self.calibration, 2)
+        check_fraction("validation_share", self.validation_share)

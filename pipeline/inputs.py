@@ -1,0 +1,77 @@
+"""A run's network and images, loaded, checked and brought together before any work."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..common.environment import choose_device, seed_everything
+from ..common.errors import InputError
+from ..common.progress import Progress, silent
+from ..network.images.images import Images
+from ..network.images.load import check_readable, load_images
+from ..network.images.predicted_labels import label_images
+from ..network.images.splits import Splits, carve_validation
+from ..network.kept_classes import kept_classes, restrict_images, restrict_network
+from ..network.load import load_model, match_classes
+from ..network.network import Network, fingerprint
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Network and images, checked and brought together. ``calibration`` is the sample that ranks and repairs."""
+
+    recipe: Recipe
+    network: Network
+    splits: Splits
+    calibration: Images
+    device: str
+    notes: tuple[str, ...]
+    fingerprint: str = field(repr=False)
+    content: Mapping[str, str] = field(repr=False)
+
+
+def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
+    """Load and check network and images before any work: formats, classes, finite weights, readable pictures.
+
+    Images without labels get the network's own predictions; calibration and validation images are drawn after that, from those
+    of the kept classes.
+
+    Raises:
+        InputError: naming what is wrong and what to do.
+        MachineError: the device asked for is not there.
+    """
+    device = choose_device(recipe.device)
+    seed_everything(recipe.seed)
+    network = load_model(recipe.model)
+    data = recipe.data.data or ("digits" if recipe.model.model == "digits" else None)
+    if data is None:
+        raise InputError(
+            f"--model {recipe.model.model} needs its images: give --data (a folder with train/ and test/ or of pictures only, "
+            "cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, digits, or file.py:function)."
+        )
+    splits = load_images(data, network.preprocessing, validation_share=recipe.data.validation_share, seed=recipe.seed)
+    network, splits = match_classes(network, splits)
+    splits = label_images(network, splits, device=device, progress=progress)
+    kept = kept_classes(splits.class_names, recipe.data.keep_classes, recipe.data.drop_classes)
+    if len(kept) < len(splits.class_names):
+        network, splits = restrict_network(network, kept), restrict_images(splits, kept)
+    splits = carve_validation(splits, recipe.data.validation_share, recipe.seed)
+    calibration = splits.train.sample(recipe.data.calibration, recipe.seed)
+    parts = {"calibration": calibration, "validation": splits.validation, "test": splits.test}
+    if recipe.recovery.epochs:
+        parts["training"] = splits.train
+    total, done = sum(map(len, parts.values())), 0
+    content: dict[str, str] = {}
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    for name, images in parts.items():
+        if not len(images):
+            raise InputError(f"{data}: the {name} split is empty.")
+        content[name] = check_readable(images, name, step)
+    return Inputs(
+        recipe, network, splits, calibration, device, (*network.notes, *splits.notes), fingerprint(network), content
+    )

@@ -1,0 +1,116 @@
+"""Settings of the budget, the repair and the fine-tuning."""
+
+import math
+from dataclasses import dataclass, replace
+
+from ..common.checks import check_fraction, check_one_of, check_positive, check_whole
+from ..common.errors import UsageError
+
+REPAIRS = ("none", "mean", "bn", "reconstruct", "distill")
+ALLOCATIONS = ("sensitivity", "uniform")
+BUDGETS = ("macs", "params", "size", "latency", "max_drop")
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    """What may be left, as a fraction of the baseline, or what may be lost; the alignment of widths; how the cut is shared out.
+
+    ``macs``, ``params``, ``size`` (bytes of weights and running statistics), ``latency`` (of the ONNX file, planned by a
+    measured table and then measured) or ``max_drop``: the most points of top-1 accuracy
+    to lose on validation images, by the upper end of the interval, for as few MACs as can be. ``allocation``: sensitivity
+    (measured, the widths that lose least) or uniform (equal shares). ``rounds``: how often to explain, cut and repair.
+
+    Examples:
+        >>> import secateur
+        >>> budget = secateur.BudgetSettings(params=0.25)
+        >>> budget.resource, budget.fraction
+        ('params', 0.25)
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    size: float | None = None
+    latency: float | None = None
+    max_drop: float | None = None
+    round_to: str | int = "auto"
+    allocation: str = "sensitivity"
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} are {len(given)} budgets; give one.")
+        for name in ("macs", "params", "size", "latency"):
+            check_fraction(name, getattr(self, name))
+        if self.max_drop is not None and not 0 < self.max_drop <= 100:
+            raise UsageError(f"max_drop must be points of accuracy above 0, up to 100 (got {self.max_drop}).")
+        check_whole("rounds", self.rounds, 1)
+        if self.latency is not None and self.rounds > 1:
+            raise UsageError(
+                f"latency is planned, measured and planned again for one cut, so rounds must be 1 (got {self.rounds}). Give "
+                "--macs for several rounds."
+            )
+        check_one_of("allocation", self.allocation, ALLOCATIONS)
+        if isinstance(self.round_to, str):
+            if self.round_to != "auto":
+                raise UsageError(f"round_to must be auto or a whole number (got {self.round_to!r}).")
+        else:
+            check_whole("round_to", self.round_to, 1)
+
+    @property
+    def resource(self) -> str:
+        """``macs``, ``params``, ``size`` or ``latency``; MACs where none is given."""
+        return next((name for name in ("params", "size", "latency") if getattr(self, name) is not None), "macs")
+
+    @property
+    def fraction(self) -> float:
+        """The fraction of the resource that may be left; a half where nothing is given."""
+        chosen: float | None = getattr(self, self.resource)
+        return 0.5 if chosen is None else chosen
+
+    def of(self, fraction: float) -> "BudgetSettings":
+        """The same with another fraction of its resource."""
+        return replace(self, **{**dict.fromkeys(BUDGETS), self.resource: fraction})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class RepairSettings:
+    """The repair without labels that follows the cut."""
+
+    repair: str = "reconstruct"
+
+    def __post_init__(self) -> None:
+        check_one_of("repair", self.repair, REPAIRS)
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """Fine-tuning with distillation. ``flip`` None: mirror colour images, leave grey ones (digits, letters) as they are.
+
+    ``pathway``: none, or picnn to train with PICNN's interpretation loss too, by the settings under ``picnn``.
+
+    Examples:
+        >>> import secateur
+        >>> secateur.RecoverySettings(epochs=1, learning_rate=0.02).distillation
+        0.7
+    """
+
+    epochs: int = 3
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    weight_decay: float = 5e-4
+    temperature: float = 2.0
+    distillation: float = 0.7
+    flip: bool | None = None
+    pathway: str = "none"
+
+    def __post_init__(self) -> None:
+        check_whole("epochs", self.epochs, 0)
+        check_whole("batch_size", self.batch_size, 2)
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("temperature", self.temperature)
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"weight_decay must not be negative (got {self.weight_decay}).")
+        check_one_of("pathway", self.pathway, ("none", "picnn"))
+        if not 0 <= self.distillation <= 1:
+            raise UsageError(f"distillation must be between 0 and 1 (got {self.distillation}).")

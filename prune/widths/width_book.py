@@ -1,0 +1,190 @@
+"""How wide every group stays under a budget: by equal shares, or by what losing units was measured to cost."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from ...explain.ranking import UnitScores
+from ...network.channels.group import ChannelGroup, Side
+from ..budget_search.layer_times import BLOCK
+from ..cost import CostModel
+from ..settings import BudgetSettings
+from .allocation import NEARBY, Widths, allocate
+from .sensitivity import Sensitivity
+
+INNER_SHARE = 0.75
+"""The share that groups inside blocks lose before residual streams are touched."""
+COARSE_WIDTHS = 32
+EFFORTS = 200
+AUTOMATIC = (32, 16, 8, 4, 2, 1)
+
+
+class WidthBook:
+    """What every open group's width costs under a budget. A width is how many units a group keeps, lowest scores gone first.
+
+    ``steps`` are alignments that were settled before (in an earlier round), by group.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[ChannelGroup],
+        scores: Mapping[str, UnitScores],
+        costs: CostModel,
+        budget: BudgetSettings,
+        steps: Mapping[str, int] | None = None,
+    ) -> None:
+        self.costs, self.resource = costs, budget.resource
+        self.open = {group.name: group for group in groups if not group.locked}
+        known = steps or {}
+        self.steps = {name: known.get(name) or alignment(group, budget.round_to) for name, group in self.open.items()}
+        self.order = {name: scores[name].values.argsort(stable=True).tolist() for name in self.open}
+        self._layers: dict[str, list[str]] = {}
+        self._touching: dict[str, list[tuple[str, list[int] | None, list[int] | None]]] = defaultdict(list)
+        for name, group in self.open.items():
+            leaving = self._leaving(group)
+            self._layers[name] = sorted({layer for layer, _ in leaving} & costs.layers.keys())
+            for layer in self._layers[name]:
+                self._touching[layer].append((name, leaving.get((layer, "out")), leaving.get((layer, "in"))))
+        self._amounts: dict[tuple[str, int, int], float] = {}
+        self.whole = {name: group.units for name, group in self.open.items()}
+        self._before = costs.amount(self.resource)
+        self.limit = self._before * budget.fraction
+
+    def used(self, kept: Mapping[str, int]) -> float:
+        """What the network costs at these widths."""
+        return self._before - self.saved(self.whole, kept)
+
+    def saved(self, kept: Mapping[str, int], changes: Mapping[str, int]) -> float:
+        """What changing some groups' widths saves. Only the layers that they touch are reckoned."""
+        total = 0.0
+        for layer in {layer for name in changes for layer in self._layers[name]}:
+            before_out = before_in = after_out = after_in = 0
+            for name, out_prefix, in_prefix in self._touching[layer]:
+                whole = self.whole[name]
+                before = whole - kept[name]
+                after = whole - changes[name] if name in changes else before
+                if out_prefix is not None:
+                    before_out += out_prefix[before]
+                    after_out += out_prefix[after]
+                if in_prefix is not None:
+                    before_in += in_prefix[before]
+                    after_in += in_prefix[after]
+            total += self._amount(layer, before_out, before_in) - self._amount(layer, after_out, after_in)
+        return total
+
+    def removed(self, kept: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """The units that go from every open group."""
+        return {name: tuple(sorted(order[: self.whole[name] - kept[name]])) for name, order in self.order.items()}
+
+    def by_shares(self) -> Widths:
+        """Every group loses the same share of its units, as far as the budget asks, groups inside blocks first."""
+        if self.resource == "latency":  # a narrower layer may be slower, so that halving would miss the least effort
+            tried = [self._shares(step / EFFORTS) for step in range(EFFORTS + 1)]
+            enough = next((kept for kept in tried if self.used(kept) <= self.limit), None)
+            return min(tried, key=self.used) if enough is None else self._filled(enough)
+        low, high = 0.0, 1.0
+        if self.used(self._shares(high)) > self.limit:
+            return self._shares(high)
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.used(self._shares(middle)) <= self.limit else (middle, high)
+        return self._filled(self._shares(high))
+
+    def _filled(self, kept: Widths) -> Widths:
+        """Give back what is left of the budget, an aligned step at a time, to the group that kept least of itself."""
+        while True:
+            behind = sorted(
+                (name for name, group in self.open.items() if 0 < kept[name] < group.units),
+                key=lambda name: (not self.open[name].stream, kept[name] / self.open[name].units, name),
+            )
+            for name in behind:
+                wider = {**kept, name: min(self.whole[name], (kept[name] // self.steps[name] + 1) * self.steps[name])}
+                if self.used(wider) <= self.limit:
+                    kept = wider
+                    break
+            else:
+                return kept
+
+    def by_loss(self, sensitivity: Sensitivity) -> Widths:
+        """The widths that lose least by measured sensitivities; a branch may go whole where its loss was measured."""
+        ends = [
+            group
+            for name, group in self.open.items()
+            if group.branch and group.ends_branch and sensitivity.curves[name][0][0] == 0
+        ]
+        branches = {
+            end.name: tuple(
+                name for name, group in self.open.items() if group.branch == end.branch and name != end.name
+            )
+            for end in ends
+        }
+        neighbours = {
+            name: sorted({other for layer in layers for other, _, _ in self._touching[layer]})
+            for name, layers in self._layers.items()
+        }
+        loss = {name: sensitivity.loss(name) for name in self.open}
+        kept: Widths | None = None
+        nearby = BLOCK if self.resource == "latency" else NEARBY  # time falls by whole blocks of channels
+        for most in (COARSE_WIDTHS, None):  # broad strokes, then exchanges by single steps
+            choices = {name: [*self._choices(name, most), *([0] if name in branches else [])] for name in self.open}
+            kept = allocate(choices, loss, self.used, self.saved, neighbours, self.limit, branches, kept, nearby)
+        assert kept is not None
+        return self._filled(kept)
+
+    def _choices(self, name: str, most: int | None) -> list[int]:
+        """Aligned widths of a group, descending, ``most`` of them or little more."""
+        units, step = self.whole[name], self.steps[name]
+        stride = step * max(1, units // (step * most)) if most else step
+        return sorted({units, min(step, units), *range(stride, units, stride)}, reverse=True)
+
+    def _amount(self, layer: str, outputs_gone: int, inputs_gone: int) -> float:
+        key = (layer, outputs_gone, inputs_gone)
+        if key not in self._amounts:
+            self._amounts[key] = self.costs.layer_amount(self.resource, layer, outputs_gone, inputs_gone)
+        return self._amounts[key]
+
+    def _shares(self, effort: float) -> Widths:
+        """Every group's width, the nearest aligned one and at least one step.
+
+        ``effort`` in [0, 1]: in the first half the groups inside blocks lose up to ``INNER_SHARE``, in the second half
+        the streams lose up to all, and the others the rest.
+        """
+        first, second = min(1.0, 2 * effort), max(0.0, 2 * effort - 1)
+        inner, streams = INNER_SHARE * first + (1 - INNER_SHARE) * second, second
+        if all(group.stream for group in self.open.values()):
+            streams = effort
+        result = {}
+        for name, group in self.open.items():
+            share = streams if group.stream else inner
+            step = self.steps[name]
+            wanted = (1 - share) * group.units
+            aligned = max(step, step * math.floor(wanted / step + 0.5))
+            result[name] = group.units if share == 0 or aligned >= group.units else aligned
+        return result
+
+    def _leaving(self, group: ChannelGroup) -> dict[tuple[str, Side], list[int]]:
+        """For each layer how many channels leave it with the first 0, 1, 2, … units in the order of removal."""
+        result: dict[tuple[str, Side], list[int]] = {}
+        for member in group.members:
+            running = [0]
+            for unit in self.order[group.name]:
+                running.append(running[-1] + len(member.channels[unit]))
+            known = result.get((member.layer, member.side))
+            result[member.layer, member.side] = (
+                running if known is None else [a + b for a, b in zip(known, running, strict=True)]
+            )
+        return result
+
+
+def alignment(group: ChannelGroup, round_to: str | int) -> int:
+    """The step of a group's width, in units. ``auto``: the largest of ``AUTOMATIC`` that is at most an eighth of the width.
+
+    Runtimes work in blocks of channels, and the wider the layer, the wider the blocks that are quick.
+    """
+    root = group.members[0]
+    channels_per_unit = max(1, len(root.channels[0]))
+    if isinstance(round_to, int):
+        wanted = round_to
+    else:
+        wanted = next(size for size in AUTOMATIC if size <= max(1, root.width // 8))
+    return max(1, wanted // math.gcd(wanted, channels_per_unit))

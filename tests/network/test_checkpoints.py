@@ -1,0 +1,267 @@
+import collections
+import io
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from secateur.common.errors import InputError
+from secateur.network.checkpoints import read_checkpoint
+from secateur.network.load import load_model
+from secateur.network.settings import ModelSettings
+from secateur.network.user_code import import_file, import_function, split_function
+
+
+@pytest.fixture
+def weights():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "conv.weight": torch.randn(4, 3, 3, 3, generator=generator),
+        "conv.bias": torch.randn(4, generator=generator),
+        "count": torch.tensor(7),
+    }
+
+
+def same(found, wanted):
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_every_form_gives_the_tensors_that_were_saved(tmp_path, weights, form):
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    if form == "safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=form == "zip")
+    assert same(read_checkpoint(path), weights)
+
+
+def test_safetensors_are_known_by_their_content(tmp_path, weights):
+    path = tmp_path / "weights.bin"
+    save_file(weights, path)
+    assert same(read_checkpoint(path), weights)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {"state_dict": w, "epoch": 3},
+        lambda w: {"model": w, "optimizer": {"state": {}}},
+        lambda w: {"model_state_dict": w},
+        lambda w: {"net": {"state_dict": w}},
+        lambda w: {f"module.{name}": tensor for name, tensor in w.items()},
+        lambda w: {"state_dict": {f"module.{name}": tensor for name, tensor in w.items()}, "best": 91.2},
+        lambda w: {f"module._orig_mod.{name}": tensor for name, tensor in w.items()},
+        lambda w: {f"_orig_mod.{name}": tensor for name, tensor in w.items()},
+        lambda w: {f"_orig_mod.module.{name}": tensor for name, tensor in w.items()},
+        collections.OrderedDict,
+    ],
+    ids=[
+        "state_dict",
+        "model",
+        "model_state_dict",
+        "nested",
+        "module.",
+        "both",
+        "ddp+compile",
+        "compile",
+        "compile+ddp",
+        "ordered",
+    ],
+)
+def test_wrappers_and_prefixes_come_off(tmp_path, weights, wrap):
+    torch.save(wrap(weights), tmp_path / "w.pth")
+    assert same(read_checkpoint(tmp_path / "w.pth"), weights)
+
+
+def refused(path, *words):
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(path)
+    message = str(caught.value)
+    assert str(path) in message, message
+    assert any(word in message for word in words), message
+    assert len(message) < 700, message
+    return message
+
+
+def test_missing_empty_and_folder(tmp_path):
+    (tmp_path / "empty.pth").touch()
+    refused(tmp_path / "none.pth", "do not exist")
+    refused(tmp_path / "empty.pth", "empty")
+    refused(tmp_path, "folder")
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.3, 0.6, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_truncated_files(tmp_path, weights, form, share):
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    weights["large"] = torch.zeros(500)
+    if form == "safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights, path, _use_new_zipfile_serialization=form == "zip")
+    content = path.read_bytes()
+    path.write_bytes(content[: max(1, int(share * len(content)))])
+    refused(path, "truncated", "corrupt")
+
+
+def test_a_git_lfs_pointer(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
+    refused(path, "git-LFS")
+
+
+def test_a_web_page_in_place_of_the_weights(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_text("<!DOCTYPE html><html><body>404: not found</body></html>")
+    refused(path, "no torch checkpoint", "no checkpoint")
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_a_pickled_module(tmp_path, form):
+    path = tmp_path / "w.pth"
+    torch.save(nn.Sequential(nn.Conv2d(3, 4, 3)), path, _use_new_zipfile_serialization=form == "zip")
+    refused(path, "pickled Python objects")
+
+
+def test_a_torchscript_archive(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())).save(str(path))
+    refused(path, "TorchScript")
+
+
+def test_a_deflated_archive(tmp_path, weights):
+    path = tmp_path / "w.pth"
+    torch.save(weights, path)
+    content = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(content) as stored, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    refused(path, "compressed")
+
+
+def test_another_zip_archive(tmp_path):
+    path = tmp_path / "w.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    refused(path, "not one that torch.save wrote")
+
+
+class Attack:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
+def test_a_malicious_pickle_is_not_executed(tmp_path, form):
+    path, trace = tmp_path / "w.pth", tmp_path / "executed"
+    if form == "bare":
+        path.write_bytes(pickle.dumps(Attack(trace)))
+    else:
+        torch.save({"a": Attack(trace)}, path, _use_new_zipfile_serialization=form == "zip")
+    refused(path, "pickled Python objects", "no torch checkpoint")
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Attack(trace)))
+    assert trace.exists(), "the attack itself must work, or this test proves nothing"
+
+
+@pytest.mark.parametrize("value", [{"epoch": 3, "acc": 0.9}, {}, [1, 2], 5, torch.zeros(3), {"state_dict": {}}])
+def test_something_without_tensors_by_name(tmp_path, value):
+    torch.save(value, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", "not tensors by parameter name", "hold no tensors")
+
+
+def test_an_empty_safetensors_file(tmp_path):
+    save_file({}, tmp_path / "w.safetensors")
+    refused(tmp_path / "w.safetensors", "no tensors")
+
+
+def test_a_safetensors_name_on_something_else(tmp_path, weights):
+    torch.save(weights, tmp_path / "w.safetensors")
+    refused(tmp_path / "w.safetensors", "no safetensors file")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, networks_file, tiny, value):
+    state = tiny("chain").state_dict()
+    state["bn2.bias"][3] = value
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"NaN or infinity in 'bn2\.bias'"):
+        load_model(f"{networks_file}:chain", str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("resnet20-12fca82f.th", 0.269722), ("resnet56-4bfd9763.th", 0.853018)]
+)
+def test_real_checkpoints_in_the_old_format(shared, name, published):
+    factory = name.partition("-")[0]
+    path = shared / "models" / name
+    network = load_model(f"{shared / 'models' / 'resnet_cifar.py'}:{factory}", str(path))
+    raw = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    own = network.module.state_dict()
+    assert set(own) - {key.removeprefix("module.") for key in raw} <= {k for k in own if "num_batches" in k}
+    for key, tensor in raw.items():
+        assert torch.equal(own[key.removeprefix("module.")], tensor.float())
+    parameters = sum(parameter.numel() for parameter in network.module.parameters())
+    assert round(parameters / 1e6, 2) == round(published, 2)
+    assert all(tensor.device.type == "cpu" for tensor in own.values())
+
+
+def test_real_weights_recognise_real_images(shared, cifar):
+    from secateur.network.evaluation import evaluate
+    from secateur.network.images.load import load_images
+
+    models = shared / "models"
+    network = load_model(f"{models / 'resnet_cifar.py'}:resnet20", str(models / "resnet20-cifar10-jpeg.pth"))
+    splits = load_images(str(cifar), network.preprocessing)
+    assert evaluate(network.logits, splits.test).accuracy > 0.75
+
+
+@pytest.mark.parametrize("spec", ["model.txt:build", "model.py", "model.py:", "model.py:not a name", ":build"])
+def test_a_function_must_be_named_in_full(spec):
+    with pytest.raises(InputError, match=r"file\.py:function"):
+        split_function(spec, "--model")
+
+
+def test_a_users_file_may_import_its_neighbours(tmp_path):
+    import sys
+
+    (tmp_path / "neighbour_of_mine.py").write_text("value = 41\n")
+    (tmp_path / "mine.py").write_text(
+        "import neighbour_of_mine\ndef build():\n    return neighbour_of_mine.value + 1\n"
+    )
+    before = list(sys.path)
+    assert import_function(f"{tmp_path / 'mine.py'}:build", "--model")() == 42
+    assert sys.path == before
+
+
+def test_two_files_of_one_name_stay_apart(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "net.py").write_text(f"def build():\n    return {name!r}\n")
+    first = import_function(f"{tmp_path / 'a' / 'net.py'}:build", "--model")
+    second = import_function(f"{tmp_path / 'b' / 'net.py'}:build", "--model")
+    assert (first(), second()) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "text", ["import a_module_that_does_not_exist", "def build(:\n    pass", "raise SystemExit(3)", "1 / 0"]
+)
+def test_a_file_that_fails_is_named_with_its_error(tmp_path, text):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"mine\.py failed with"):
+        import_file(path, "--model")
+
+
+def test_the_settings_object_works_as_the_plain_arguments_do(networks_file):
+    first = load_model(f"{networks_file}:plain")
+    second = load_model(ModelSettings(model=f"{networks_file}:plain"))
+    x = first.example()
+    assert torch.equal(first.logits(x), second.logits(x))
