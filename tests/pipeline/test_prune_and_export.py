@@ -180,7 +180,8 @@ def test_test_images_decide_nothing(run, quick, tmp_path):
     source = tmp_path / "poisoned.py"
     source.write_text(
         "import torch\n"
-        "from secateur.network.digits import build_digits_network, load_digits_splits\n"
+        "from secateur.network.digits import build_digits_network\n"
+        "from secateur.network.images.digits_images import load_digits_splits\n"
         "from secateur.network.images.load import Preprocessing\n"
         "def data(wrong=False):\n"
         "    _, shape, mean, std, _, names = build_digits_network(with_weights=False)\n"
