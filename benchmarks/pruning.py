@@ -35,7 +35,7 @@ from secateur.network.channels.follow import find_groups
 from secateur.network.channels.group import ChannelGroup
 from secateur.network.channels.zero_pad import PAD_PRUNER, followable
 from secateur.network.evaluation import predict
-from secateur.network.graph.leaves import ZeroPadChannels
+from secateur.network.graph.leaf_modules import ZeroPadChannels
 from secateur.network.images.images import Images
 from secateur.network.images.load import load_images
 from secateur.network.intervals import paired_drop_interval

@@ -47,7 +47,11 @@ class MachineError(SecateurError):
     exit_code = ExitCode.MACHINE
 
 
-class GateError(SecateurError):
-    """A budget or a gate was missed where no report can carry the verdict."""
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters; its type where it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
-    exit_code = ExitCode.GATE_FAILED
+
+def describe(error: BaseException) -> str:
+    """An error's type and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}"

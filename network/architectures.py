@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common.errors import InputError
+from ..common.errors import InputError, describe, first_line
+from ..common.user_code import import_file, split_function
+from .digits import build_digits_network
+from .head import classes_in
 from .settings import ModelSettings
-from .user_code import describe, first_line, import_file, split_function
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,6 @@ def build_module(
     """
     name = settings.model
     if name == "digits":
-        from .digits import build_digits_network
-
         return Declared(*build_digits_network(with_weights=pretrained and tensors is None))
     if name.startswith("timm:"):
         return _from_timm(name.removeprefix("timm:"), tensors, classes, pretrained)
@@ -111,7 +111,7 @@ def _from_torchvision(
     options: dict[str, Any] = {}
     if tensors is not None or classes is not None or not pretrained:
         if tensors is not None:
-            classes = _classes_in(models.get_model(name, weights=None), tensors) or classes
+            classes = classes_in(models.get_model(name, weights=None), tensors) or classes
         module = models.get_model(name, weights=None, **({"num_classes": classes} if classes else {}), **options)
     else:
         try:
@@ -157,7 +157,7 @@ def _from_timm(name: str, tensors: dict[str, Tensor] | None, classes: int | None
             f"--model timm:{name}: no such timm model.{' Did you mean ' + ', '.join(near) + '?' if near else ''}"
         )
     if tensors is not None:
-        classes = _classes_in(timm.create_model(name, pretrained=False), tensors) or classes
+        classes = classes_in(timm.create_model(name, pretrained=False), tensors) or classes
     options = {"num_classes": classes} if classes else {}
     for logger in ("httpx", "huggingface_hub", "timm"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
@@ -178,26 +178,6 @@ def _drop_auxiliary_heads(module: nn.Module) -> None:
         for name in ("aux1", "aux2", "AuxLogits"):
             if hasattr(module, name):
                 setattr(module, name, None)
-
-
-def _classes_in(module: nn.Module, tensors: dict[str, Tensor]) -> int | None:
-    """The class count of a checkpoint: the height of the tensor where the architecture has its head."""
-    head = head_name(module)
-    weight = tensors.get(f"{head}.weight") if head else None
-    return None if weight is None else weight.shape[0]
-
-
-def head_name(module: nn.Module) -> str | None:
-    """The last linear or convolutional layer, as the module lists them."""
-    layers = [name for name, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)]
-    return layers[-1] if layers else None
-
-
-def head_width(module: nn.Module) -> int | None:
-    """The outputs of the head."""
-    head = head_name(module)
-    layer = module.get_submodule(head) if head else None
-    return int(layer.weight.shape[0]) if isinstance(layer, nn.Linear | nn.Conv2d) else None
 
 
 def names_torchvision_weights(settings: ModelSettings) -> bool:

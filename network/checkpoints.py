@@ -1,4 +1,4 @@
-"""Reading what a user brings: a function in a Python file, a checkpoint."""
+"""Checkpoints: read without running code from them, and loaded into a module that they must fit."""
 
 import pickle
 import zipfile
@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..common.errors import InputError
-from .user_code import first_line
+from ..common.errors import InputError, first_line
+from .head import head_name
 
 LARGEST_CHECKPOINT_BYTES = 16 * 2**30
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of GoogLeNet and Inception that only training reads
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -51,6 +52,27 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"The weights {path} are truncated, corrupt, or no checkpoint ({first_line(error)}). Copy the file again."
         ) from error
     return _strip(_unwrap(found, path), path)
+
+
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    """Load a checkpoint's tensors into a module, in place.
+
+    A bias that the checkpoint has and the module's layer lacks (as a repair may add one) is created; auxiliary heads that
+    the module lacks are left out.
+
+    Args:
+        what: the checkpoint as messages name it, its path.
+
+    Raises:
+        InputError: tensors are missing, left over, complex, or of another shape.
+    """
+    _create_biases(module, tensors)
+    own = module.state_dict()
+    tensors = {name: tensor for name, tensor in tensors.items() if name in own or not name.startswith(_AUXILIARY)}
+    _check_names(own, tensors, what)
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, own[name], head_name(module), what)
+    module.load_state_dict(tensors, strict=False)
 
 
 def _refuse_what_is_no_checkpoint(path: Path) -> None:
@@ -119,3 +141,33 @@ def _strip(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     while prefix := next((start for start in _PREFIXES if all(name.startswith(start) for name in tensors)), ""):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _create_biases(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    for name in set(tensors) - set(own):
+        layer, _, leaf = name.rpartition(".")
+        if leaf == "bias" and f"{layer}.weight" in own and module.get_submodule(layer).bias is None:
+            module.get_submodule(layer).register_parameter("bias", nn.Parameter(tensors[name].clone()))
+
+
+def _check_names(own: dict[str, Tensor], tensors: dict[str, Tensor], what: str) -> None:
+    missing = sorted(name for name in own if name not in tensors and not name.endswith("num_batches_tracked"))
+    extra = sorted(set(tensors) - set(own))
+    if not missing and not extra:
+        return
+    parts = [
+        f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for label, names in (("lacks", missing), ("has, but the model does not,", extra))
+        if names
+    ]
+    raise InputError(f"The weights {what} do not fit the model: the file {'; it '.join(parts)}. Is it another model's?")
+
+
+def _check_tensor(name: str, tensor: Tensor, own: Tensor, head: str | None, what: str) -> None:
+    if tensor.is_complex():
+        raise InputError(f"The weights {what} hold complex numbers in {name!r}; real ones are needed.")
+    if tensor.shape != own.shape:
+        there, here = ("x".join(map(str, shape)) or "1" for shape in (tensor.shape, own.shape))
+        note = " Both are the head: the class counts differ." if head and name.startswith(f"{head}.") else ""
+        raise InputError(f"The weights {what} do not fit: {name} is {there} in the file, {here} in the model.{note}")

@@ -10,9 +10,10 @@ import torch
 
 from ..common.errors import InputError
 from ..common.files import sha256_file
-from .architectures import Declared, build_module, head_width, known_weights, names_torchvision_weights
-from .checked import check_network, check_values, load_tensors
-from .checkpoints import read_checkpoint
+from .architectures import Declared, build_module, known_weights, names_torchvision_weights
+from .checkpoints import load_tensors, read_checkpoint
+from .checks import check_network, check_values
+from .head import head_width
 from .images.pictures import Preprocessing
 from .images.splits import Splits, reorder_classes
 from .network import Network, Source

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from ..common.errors import InputError
+from ..common.errors import InputError, first_line
 from ..common.files import read_json, replacing, sha256_file
 from .architectures import build_module
 from .channels.cut import apply_cut, cut_from_json, cut_to_json
-from .checked import check_network, load_tensors
+from .checkpoints import load_tensors
+from .checks import check_network
 from .graph.target_layer import NewLayer, insert_layer
 from .images.pictures import Preprocessing
 from .network import Network, Source
 from .settings import ModelSettings
-from .user_code import first_line
 
 MODEL_FILE = "model.safetensors"
 PLAN_FILE = "plan.json"

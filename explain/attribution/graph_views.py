@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ...common.errors import InputError
 from ...network.graph.execution import image_dependent
-from ...network.graph.leaves import Add, Concatenate, Multiply, ZeroPadChannels
+from ...network.graph.leaf_modules import Add, Concatenate, Multiply, ZeroPadChannels
 from ...network.graph.stand_ins import Constant, Subsample
 from ...network.graph.trace import ACTIVATIONS, reading_nodes, trace
 from ...network.hooks import pick_logits, reading_activations

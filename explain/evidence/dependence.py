@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
 from ...network.graph.execution import run_node
-from ...network.graph.leaves import Add, Multiply
+from ...network.graph.leaf_modules import Add, Multiply
 from ...network.graph.reach import needed_for
 from ...network.graph.stand_ins import Constant
 from ...network.graph.trace import PER_CHANNEL

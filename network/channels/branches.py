@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..graph.leaves import Add
+from ..graph.leaf_modules import Add
 from .group import ChannelGroup
 
 REPLACEABLE = ("conv", "depthwise", "linear", "norm", "mixing_norm")

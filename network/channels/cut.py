@@ -14,7 +14,7 @@ from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
 from ...common.errors import InputError
-from ..graph.leaves import ZeroPadChannels
+from ..graph.leaf_modules import ZeroPadChannels
 from ..graph.stand_ins import Constant, Subsample
 from .group import ChannelGroup, Side
 from .zero_pad import PAD_PRUNER, followable

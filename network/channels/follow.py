@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ...common.errors import InputError
-from ..graph.leaves import ZeroPadChannels
+from ..graph.leaf_modules import ZeroPadChannels
 from ..graph.trace import trace
 from ..hooks import pick_logits
 from .branches import find_branches

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ...common.errors import InputError
+from ...common.errors import InputError, first_line
 from ..hooks import masking_inputs, pick_logits
 from .cut import apply_cut, cut_of
 from .group import ChannelGroup, Side
@@ -80,7 +80,7 @@ def difference(
     except InputError:
         return "its channels are split or rearranged on the way."
     except Exception as error:  # a wrongly followed network fails anywhere in its forward
-        return f"without some of its units the network fails ({(str(error).splitlines() or [''])[0][:160]})."
+        return f"without some of its units the network fails ({first_line(error)[:160]})."
     with torch.no_grad():
         unchanged = pick_logits(module(example))
         if got.shape != unchanged.shape:

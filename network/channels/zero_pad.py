@@ -8,7 +8,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 from ...common.errors import InputError
-from ..graph.leaves import ZeroPadChannels
+from ..graph.leaf_modules import ZeroPadChannels
 from ..graph.trace import has_channel_padding, trace
 
 

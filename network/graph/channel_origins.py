@@ -14,7 +14,7 @@ from torch.nn.modules.padding import _ConstantPadNd, _ReflectionPadNd, _Replicat
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _LPPoolNd, _MaxPoolNd
 
 from .execution import image_dependent, run_graph
-from .leaves import Add, Concatenate, Multiply, ZeroPadChannels
+from .leaf_modules import Add, Concatenate, Multiply, ZeroPadChannels
 from .segment import Segment
 from .stand_ins import Subsample
 from .trace import PER_CHANNEL

@@ -13,7 +13,7 @@ from ...common.errors import InputError
 from ..hooks import seeded
 from .execution import run_graph
 from .feature_points import FeaturePoint, feature_point, find_stages, named_points, passed_by_everything
-from .leaves import Add
+from .leaf_modules import Add
 from .topology import class_nodes
 from .trace import reading_nodes, trace
 

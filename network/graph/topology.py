@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .channel_origins import CHANNEL_DIM, ELEMENTWISE, Origin, OriginFinder, Site, broadcast, keeps_apart, same
 from .execution import output_node
-from .leaves import Add, Multiply
+from .leaf_modules import Add, Multiply
 from .tracer import is_shape
 
 IMAGE, CONVOLUTION, LINEAR, JOIN, GATE = "image", "convolution", "linear", "join", "gate"

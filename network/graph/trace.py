@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ...common.errors import InputError
+from ...common.errors import InputError, describe
 from .execution import is_in_place
-from .leaves import Add, Concatenate, Multiply, ZeroPadChannels
+from .leaf_modules import Add, Concatenate, Multiply, ZeroPadChannels
 from .stand_ins import Constant, Subsample
 from .tracer import ShapeTracer
 
@@ -88,7 +88,7 @@ def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
         graph = ShapeTracer(_LEAVES, example).trace(root)
     except Exception as error:  # tracing runs the user's forward: whatever it raises comes from there
         raise InputError(
-            f"{type(module).__name__}.forward cannot be traced by torch.fx ({_one_line(error)}). Control flow "
+            f"{type(module).__name__}.forward cannot be traced by torch.fx ({describe(error)}). Control flow "
             "that depends on values must go; or do without tracing: "
             "--rank-by magnitude --allocation uniform --repair bn."
         ) from error
@@ -290,10 +290,6 @@ def _give_own_module(traced: fx.GraphModule, node: fx.Node, called: set[str]) ->
         traced.add_submodule(name, copy.deepcopy(module))
         node.target = name
     called.add(target)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 def _free_name(traced: fx.GraphModule, wanted: str) -> str:

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from ...common.errors import InputError
+from .digits_images import load_digits_splits
 from .folders import SplitFiles, list_folder
 from .images import Images, PixelStore
 from .pictures import Preprocessing, mode_notes, open_picture, picture_mode
 from .splits import Found, Splits, carve_validation, make_splits
+from .torchvision_sets import TORCHVISION_SETS, read_torchvision
+from .user_dataset import read_function
 
 
 def load_images(data: str, preprocessing: Preprocessing, *, validation_share: float = 0.1, seed: int = 0) -> Splits:
@@ -40,8 +43,6 @@ def load_images(data: str, preprocessing: Preprocessing, *, validation_share: fl
     except UnicodeEncodeError as error:
         raise InputError(f"The path {data!r} is not UTF-8, so no report could name it. Rename the folder.") from error
     if data == "digits":
-        from .digits_images import load_digits_splits
-
         return load_digits_splits(preprocessing)
     found = _read(data, preprocessing, seed)
     parts, classes = dict(found.parts), len(found.class_names)
@@ -59,8 +60,6 @@ def load_images(data: str, preprocessing: Preprocessing, *, validation_share: fl
 
 
 def _read(data: str, preprocessing: Preprocessing, seed: int) -> Found:
-    from .datasets import TORCHVISION_SETS, read_function, read_torchvision
-
     kind, _, place = data.partition(":")
     if kind in TORCHVISION_SETS:
         return read_torchvision(kind, place, preprocessing)

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...network.channels.cut import Cut
 from ...network.channels.zero_pad import followable
-from ...network.graph.leaves import Add
+from ...network.graph.leaf_modules import Add
 from ...network.graph.stand_ins import Constant
 from ...network.graph.trace import trace
 from ...network.images.images import Images

@@ -16,7 +16,7 @@ from ...common.errors import UsageError
 from ...network.channels.cut import Cut, rest_of_cut
 from ...network.channels.zero_pad import followable
 from ...network.evaluation import divergence, predict
-from ...network.graph.leaves import ZeroPadChannels
+from ...network.graph.leaf_modules import ZeroPadChannels
 from ...network.graph.trace import following_norms
 from ...network.hooks import frozen, pick_logits, reading_inputs
 from ...network.images.images import Images

@@ -20,7 +20,7 @@ from ...explain.ranking import UnitScores
 from ...network.channels.group import ChannelGroup, Member
 from ...network.channels.zero_pad import followable
 from ...network.evaluation import divergence, predict
-from ...network.graph.leaves import ZeroPadChannels
+from ...network.graph.leaf_modules import ZeroPadChannels
 from ...network.graph.trace import trace
 from ...network.hooks import pick_logits
 from ...network.images.images import Images

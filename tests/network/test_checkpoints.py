@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from secateur.common.errors import InputError
+from secateur.common.user_code import import_file, import_function, split_function
 from secateur.network.checkpoints import read_checkpoint
 from secateur.network.load import load_model
 from secateur.network.settings import ModelSettings
-from secateur.network.user_code import import_file, import_function, split_function
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models
 
 from secateur.common.errors import InputError, UsageError
-from secateur.network.checked import check_network
+from secateur.network.checks import check_network
 from secateur.network.hooks import pick_logits
 from secateur.network.images.load import load_images
 from secateur.network.load import load_model, match_classes

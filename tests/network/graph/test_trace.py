@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.common.errors import InputError
-from secateur.network.graph.leaves import ZeroPadChannels
+from secateur.network.graph.leaf_modules import ZeroPadChannels
 from secateur.network.graph.trace import ACTIVATIONS, following_norms, reading_points, trace
 
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from secateur.common.errors import UsageError
 from secateur.network.channels.cut import apply_cut, cut_of
 from secateur.network.channels.follow import find_groups
-from secateur.network.graph.leaves import ZeroPadChannels
+from secateur.network.graph.leaf_modules import ZeroPadChannels
 from secateur.prune.repair.repair import reestimate_norms, repair
 
 

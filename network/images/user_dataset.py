@@ -1,45 +1,16 @@
-"""Images that are no folder: torchvision's data sets, and what a user's function returns."""
+"""Images that a user's function returns."""
 
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ...common.errors import InputError, UsageError
-from ..user_code import describe, import_function
-from .images import Images, PixelStore, images_from_tensor
+from ...common.errors import InputError, describe
+from ...common.user_code import import_function
+from .images import Images, PixelStore
 from .pictures import Preprocessing, in_words
 from .splits import Found
-
-TORCHVISION_SETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST"}
-
-
-def read_torchvision(kind: str, place: str, preprocessing: Preprocessing) -> Found:
-    """A data set as torchvision stores it in the folder ``place``; ``kind`` is a key of ``TORCHVISION_SETS``.
-
-    Raises:
-        InputError: the folder does not hold it.
-    """
-    import torchvision
-
-    if not place:
-        raise UsageError(f"--data {kind} needs its folder: {kind}:DIR.")
-    constructor = getattr(torchvision.datasets, TORCHVISION_SETS[kind])
-    parts: dict[str, Images] = {}
-    for name, is_train in (("train", True), ("test", False)):
-        try:
-            found = constructor(place, train=is_train, download=False)
-        except (RuntimeError, OSError, EOFError) as error:
-            raise InputError(
-                f"{place} does not hold {TORCHVISION_SETS[kind]} as torchvision writes it ({error}). Download it with "
-                f"torchvision.datasets.{TORCHVISION_SETS[kind]}({place!r}, download=True)."
-            ) from error
-        data = torch.as_tensor(np.asarray(found.data))
-        pixels = data.unsqueeze(1) if data.dim() == 3 else data.permute(0, 3, 1, 2)
-        parts[name] = images_from_tensor(pixels, torch.as_tensor(found.targets), preprocessing)
-    return Found(parts, tuple(found.classes))
 
 
 def read_function(data: str, preprocessing: Preprocessing) -> Found:

@@ -4,13 +4,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from ..common.errors import InputError
-from .architectures import head_name
+from ..common.errors import InputError, first_line
 from .network import Network
-from .user_code import first_line
 
 
 def check_values(module: nn.Module) -> None:
+    """Check that every parameter and buffer has values.
+
+    Raises:
+        InputError: naming a lazy or meta tensor.
+    """
     for name, parameter in [*module.named_parameters(), *module.named_buffers()]:
         if isinstance(parameter, UninitializedParameter | UninitializedBuffer) or parameter.is_meta:
             raise InputError(
@@ -54,40 +57,3 @@ def check_network(network: Network) -> Network:
             f"The model declares {len(network.class_names)} class names, but its head has {logits.shape[1]} outputs."
         )
     return network
-
-
-def load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    own = module.state_dict()
-    for name in set(tensors) - set(own):
-        layer, _, leaf = name.rpartition(".")
-        if leaf == "bias" and f"{layer}.weight" in own and module.get_submodule(layer).bias is None:
-            module.get_submodule(layer).register_parameter("bias", nn.Parameter(tensors[name].clone()))
-    own = module.state_dict()
-    if any(name.startswith(("aux1.", "aux2.", "AuxLogits.")) for name in tensors):
-        tensors = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if name in own or not name.startswith(("aux1.", "aux2.", "AuxLogits."))
-        }
-    missing = sorted(name for name in own if name not in tensors and not name.endswith("num_batches_tracked"))
-    extra = sorted(set(tensors) - set(own))
-    if missing or extra:
-        parts = [
-            f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-            for label, names in (("lacks", missing), ("has, but the model does not,", extra))
-            if names
-        ]
-        raise InputError(
-            f"The weights {what} do not fit the model: the file {'; it '.join(parts)}. Is it another model's?"
-        )
-    for name, tensor in tensors.items():
-        if tensor.is_complex():
-            raise InputError(f"The weights {what} hold complex numbers in {name!r}; real ones are needed.")
-        if tensor.shape != own[name].shape:
-            there, here = ("x".join(map(str, shape)) or "1" for shape in (tensor.shape, own[name].shape))
-            head = head_name(module)
-            note = " Both are the head: the class counts differ." if head and name.startswith(f"{head}.") else ""
-            raise InputError(
-                f"The weights {what} do not fit: {name} is {there} in the file, {here} in the model.{note}"
-            )
-    module.load_state_dict(tensors, strict=False)

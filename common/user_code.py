@@ -8,8 +8,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from ..common.errors import InputError
-from ..common.files import sha256_json
+from .errors import InputError, describe
+from .files import sha256_json
 
 
 def split_function(spec: str, option: str) -> tuple[Path, str]:
@@ -68,13 +68,3 @@ def import_function(spec: str, option: str) -> Callable[[], Any]:
     if not callable(found):
         raise InputError(f"{option} {spec}: {name!r} in {path} is not a function.")
     return found  # type: ignore[no-any-return]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def describe(error: BaseException) -> str:
-    """An error's kind and message in one line."""
-    return f"{type(error).__name__}: {first_line(error)}"
