@@ -21,8 +21,9 @@ from torch import Tensor
 
 from benchmarks.kept_rows import Case, Rows, Work, run_sections
 from secateur.common.files import read_json
+from secateur.explain.agic.build import GraphSettings, build_graphs
 from secateur.explain.agic.encoder import Embeddings, EncoderSettings, GraphEncoder, Standardiser, embed, pretrain
-from secateur.explain.agic.graphs import AttributionGraphs, GraphSettings, build_graphs
+from secateur.explain.agic.graphs import AttributionGraphs
 from secateur.explain.agic.ranker import score_agic
 from secateur.explain.faithfulness.curves import faithfulness_curves
 from secateur.explain.faithfulness.graph_classifier import READOUTS, ClassifierSettings, train_classifier

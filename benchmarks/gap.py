@@ -29,7 +29,9 @@ from secateur.explain.faithfulness.curves import (
 )
 from secateur.explain.faithfulness.randomisation import cascading_randomisation, label_permutation
 from secateur.explain.gap.contributions import STATISTICS, contributions
-from secateur.explain.gap.decomposition import ClassDecision, Decomposer, DecompositionSettings
+from secateur.explain.gap.decisions import ClassDecision
+from secateur.explain.gap.decomposition import Decomposer
+from secateur.explain.gap.levels import DecompositionSettings
 from secateur.explain.gap.near_duplicates import Selection
 from secateur.explain.ranking import UnitScores, rank_kernels, score_units
 from secateur.explain.scores import KernelScores, RankingTask

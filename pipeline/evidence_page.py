@@ -13,7 +13,8 @@ from ..explain.evidence.chosen_images import Choice, choose_images
 from ..explain.evidence.field_map import FieldMaps
 from ..explain.evidence.kernel_cards import GatheringSettings, KernelEvidence, gather_kernel_evidence
 from ..explain.evidence.tree import MOST, EvidenceTree, PictureTask, explain_picture
-from ..explain.gap.decomposition import Decomposer, DecompositionSettings
+from ..explain.gap.decomposition import Decomposer
+from ..explain.gap.levels import DecompositionSettings
 from ..explain.picnn.cluster_evidence import ClusterEvidence, explain_clusters
 from ..explain.scores import KernelScores, RankingTask
 from ..export.evidence.data import WHOLE_SIDE, ExplainedPicture, PageContent, Verdicts

@@ -12,7 +12,8 @@ from ..common.files import locked_folder, write_json
 from ..common.progress import Observer
 from ..explain.evidence.regions import Box
 from ..explain.evidence.tree import MOST, EvidenceTree, PictureTask, explain_picture
-from ..explain.gap.decomposition import Decomposer, DecompositionSettings
+from ..explain.gap.decomposition import Decomposer
+from ..explain.gap.levels import DecompositionSettings
 from ..explain.gap.near_duplicates import Selection
 from ..explain.scores import KernelScores
 from ..export.evidence.data import ExplainedPicture

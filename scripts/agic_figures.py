@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch_geometric.data import HeteroData
 
 from secateur.common.environment import seed_everything
-from secateur.explain.agic.graphs import build_graphs
+from secateur.explain.agic.build import build_graphs
 from secateur.explain.agic.layout import FEEDS, GraphLayout
 from secateur.network.images.images import Images
 from secateur.network.images.load import load_images

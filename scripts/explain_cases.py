@@ -16,7 +16,8 @@ from secateur.explain.evidence.occlusion import measure_occlusion, occlude
 from secateur.explain.evidence.regions import strong_pixels
 from secateur.explain.evidence.tree import MOST, EvidenceTree, PictureTask, explain_picture
 from secateur.explain.faithfulness.adversarial import DescentSettings, projected_gradient_descent
-from secateur.explain.gap.decomposition import Decomposer, DecompositionSettings
+from secateur.explain.gap.decomposition import Decomposer
+from secateur.explain.gap.levels import DecompositionSettings
 from secateur.export.evidence.tree_picture import draw_evidence
 from secateur.network.graph.execution import run_graph
 from secateur.network.graph.feature_points import find_stages

@@ -113,7 +113,7 @@ def test_help_loads_nothing_heavy_and_is_quick():
 
 def test_graphs_and_samplers_load_when_they_are_needed():
     """One process for all: importing torch takes it seconds."""
-    modules = ("explain.ranking", "explain.agic.graphs", "explain.faithfulness.graph_classifier", "pipeline.steps")
+    modules = ("explain.ranking", "explain.agic.build", "explain.faithfulness.graph_classifier", "pipeline.steps")
     code = (
         f"import sys, {', '.join(f'secateur.{module}' for module in modules)}\n"
         "print(sorted({'torch_geometric', 'shap', 'captum'} & set(sys.modules)))"
@@ -123,7 +123,7 @@ def test_graphs_and_samplers_load_when_they_are_needed():
 
 
 def test_the_first_graph_comes_without_warnings():
-    code = "from secateur.explain.agic.hetero_data import empty_graph; print(type(empty_graph()).__name__)"
+    code = "from secateur.explain.agic.layout import empty_graph; print(type(empty_graph()).__name__)"
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "HeteroData\n"
     assert "torch.jit.script" not in done.stderr

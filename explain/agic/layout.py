@@ -1,9 +1,15 @@
 """What the attribution graphs (At-GCs) of one network have in common, and what the words of their form are."""
 
+import functools
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch_geometric.data import HeteroData
 
 FEEDS, FED_BY = "feeds", "fed_by"
 """The two relations between kernels: forward, and its reverse."""
@@ -31,3 +37,21 @@ class GraphLayout:
         """Both relations of every link, as torch-geometric names them."""
         forward = [(source, FEEDS, target) for source, target in self.links]
         return (*forward, *((target, FED_BY, source) for source, target in self.links))
+
+
+def empty_graph() -> "HeteroData":
+    """A graph with several node types and no nodes yet, in torch-geometric's form."""
+    return _hetero_data()()
+
+
+@functools.cache
+def _hetero_data() -> Any:
+    """torch-geometric's class, imported when the first graph is needed.
+
+    The import takes a second and warns about torch.jit.script, which torch-geometric uses and users of secateur cannot change.
+    """
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):  # depends on torch's version
+            warnings.filterwarnings("ignore", r"`torch\.jit\.script", category)
+        from torch_geometric.data import HeteroData
+    return HeteroData

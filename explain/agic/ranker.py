@@ -58,9 +58,9 @@ def _scores(
     task: RankingTask, images: Images, settings: AgicSettings, folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], "AttributionGraphs"]:
     _check_classes(task, settings)
+    from .build import GraphSettings, build_graphs
     from .edge_scoring import EdgeScoringSettings, train_edge_scoring
     from .encoder import EncoderSettings, GraphEncoder, Standardiser, embed, pretrain
-    from .graphs import GraphSettings, build_graphs
 
     part = in_parts(task.progress, ("graphs", 2), ("encoder", 6), ("embeddings", 1), ("scores", 1))
     graphs = build_graphs(

@@ -11,7 +11,9 @@ from ...common.errors import InputError
 from ...network.graph.feature_points import named_points
 from ...network.images.pictures import Preprocessing
 from ...network.network import Network
-from ..gap.decomposition import ClassDecision, Decomposer, Decomposition, DecompositionSettings, KernelDecision, Level
+from ..gap.decisions import ClassDecision, KernelDecision
+from ..gap.decomposition import Decomposer
+from ..gap.levels import Decomposition, DecompositionSettings, Level
 from .field_map import FieldMaps
 from .guided import ClassDecisions, KernelDecisions, guided_backpropagation
 from .occlusion import OcclusionEffect, measure_occlusion

@@ -10,10 +10,10 @@ from torch import Tensor
 from ..registry import register
 from ..scores import KernelScores, RankingTask
 from .contributions import class_means, contributions
-from .decomposition import ClassDecision, Decomposer, DecompositionSettings, decompose
+from .decisions import ClassDecision
+from .decomposition import Decomposer
+from .levels import DecompositionSettings
 from .near_duplicates import Selection
-
-__all__ = ["contributions", "decompose", "score_gap", "score_gap_hierarchical"]
 
 STATISTIC, BASELINE = "root_mean_square", "mean"
 SELECTED = Selection(top=8)

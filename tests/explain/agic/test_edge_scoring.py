@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.common.errors import InputError, UsageError
+from secateur.explain.agic.build import GraphSettings, build_graphs
 from secateur.explain.agic.edge_scoring import EdgeAggregation, EdgeScoringSettings, train_edge_scoring
 from secateur.explain.agic.encoder import EncoderSettings, GraphEncoder, Standardiser, embed
-from secateur.explain.agic.graphs import GraphSettings, build_graphs
 from secateur.explain.shapley.explainer import ShapleyExplainer
 
 BRIEF = EdgeScoringSettings(steps=400, hidden=32, by_class=0.0)

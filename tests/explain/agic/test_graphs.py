@@ -12,7 +12,8 @@ from torch_geometric.loader import DataLoader
 
 from secateur import load_model
 from secateur.common.errors import InputError, UsageError
-from secateur.explain.agic.graphs import AttributionGraphs, GraphSettings, build_graphs
+from secateur.explain.agic.build import GraphSettings, build_graphs
+from secateur.explain.agic.graphs import AttributionGraphs
 from secateur.explain.agic.layout import FED_BY, FEEDS
 from secateur.explain.shapley.explainer import ShapleyExplainer
 from secateur.network.graph.channel_origins import NONE
@@ -280,19 +281,19 @@ def test_a_build_that_was_killed_goes_on(tmp_path):
 import os, sys
 from pathlib import Path
 from secateur import load_model
-from secateur.explain import attribution_graph
+from secateur.explain.agic import build
 from secateur.network.images.load import load_images
-from secateur.pipeline.recipe import ModelSettings
+from secateur.network.settings import ModelSettings
 network = load_model(ModelSettings("digits"))
 images = load_images("digits", network.preprocessing).train.sample(6, 0)
-save = attribution_graph.save_file
+save = build.save_file
 def half(tensors, path):
     if "graphs-00001" in str(path):
         Path(path).write_bytes(b"half")
         os._exit(9)
     save(tensors, path)
-attribution_graph.save_file = half
-attribution_graph.build_graphs(network, images, images, Path(sys.argv[1]), attribution_graph.GraphSettings(batch_size=3))
+build.save_file = half
+build.build_graphs(network, images, images, Path(sys.argv[1]), build.GraphSettings(batch_size=3))
 """
     network = load_model(ModelSettings("digits"))
     images, settings = load_images("digits", network.preprocessing).train.sample(6, 0), GraphSettings(batch_size=3)

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.common.errors import InputError
-from secateur.explain.attribution import rankers as attributions
-from secateur.explain.attribution.rankers import METHODS, attribute
+from secateur.explain.attribution import lrp, path_methods, rankers
+from secateur.explain.attribution.attributions import METHODS, attribute
 from secateur.explain.gap.contributions import contributions
 from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import RankingTask
@@ -135,8 +135,8 @@ def test_so_do_those_of_a_layer_that_everything_passes(
     method, name, layer, tiny, network_of, noise_images, monkeypatch
 ):
     """Sums, concatenations, gates, ReLU6 and tanh behind it, grouped convolutions, BatchNorm."""
-    monkeypatch.setattr(attributions, "STEPS", 300)
-    monkeypatch.setattr(attributions, "STEPS_BY_LAYER", 50)
+    monkeypatch.setattr(path_methods, "STEPS", 300)
+    monkeypatch.setattr(path_methods, "STEPS_BY_LAYER", 50)
     network, images = network_of(tiny(name)), noise_images(5)
     found = attribute(network, images, method).layers[layer]
     missing = (found.sum(1) - change_of_logit(network, images)).abs()
@@ -241,7 +241,7 @@ def test_a_linear_network_has_gradient_times_change(tiny, network_of, noise_imag
             assert near(found[layer], summed(gradient * activation.detach()), FINE.get(method, 1e-4))
 
 
-def backward_by_rule(relevance, weight, values, outputs, epsilon=attributions.EPSILON):
+def backward_by_rule(relevance, weight, values, outputs, epsilon=lrp.EPSILON):
     """The epsilon rule of a linear layer: ``R_i = a_i sum_j w_ji R_j / (z_j + epsilon sign z_j)``."""
     stabilised = outputs + epsilon * torch.where(outputs < 0, -1.0, 1.0)
     return values * ((relevance / stabilised) @ weight)
@@ -487,7 +487,7 @@ def test_the_batch_size_does_not_matter(method, tiny, network_of, noise_images):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_digits_network_is_ranked(method, monkeypatch):
-    monkeypatch.setattr(attributions, "IMAGES", 20)
+    monkeypatch.setattr(rankers, "IMAGES", 20)
     network = load_model(ModelSettings())
     images = load_images("digits", network.preprocessing).train
     scores = rank_kernels(RankingTask(network, images, seed=3), method)

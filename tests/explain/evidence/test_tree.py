@@ -7,13 +7,9 @@ from secateur.common.errors import InputError
 from secateur.explain.evidence.occlusion import measure_occlusion
 from secateur.explain.evidence.regions import Box
 from secateur.explain.evidence.tree import MOST, PictureTask, explain_picture
-from secateur.explain.gap.decomposition import (
-    ClassDecision,
-    Decomposer,
-    DecompositionSettings,
-    KernelDecision,
-    decompose,
-)
+from secateur.explain.gap.decisions import ClassDecision, KernelDecision
+from secateur.explain.gap.decomposition import Decomposer, decompose
+from secateur.explain.gap.levels import DecompositionSettings
 from secateur.network.images.load import load_images
 from secateur.network.load import load_model
 from secateur.network.settings import ModelSettings

@@ -5,13 +5,9 @@ from torch.nn import functional as F
 from torchvision import models
 
 from secateur.common.errors import InputError
-from secateur.explain.gap.decomposition import (
-    ClassDecision,
-    Decomposer,
-    DecompositionSettings,
-    KernelDecision,
-    decompose,
-)
+from secateur.explain.gap.decisions import ClassDecision, KernelDecision
+from secateur.explain.gap.decomposition import Decomposer, decompose
+from secateur.explain.gap.levels import DecompositionSettings
 from secateur.explain.gap.near_duplicates import Selection, strongest
 from secateur.explain.registry import get_ranker
 from secateur.explain.scores import RankingTask
@@ -264,9 +260,13 @@ def test_bad_decisions_are_refused(case):
     network, inputs, labels = case
     zeros = torch.zeros(4, dtype=torch.int64)
     for decision, layers, message in (
-        (ClassDecision(labels + 4), None, "class 4 to"),
+        (ClassDecision(labels + 4), None, "class must be between 0 and 3 .got values from 4 to"),
         (ClassDecision(labels[:2]), None, "one number for each of the 4 images"),
-        (KernelDecision("layer2", zeros + 16, zeros, zeros), None, "layer2: kernel 16 to 16"),
+        (
+            KernelDecision("layer2", zeros + 16, zeros, zeros),
+            None,
+            "layer2: kernel must be between 0 and 15 .got values from 16 to 16",
+        ),
         (KernelDecision("layer2", zeros, zeros, zeros + 6), None, "layer2: column"),
         (KernelDecision("layer9", zeros, zeros, zeros), None, "no layer 'layer9'"),
         (KernelDecision("layer1", zeros, zeros, zeros), ("layer1", "layer2"), "before the decision. Name earlier"),
@@ -312,7 +312,7 @@ def test_the_ranker_scores_every_layer(case, noise_images):
 
 def test_images_of_another_size_are_refused(case):
     network, _, _ = case
-    with pytest.raises(InputError, match="3x12x12 are needed, not of 3x12x24"):
+    with pytest.raises(InputError, match=r"takes images of 3x12x12 \(got 3x12x24\)"):
         decompose(network, torch.randn(1, 3, 12, 24))
 
 

@@ -1,7 +1,8 @@
-"""Modules with DeepLIFT's multipliers as gradients, for what captum's DeepLIFT does not know or gets wrong.
+"""DeepLIFT (Shrikumar et al., ICML 2017) by captum, with multipliers that obey summation-to-delta for every network.
 
-Each runs on images and references as one batch, the images first, as captum's DeepLIFT runs networks; it gives what the module
-it stands for gives, and its gradients carry the change of its output over to its inputs: summation-to-delta.
+The modules here replace what captum's DeepLIFT does not know or gets wrong. Each runs on images and references as one batch,
+the images first, as captum's DeepLIFT runs networks; it outputs what the module that it replaces outputs, and its gradients are
+DeepLIFT's multipliers: they carry the change of its output over to its inputs.
 """
 
 import copy
@@ -10,7 +11,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SMALL = 1e-6  # changes of an activation below it have no slope of their own: the gradient counts there
+from .graph_views import Attribute, CaptumView, GatheredPoints, own_inputs, settle, swap
+from .node_kinds import node_kinds
+
+SMALL = 1e-6
+"""Smaller changes of an activation have no slope; its gradient is used instead."""
+
+
+def prepare_deep_lift(view: CaptumView, rows: int) -> Attribute:
+    """Multiplier times difference from a zero image at all points."""
+    from captum.attr import LayerDeepLift
+
+    prepare_for_deep_lift(view)
+    module = GatheredPoints(view.traced, view.names)
+
+    def run(images: Tensor, labels: Tensor) -> list[Tensor]:
+        peer = LayerDeepLift(module, module.gather)  # a new one: it keeps the handles of its hooks
+        peer.eps = SMALL
+        return list(peer.attribute(images, target=labels, attribute_to_layer_input=True)[1:])
+
+    return run
+
+
+def prepare_for_deep_lift(view: CaptumView) -> None:
+    """Rewrite the view in place so that captum's DeepLIFT obeys summation-to-delta.
+
+    Nonlinearities that captum does not know get the rescale rule (Shrikumar et al., ICML 2017, section 3.5.1), maxima captum's
+    rule with windows that may overlap, products the mean over both orders of change (the Shapley value of two factors).
+
+    Raises:
+        InputError: the network does something for which there is no rule.
+    """
+    known = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus)
+    traced = view.traced
+    modules = dict(traced.named_modules())
+    for node, kind in node_kinds(traced, "deep-lift", "integrated-gradients or gap", products=True):
+        if kind == "activation" and type(modules[str(node.target)]) in known:
+            own_inputs(traced, node, node.args)
+        elif kind == "activation":
+            swap(traced, node, Rescaled(modules[str(node.target)]))
+        elif kind == "maximum":
+            swap(traced, node, RoutedMaximum(modules[str(node.target)]))
+        elif kind == "product":
+            swap(traced, node, SharedProduct())
+    settle(traced)
 
 
 class Rescaled(nn.Module):
