@@ -246,7 +246,7 @@ class Descent:
 
 
 def activation_maps(values: Tensor, gradient: Tensor, average: Tensor) -> Tensor:
-    """``A = G * F`` (Cheng et al. 2023, eq. 3), ``[rows, C, H, W]``; ``G * (F - E F)`` with averages ``[C]`` other than zero."""
+    """``A = G * F`` (Cheng et al. 2023, eq. 3); ``G * (F - E F)`` with averages ``[C]`` other than zero."""
     return gradient * (values - average.view(1, -1, 1, 1))
 
 
