@@ -1,4 +1,4 @@
-"""Branches of residual joins that may go whole: without them the join is what its other branch gives, plus a constant."""
+"""Branches of residual sums that may be removed whole: the sum is then its other branch plus a constant."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from ..graph.leaf_modules import Add
+from ..graph.reach import needed_for
 from .group import ChannelGroup
 
 REPLACEABLE = ("conv", "depthwise", "linear", "norm", "mixing_norm")
@@ -21,7 +22,10 @@ class Branch:
 
 
 def find_branches(view: fx.GraphModule, groups: Sequence[ChannelGroup]) -> tuple[Branch, ...]:
-    """All branches of sums in a traced network through which nothing passes but what open groups carry."""
+    """The branches of sums in a traced network that may be removed whole, at most one for each sum.
+
+    Nothing may pass through such a branch but the channels of groups that are not locked.
+    """
     modules = dict(view.named_modules())
     calls = Counter(str(node.target) for node in view.graph.nodes if node.op == "call_module")
     found = []
@@ -30,68 +34,69 @@ def find_branches(view: fx.GraphModule, groups: Sequence[ChannelGroup]) -> tuple
             continue
         sources = [source for source in join.args if isinstance(source, fx.Node)]
         for end, other in (sources, reversed(sources)) if len(sources) == 2 else ():
-            region = _upstream(end) - _upstream(other)
-            branch = _branch(end, join, region, groups, modules, calls)
-            if branch is not None:  # one for a join: without both nothing of the image would pass
+            region = needed_for([end]) - needed_for([other])
+            layers = _layers_of_its_own(end, join, region, modules, calls)
+            branch = _branch(end, region, layers, groups, modules)
+            if branch is not None:  # one for each sum: without both branches nothing of the image would pass
                 found.append(branch)
                 break
     return tuple(found)
 
 
-def _upstream(node: fx.Node) -> set[fx.Node]:
-    pending, seen = [node], set()
-    while pending:
-        current = pending.pop()
-        if current not in seen:
-            seen.add(current)
-            pending += current.all_input_nodes
-    return seen
+def _layers_of_its_own(
+    end: fx.Node, join: fx.Node, region: set[fx.Node], modules: Mapping[str, nn.Module], calls: Mapping[str, int]
+) -> set[str]:
+    """The layers of a region; none if anything but ``join`` reads from it, or it shares layers or holds sums."""
+    if end not in region or any(user not in region and user is not join for node in region for user in node.users):
+        return set()
+    layers = {str(node.target) for node in region if node.op == "call_module"}
+    if any(calls[layer] > 1 or isinstance(modules[layer], Add) for layer in layers):
+        return set()
+    return layers
 
 
 def _branch(
     end: fx.Node,
-    join: fx.Node,
     region: set[fx.Node],
+    layers: set[str],
     groups: Sequence[ChannelGroup],
     modules: Mapping[str, nn.Module],
-    calls: Mapping[str, int],
 ) -> Branch | None:
-    if end not in region or any(user not in region and user is not join for node in region for user in node.users):
-        return None
-    layers = {str(node.target) for node in region if node.op == "call_module"}
-    if any(calls[layer] > 1 for layer in layers) or any(isinstance(modules[layer], Add) for layer in layers):
-        return None
+    """The branch that ends with ``end``, if removing the groups inside it leaves one layer nothing to read."""
     inside = [
         group
         for group in groups
         if not group.locked and all(member.layer in layers and member.kind in REPLACEABLE for member in group.members)
     ]
+    last = _last_layer(end, region, _starved(inside))
+    made = {member.layer for group in inside for member in group.members if member.side == "out"}
+    if last is None or last in made:
+        return None
+    feeding = [group for group in inside if any(member.layer == last for member in group.consumers)]
+    if len(feeding) != 1 or not all(_keeps_places(modules[layer]) for layer in made | {last}):
+        return None
+    return Branch(last, tuple(group.name for group in inside))
+
+
+def _starved(groups: Sequence[ChannelGroup]) -> set[str]:
+    """The layers that have no channel left to read once all units of the groups are gone."""
     read: dict[str, set[int]] = defaultdict(set)
     widths: dict[str, int] = {}
-    for member in (member for group in inside for member in group.consumers):
+    for member in (member for group in groups for member in group.consumers):
         read[member.layer].update(channel for unit in member.channels for channel in unit)
         widths[member.layer] = member.width
-    starved = {layer for layer, channels in read.items() if len(channels) == widths[layer]}
-    lasts: set[str] = set()
-    pending, seen = [end], set()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node.op == "call_module" and node.target in starved:
-            lasts.add(str(node.target))
-        elif any(source not in region for source in node.all_input_nodes):
-            return None
-        else:
-            pending += node.all_input_nodes
-    feeding = [group for group in inside if any(member.layer in lasts for member in group.consumers)]
-    made = {member.layer for group in inside for member in group.members if member.side == "out"}
-    if len(lasts) != 1 or len(feeding) != 1 or lasts & made:
-        return None
-    if not all(_keeps_places(modules[layer]) for layer in made | lasts):
-        return None
-    return Branch(lasts.pop(), tuple(group.name for group in inside))
+    return {layer for layer, channels in read.items() if len(channels) == widths[layer]}
+
+
+def _last_layer(end: fx.Node, region: set[fx.Node], starved: set[str]) -> str | None:
+    """The one starved layer through which all that reaches ``end`` passes; None if there is another way."""
+
+    def is_starved(node: fx.Node) -> bool:
+        return node.op == "call_module" and str(node.target) in starved
+
+    passed = needed_for([end], stop=is_starved)
+    lasts = {str(node.target) for node in passed if is_starved(node)}
+    return lasts.pop() if passed <= region and len(lasts) == 1 else None
 
 
 def _keeps_places(layer: nn.Module) -> bool:

@@ -6,14 +6,12 @@ does not equal masking it is locked, with the reason.
 """
 
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch_pruning
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ...common.errors import InputError
@@ -21,8 +19,9 @@ from ..graph.leaf_modules import ZeroPadChannels
 from ..graph.trace import trace
 from ..hooks import pick_logits
 from .branches import find_branches
-from .group import ChannelGroup, Member, Side
+from .group import ChannelGroup, Side
 from .locks import HEAD_LOCK, difference, lock_overlaps, lock_shared_weights, try_out
+from .units import Reached, group_of
 from .zero_pad import PAD_PRUNER, followable
 
 STEP_LIMIT = 2_000_000
@@ -110,14 +109,13 @@ def _nearest_layer(error: Exception, module: nn.Module) -> str:
 
 def _follow(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> ChannelGroup:
     """Walk the dependency graph from a layer's outputs, remembering for every channel met the root channel it goes with."""
-    index = torch_pruning._helpers._HybridIndex
     pruner = graph.get_pruner_of_module(layer)
-    root, name = graph.module2node[layer], names[layer]
-    width = pruner.get_out_channels(layer)
+    root, name, width = graph.module2node[layer], names[layer], pruner.get_out_channels(layer)
+    index = torch_pruning._helpers._HybridIndex
     start = [index(idx=channel, root_idx=channel) for channel in range(width)]
-    met: dict[tuple[Any, Side], set[tuple[int, int]]] = defaultdict(set)
-    order: list[tuple[Any, Side]] = [(root, "out")]
-    met[root, "out"].update((channel, channel) for channel in range(width))
+    met: dict[tuple[Any, Side], set[tuple[int, int]]] = {
+        (root, "out"): {(channel, channel) for channel in range(width)}
+    }
     pending = [(root, pruner.prune_out_channels, start)]
     steps, locked = 0, ""
     while pending:
@@ -137,19 +135,21 @@ def _follow(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> ChannelGr
                     f"The channels of {name!r} could not be followed through the network (attention over windows?). "
                     "Secateur cuts convolutional networks."
                 )
-            key = (dependency.target, _side(graph, dependency))
-            fresh = [pair for pair in mapped if (pair.idx, pair.root_idx) not in met[key]]
-            if not fresh:
-                continue
-            if key not in order:
-                order.append(key)
-            met[key].update((pair.idx, pair.root_idx) for pair in fresh)
-            pending.append((dependency.target, dependency.handler, fresh))
-    group = _group(graph, name, width, [(key, met[key]) for key in order], names, locked)
-    return replace(group, stream=any(_is_join(node) for node, _ in order))
+            known = met.get(key := (dependency.target, _side(graph, dependency)), set())
+            fresh = [pair for pair in mapped if (pair.idx, pair.root_idx) not in known]
+            if fresh:
+                met.setdefault(key, set()).update((pair.idx, pair.root_idx) for pair in fresh)
+                pending.append((dependency.target, dependency.handler, fresh))
+    reached = [
+        Reached(node.module, names[node.module], side, own_width, pairs)
+        for (node, side), pairs in met.items()
+        if node.module in names and (own_width := _width(graph, node, side)) is not None
+    ]
+    group = group_of(name, width, reached, locked)
+    return replace(group, stream=any(_is_sum(node) for node, _ in met))
 
 
-def _is_join(node: Any) -> bool:
+def _is_sum(node: Any) -> bool:
     """Whether a node of the graph is a sum of two branches."""
     kind = node.grad_fn.name() if hasattr(node.grad_fn, "name") else ""
     return kind.startswith("AddBackward") and len({id(source) for source in node.inputs}) > 1
@@ -160,111 +160,6 @@ def _side(graph: Any, dependency: Any) -> Side:
     pruner = graph.get_pruner_of_module(module)
     same = pruner.prune_in_channels == pruner.prune_out_channels
     return "in" if not same and dependency.handler == pruner.prune_in_channels else "out"
-
-
-def _group(
-    graph: Any,
-    name: str,
-    width: int,
-    met: list[tuple[tuple[Any, Side], set[tuple[int, int]]]],
-    names: Mapping[Any, str],
-    locked: str,
-) -> ChannelGroup:
-    """Merge root channels into units where a layer ties them together, and list each layer's channels by unit."""
-    parent = list(range(width))
-
-    def find(channel: int) -> int:
-        while parent[channel] != channel:
-            parent[channel] = parent[parent[channel]]
-            channel = parent[channel]
-        return channel
-
-    def join(channels: Iterable[int]) -> None:
-        first, *others = channels
-        for other in others:
-            low, high = sorted((find(first), find(other)))
-            parent[high] = low
-
-    layers = [
-        (node, side, pairs)
-        for (node, side), pairs in met
-        if node.module in names and _width(graph, node, side) is not None
-    ]
-    for node, side, pairs in layers:
-        by_channel: dict[int, list[int]] = defaultdict(list)
-        for channel, root in pairs:
-            by_channel[channel].append(root)
-        for roots in by_channel.values():
-            join(roots)
-        module = node.module
-        shares = _tied_groups(module)
-        if shares > 1:
-            total = _width(graph, node, side) or 0
-            if total % shares or len(by_channel) != total:
-                locked = locked or f"{names[module]} ties only a part of its channels to others."
-            else:
-                places: dict[int, list[int]] = defaultdict(list)
-                for channel, roots in by_channel.items():
-                    places[channel % (total // shares)].append(roots[0])
-                for roots in places.values():
-                    join(roots)
-        if isinstance(module, nn.MultiheadAttention | nn.LSTM | nn.Embedding):
-            locked = locked or f"its channels pass through {names[module]} ({type(module).__name__})."
-        if (
-            isinstance(module, _ConvNd)
-            and module.groups > 1
-            and module.in_channels == module.groups != module.out_channels
-        ):
-            locked = locked or f"{names[module]} is a depthwise convolution with several outputs per input."
-    unit_of = {root: unit for unit, root in enumerate(sorted({find(channel) for channel in range(width)}))}
-    members = []
-    for node, side, pairs in layers:
-        channels: list[set[int]] = [set() for _ in unit_of]
-        for channel, root in pairs:
-            channels[unit_of[find(root)]].add(channel)
-        if any(not part for part in channels) and names[node.module] == name:
-            locked = locked or "not every unit has channels."
-        members.append(
-            Member(
-                names[node.module],
-                side,
-                _kind(node.module),
-                _width(graph, node, side) or 0,
-                tuple(tuple(sorted(part)) for part in channels),
-            )
-        )
-    if len(unit_of) < 2:
-        locked = locked or "it has a single unit."
-    return ChannelGroup(name, tuple(members), locked)
-
-
-def _tied_groups(module: nn.Module) -> int:
-    """Into how many equal parts a layer divides its channels, each of which must lose the same places."""
-    if isinstance(module, _ConvNd) and module.groups > 1 and not _is_depthwise(module):
-        return module.groups
-    if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
-        return module.num_groups
-    return 1
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, _ConvNd) and module.groups == module.out_channels > 1
-
-
-def _kind(module: Any) -> str:
-    if isinstance(module, nn.Parameter):
-        return "parameter"
-    if _is_depthwise(module):
-        return "depthwise"
-    if isinstance(module, _ConvNd):
-        return "conv"
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, _BatchNorm | nn.modules.instancenorm._InstanceNorm):
-        return "norm"
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-        return "mixing_norm"
-    return "pad" if isinstance(module, ZeroPadChannels) else "other"
 
 
 def _width(graph: Any, node: Any, side: Side) -> int | None:

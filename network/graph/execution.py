@@ -67,7 +67,7 @@ def run_between(view: fx.GraphModule, given: Values, wanted: Iterable[fx.Node]) 
 
     The images are among them, as many as there are rows: a shape may be asked of what lies before.
     """
-    needed = needed_for(wanted, stop=given)
+    needed = needed_for(wanted, stop=given.__contains__)
     return run_nodes(view, [node for node in view.graph.nodes if node in needed], given, set(wanted), {})
 
 

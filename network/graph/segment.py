@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from .execution import Values, image_dependent, run_graph, run_nodes
-from .reach import needed_for
+from .reach import dependents, needed_for
 
 
 class Segment:
@@ -21,14 +21,11 @@ class Segment:
     """
 
     def __init__(self, view: fx.GraphModule, source: fx.Node, wanted: Sequence[fx.Node]) -> None:
-        dependent = {source}
-        for node in view.graph.nodes:
-            if any(reader in dependent for reader in node.all_input_nodes):
-                dependent.add(node)
+        dependent = set(dependents(view, source))
         for node in wanted:
             if node not in dependent:
                 raise ValueError(f"{node.name} does not depend on {source.name}")
-        needed = needed_for(wanted, stop=(source,))
+        needed = needed_for(wanted, stop=lambda node: node is source)
         self.view, self.source, self.wanted = view, source, tuple(wanted)
         constant = {node for node in needed - dependent if node.op == "get_attr"}
         self._per_image = image_dependent(view)

@@ -14,6 +14,7 @@ from ..hooks import seeded
 from .execution import run_graph
 from .feature_points import FeaturePoint, feature_point, find_stages, named_points, passed_by_everything
 from .leaf_modules import Add
+from .reach import dependents
 from .topology import class_nodes
 from .trace import reading_nodes, trace
 
@@ -183,11 +184,7 @@ def _named(view: fx.GraphModule, example: Tensor, name: str, heads: frozenset[fx
 
 def _is_late(view: fx.GraphModule, point: fx.Node, heads: frozenset[fx.Node]) -> bool:
     """Whether only pools, norms, activations and linear layers lie between a map and the classes."""
-    behind = {point}
-    for node in view.graph.nodes:
-        if node in behind or not behind.intersection(node.all_input_nodes):
-            continue
-        behind.add(node)
+    for node in dependents(view, point)[1:]:
         child = view.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(child, Add | nn.MultiheadAttention) or (isinstance(child, _ConvNd) and node not in heads):
             return False

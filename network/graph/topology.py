@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from .channel_origins import CHANNEL_DIM, ELEMENTWISE, Origin, OriginFinder, Site, broadcast, keeps_apart, same
 from .execution import output_node
 from .leaf_modules import Add, Multiply
+from .reach import needed_for
 from .tracer import is_shape
 
 IMAGE, CONVOLUTION, LINEAR, JOIN, GATE = "image", "convolution", "linear", "join", "gate"
@@ -116,16 +117,7 @@ def class_nodes(view: fx.GraphModule) -> frozenset[fx.Node]:
 
 def _down_to_classes(view: fx.GraphModule) -> set[fx.Node]:
     """From the output back to the last layers: all of these tell the classes."""
-    seen: set[fx.Node] = set()
-    pending = [output_node(view)]
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if not _is_layer(view, node):
-            pending += node.all_input_nodes
-    return seen
+    return needed_for([output_node(view)], stop=lambda node: _is_layer(view, node))
 
 
 def _is_layer(view: fx.GraphModule, node: fx.Node) -> bool:
@@ -218,12 +210,7 @@ class _Finder:
 
     def _reaching_output(self) -> list[fx.Node]:
         """Nodes that depend on the image and reach the output with more than a shape, in order."""
-        needed, pending = set(), [output_node(self.view)]
-        while pending:
-            node = pending.pop()
-            if node not in needed and not is_shape(node):
-                needed.add(node)
-                pending += node.all_input_nodes
+        needed = needed_for([output_node(self.view)], stop=is_shape)
         return [node for node in self.view.graph.nodes if node in needed and node in self.dependent]
 
 

@@ -13,6 +13,8 @@ from unittest import mock
 import torch
 from torch import Tensor, fx, nn
 
+from .reach import needed_for
+
 _MAKERS = ("zeros", "ones", "full", "empty", "arange")
 _SHAPE_METHODS = ("size", "dim", "numel", "ndimension")
 
@@ -72,16 +74,8 @@ class ShapeTracer(fx.Tracer):
 
 def _asks_for_shapes(node: fx.Node) -> bool:
     """Whether a node depends on its tensors through their shapes alone."""
-    pending, seen = [node], set()
-    while pending:
-        current = pending.pop()
-        if current in seen or is_shape(current):
-            continue
-        seen.add(current)
-        if current.op != "call_function" and current.op != "call_method":
-            return False
-        pending += current.all_input_nodes
-    return True
+    needed = needed_for([node], stop=is_shape)
+    return all(is_shape(each) or each.op in ("call_function", "call_method") for each in needed)
 
 
 def is_shape(node: fx.Node) -> bool:

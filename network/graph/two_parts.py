@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..hooks import pick_logits
 from .execution import output_node
+from .reach import needed_for
 from .segment import Segment
 
 
@@ -62,13 +63,7 @@ def keeping_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def _trunk(view: fx.GraphModule, target: fx.Node, beside: tuple[fx.Node, ...]) -> fx.GraphModule:
-    needed: set[fx.Node] = set()
-    pending = [target, *beside]
-    while pending:
-        node = pending.pop()
-        if node not in needed:
-            needed.add(node)
-            pending += node.all_input_nodes
+    needed = needed_for([target, *beside])
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in view.graph.nodes:
         if node in needed or node.op == "placeholder":

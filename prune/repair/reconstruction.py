@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...network.channels.cut import Cut
 from ...network.channels.zero_pad import followable
 from ...network.graph.leaf_modules import Add
+from ...network.graph.reach import depends_on
 from ...network.graph.stand_ins import Constant
 from ...network.graph.trace import trace
 from ...network.images.images import Images
@@ -155,7 +156,7 @@ def _join_behind(node: fx.Node, norm_name: str, view: fx.GraphModule) -> tuple[f
     if join.op != "call_module" or not isinstance(view.get_submodule(str(join.target)), Add):
         return None
     others = [source for source in join.args if source is not last]
-    if len(others) != 1 or not isinstance(others[0], fx.Node) or _depends(others[0], node):
+    if len(others) != 1 or not isinstance(others[0], fx.Node) or depends_on(others[0], node):
         return None
     return join, others[0]
 
@@ -169,18 +170,6 @@ def _passes(node: fx.Node, view: fx.GraphModule) -> bool:
 
 
 _DEPTHS = ("StochasticDepth", "DropPath")
-
-
-def _depends(node: fx.Node, on: fx.Node) -> bool:
-    pending, seen = [node], set()
-    while pending:
-        current = pending.pop()
-        if current is on:
-            return True
-        if current not in seen:
-            seen.add(current)
-            pending += current.all_input_nodes
-    return False
 
 
 def _pairs(
