@@ -1,4 +1,4 @@
-"""Accuracy, loss and divergence of a torch network, and the intervals that go with measured figures."""
+"""Accuracy, cross-entropy and KL divergence of a classifier."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .images.images import Images
-
-Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)

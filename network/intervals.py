@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .evaluation import Z_95
-
 RESAMPLES = 10_000
+Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)

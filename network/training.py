@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.files import replacing
+from ..common.progress import Progress, silent
 from .hooks import pick_logits
 from .images.images import Images
 
@@ -123,7 +124,7 @@ def train(
     loss: Loss,
     validate: Callable[[nn.Module], tuple[float, float] | Judged] | None,
     settings: TrainingSettings,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
     *,
     forward: Forward = class_scores,
     after_step: Callable[[], None] = lambda: None,
@@ -141,49 +142,21 @@ def train(
         checkpoint: a file of this training alone that is written after every epoch; where it is there already, training goes
             on from it, to the same weights as without a stop.
     """
-    from accelerate import Accelerator
-
-    # accelerate keeps a process on the first device it chose, so where this training runs is not left to it.
-    accelerator = Accelerator(device_placement=False)
-    device = accelerator.device if accelerator.num_processes > 1 else torch.device(settings.device)
-    module.to(device)
-    generator = torch.Generator().manual_seed(settings.seed)
-    optimizer = _optimizer(module, settings)
-    steps_per_epoch = max(1, len(images) // settings.batch_size)
-    total = settings.epochs * steps_per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, settings))
-    prepared, optimizer = accelerator.prepare(module, optimizer)
+    loop = _Loop(module, images, settings, checkpoint)
+    state = loop.state
 
     def row(epoch: int, train_loss: float | None) -> Epoch:
         assert validate is not None
-        judged = Judged(*validate(accelerator.unwrap_model(prepared).eval()))
+        judged = Judged(*validate(loop.unwrapped()))
         return Epoch(epoch, train_loss, judged.loss, judged.accuracy, judged.merit, dict(judged.measures))
 
-    state = _Checkpoint(checkpoint, module, optimizer, schedule, generator)
     if not state.read():
         state.epochs = [] if validate is None else [row(0, None)]
         state.best = copy.deepcopy(module.state_dict())
-    done = state.finished * steps_per_epoch
     for epoch in range(state.finished + 1, settings.epochs + 1):
-        prepared.train()
-        order = torch.randperm(len(images), generator=generator)
-        order = order[: max(steps_per_epoch * settings.batch_size, min(len(images), settings.batch_size))]
-        sum_of_losses = 0.0
-        for batch, labels in images.batches(settings.batch_size, order):
-            varied = augment(batch, settings.flip, generator).to(device)
-            labels = labels.to(device)
-            value = loss(forward(prepared, varied, labels), varied, labels)
-            optimizer.zero_grad()
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(module.parameters(), 5.0)
-            optimizer.step()
-            after_step()
-            schedule.step()
-            sum_of_losses += float(value.detach())
-            done += 1
-            progress(done, total)
+        mean_loss = loop.run_epoch(loss, forward, after_step, progress)
         if validate is not None:
-            current = row(epoch, sum_of_losses / steps_per_epoch)
+            current = row(epoch, mean_loss)
             if current.rank > max(earlier.rank for earlier in state.epochs):
                 state.best = copy.deepcopy(module.state_dict())
             state.epochs.append(current)
@@ -196,17 +169,61 @@ def train(
     return History(tuple(state.epochs), best.epoch if best else settings.epochs)
 
 
+class _Loop:
+    """A module on its device with its optimizer and learning rates, ready to run epochs over images."""
+
+    def __init__(self, module: nn.Module, images: Images, settings: TrainingSettings, checkpoint: Path | None) -> None:
+        from accelerate import Accelerator
+
+        # accelerate keeps a process on the first device it chose, so the device is chosen here.
+        self._accelerator = Accelerator(device_placement=False)
+        several = self._accelerator.num_processes > 1
+        self._device = self._accelerator.device if several else torch.device(settings.device)
+        self._module, self._images, self._settings = module.to(self._device), images, settings
+        self._draws = torch.Generator().manual_seed(settings.seed)
+        optimizer = _optimizer(module, settings)
+        self._steps_per_epoch = max(1, len(images) // settings.batch_size)
+        self._steps = settings.epochs * self._steps_per_epoch
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, self._steps, settings))
+        self._prepared, self._optimizer = self._accelerator.prepare(module, optimizer)
+        self.state = _Checkpoint(checkpoint, module, self._optimizer, self._schedule, self._draws)
+
+    def unwrapped(self) -> nn.Module:
+        """The module as it was given, in evaluation mode."""
+        module: nn.Module = self._accelerator.unwrap_model(self._prepared).eval()
+        return module
+
+    def run_epoch(self, loss: Loss, forward: Forward, after_step: Callable[[], None], progress: Progress) -> float:
+        """One pass over the images in random order; the mean loss of its steps."""
+        self._prepared.train()
+        size, count = self._settings.batch_size, len(self._images)
+        order = torch.randperm(count, generator=self._draws)
+        order = order[: max(self._steps_per_epoch * size, min(count, size))]
+        done = self.state.finished * self._steps_per_epoch
+        sum_of_losses = 0.0
+        for step, (batch, labels) in enumerate(self._images.batches(size, order), start=1):
+            varied = augment(batch, self._settings.flip, self._draws).to(self._device)
+            labels = labels.to(self._device)
+            value = loss(forward(self._prepared, varied, labels), varied, labels)
+            self._optimizer.zero_grad()
+            self._accelerator.backward(value)
+            self._accelerator.clip_grad_norm_(self._module.parameters(), 5.0)
+            self._optimizer.step()
+            after_step()
+            self._schedule.step()
+            sum_of_losses += float(value.detach())
+            progress(done + step, self._steps)
+        return sum_of_losses / self._steps_per_epoch
+
+
 class _Checkpoint:
     """All that training needs to go on after an epoch; kept in a file, if one is given."""
 
     def __init__(
         self, path: Path | None, module: nn.Module, optimizer: Any, schedule: Any, draws: torch.Generator
     ) -> None:
-        self._path, self._parts, self._draws = (
-            path,
-            {"module": module, "optimizer": optimizer, "schedule": schedule},
-            draws,
-        )
+        self._path, self._draws = path, draws
+        self._parts = {"module": module, "optimizer": optimizer, "schedule": schedule}
         self.epochs: list[Epoch] = []
         self.best: dict[str, Any] = {}
         self.finished = 0

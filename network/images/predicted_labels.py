@@ -1,10 +1,10 @@
 """Labels for images that came without any: the network's own predictions."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
 
+from ...common.progress import Progress, silent
 from ..evaluation import predict
 from ..hooks import pick_logits
 from ..network import Network
@@ -18,7 +18,7 @@ def label_images(
     splits: Splits,
     *,
     device: str = "cpu",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Splits:
     """Give images without labels the network's top-1 predictions; ``labelled`` stays False. Other splits stay as they are.
 
