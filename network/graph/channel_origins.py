@@ -122,7 +122,7 @@ class OriginFinder:
             return self._concatenated(node, module.dim % self.values[node].dim(), dim)
         if isinstance(module, Add | Multiply):  # no site: all of its channels are functions of the same ones
             first = next((source for source in sources if self._same_rank(node, source)), None)
-            return self._mixed(node, sources) if first is None else broadcast(self.origin(first, dim), width)
+            return self._mixed(node, sources) if first is None else broadcast_origin(self.origin(first, dim), width)
         if len(sources) == 1:
             return self._through(node, sources[0], dim)
         return self._mixed(node, sources)
@@ -135,7 +135,7 @@ class OriginFinder:
         if along == dim:
             return self._side_by_side(origins)
         varying = [origin for origin in origins if origin.sources]
-        if all(same(origin, varying[0]) for origin in varying):  # the others are constants, as a class token is
+        if all(same_origin(origin, varying[0]) for origin in varying):  # the others are constants, as a class token is
             return varying[0]
         return self._mixed(node, [source for source in node.all_input_nodes if source in self.dependent])
 
@@ -241,7 +241,7 @@ def keeps_apart(module: nn.Module | None, dim: int) -> bool:
     return isinstance(module, nn.PReLU) or (isinstance(module, _BatchNorm) and module.running_mean is not None)
 
 
-def broadcast(origin: Origin, channels: int) -> Origin:
+def broadcast_origin(origin: Origin, channels: int) -> Origin:
     """One channel stands for all that it is broadcast to."""
     if origin.players is None or len(origin.players) == channels:
         return origin
@@ -257,7 +257,7 @@ def _picked(origin: Origin, shown: Tensor) -> Origin:
     return Origin(origin.sources if bool((players != NONE).any()) else (), players)
 
 
-def same(first: Origin, second: Origin) -> bool:
+def same_origin(first: Origin, second: Origin) -> bool:
     """Whether channels are known to come from the same ones."""
     if first.players is None or second.players is None or first.sources != second.sources:
         return False

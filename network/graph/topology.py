@@ -14,7 +14,16 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .channel_origins import CHANNEL_DIM, ELEMENTWISE, Origin, OriginFinder, Site, broadcast, keeps_apart, same
+from .channel_origins import (
+    CHANNEL_DIM,
+    ELEMENTWISE,
+    Origin,
+    OriginFinder,
+    Site,
+    broadcast_origin,
+    keeps_apart,
+    same_origin,
+)
 from .execution import output_node
 from .leaf_modules import Add, Multiply
 from .reach import needed_for
@@ -136,29 +145,32 @@ class _Finder:
             value = self.values.get(node)
             if node.op == "placeholder":
                 self._add_site(node, IMAGE, CHANNEL_DIM)
-            elif not isinstance(value, Tensor) or node.op != "call_module":
                 continue
-            else:
-                module = self.modules[str(node.target)]
-                if isinstance(module, _ConvNd | nn.Linear):
-                    linear = isinstance(module, nn.Linear)
-                    source, dim = node.all_input_nodes[0], -1 if linear else CHANNEL_DIM
-                    operands = (self._operand(source, dim),)
-                    mixer = operands[0].origin.mixer
-                    if isinstance(module, _ConvTransposeNd) or (not linear and module.weight.dim() != 4):
-                        mixer = mixer or f"{node.target} ({type(module).__name__})"
-                    site = self._add_site(node, LINEAR if linear else CONVOLUTION, dim, node in telling)
-                    self.targets[site.name] = Target(site, operands, mixer)
-                elif isinstance(module, Add | Multiply):
-                    self._add_join(node, JOIN if isinstance(module, Add) else GATE, node in telling)
+            if not isinstance(value, Tensor) or node.op != "call_module":
+                continue
+            module = self.modules[str(node.target)]
+            if isinstance(module, _ConvNd | nn.Linear):
+                self._add_layer(node, module, node in telling)
+            elif isinstance(module, Add | Multiply):
+                self._add_join(node, JOIN if isinstance(module, Add) else GATE, node in telling)
         return Topology(self.view, self.origins.sites, self.targets)
+
+    def _add_layer(self, node: fx.Node, module: _ConvNd | nn.Linear, classes: bool) -> None:
+        linear = isinstance(module, nn.Linear)
+        dim = -1 if linear else CHANNEL_DIM
+        operand = self._operand(node.all_input_nodes[0], dim)
+        mixer = operand.origin.mixer
+        if isinstance(module, _ConvTransposeNd) or (not linear and module.weight.dim() != 4):
+            mixer = mixer or f"{node.target} ({type(module).__name__})"
+        site = self._add_site(node, LINEAR if linear else CONVOLUTION, dim, classes)
+        self.targets[site.name] = Target(site, (operand,), mixer)
 
     def _add_join(self, node: fx.Node, kind: str, classes: bool) -> None:
         branches = [source for source in node.args if source in self.dependent]
         if len(branches) < 2:
             return
         operands = tuple(self._operand(source, self._dim_of_join(node)) for source in branches)  # type: ignore[arg-type]
-        if same(operands[0].origin, operands[1].origin) or self._root(branches[0]) is self._root(branches[1]):
+        if same_origin(operands[0].origin, operands[1].origin) or self._root(branches[0]) is self._root(branches[1]):
             return
         mixer = next((operand.origin.mixer for operand in operands if operand.origin.mixer), "")
         site = self._add_site(node, kind, operands[0].dim, classes)
@@ -183,7 +195,7 @@ class _Finder:
 
     def _widened(self, operand: Operand, channels: int) -> Operand:
         """One channel that is broadcast to all stands for all."""
-        return Operand(operand.node, operand.dim, broadcast(operand.origin, channels))
+        return Operand(operand.node, operand.dim, broadcast_origin(operand.origin, channels))
 
     def _add_site(self, node: fx.Node, kind: str, dim: int, classes: bool = False) -> Site:
         value, reading = self.values[node], node

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ...common.errors import InputError, describe
 from .execution import is_in_place
+from .functional_calls import as_module
 from .leaf_modules import Add, Concatenate, Multiply, ZeroPadChannels
 from .stand_ins import Constant, Subsample
 from .tracer import ShapeTracer
@@ -38,35 +39,6 @@ ACTIVATIONS = (
     nn.Mish,
 )
 PER_CHANNEL = (*ACTIVATIONS, _BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)
-
-_PLAIN_ACTIVATIONS: dict[Any, type[nn.Module]] = {
-    F.relu: nn.ReLU,
-    F.relu_: nn.ReLU,
-    torch.relu: nn.ReLU,
-    torch.relu_: nn.ReLU,
-    "relu": nn.ReLU,
-    "relu_": nn.ReLU,
-    F.relu6: nn.ReLU6,
-    F.silu: nn.SiLU,
-    F.hardswish: nn.Hardswish,
-    F.hardsigmoid: nn.Hardsigmoid,
-    F.mish: nn.Mish,
-    torch.sigmoid: nn.Sigmoid,
-    F.sigmoid: nn.Sigmoid,
-    "sigmoid": nn.Sigmoid,
-    torch.tanh: nn.Tanh,
-    F.tanh: nn.Tanh,
-    "tanh": nn.Tanh,
-}
-_POOLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
-    F.max_pool2d: (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")),
-    F.avg_pool2d: (nn.AvgPool2d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")),
-    F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
-    F.adaptive_max_pool2d: (nn.AdaptiveMaxPool2d, ("output_size",)),
-    F.leaky_relu: (nn.LeakyReLU, ("negative_slope",)),
-    F.elu: (nn.ELU, ("alpha",)),
-    F.gelu: (nn.GELU, ("approximate",)),
-}
 
 BLOCKS = "secateur_blocks"
 """Where a traced network keeps which module ends each of the network's blocks: a graph traced again has none of its own."""
@@ -96,7 +68,7 @@ def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     _read_what_was_changed(traced)
     called: set[str] = set()
     for node in list(traced.graph.nodes):
-        replacement = _as_module(node)
+        replacement = as_module(node)
         if replacement is not None:
             _replace(traced, node, *replacement)
         elif node.op == "call_module":
@@ -175,10 +147,6 @@ def has_channel_padding(traced: fx.GraphModule) -> bool:
     return any(isinstance(child, ZeroPadChannels) for child in traced.modules())
 
 
-_SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-_PRODUCTS: tuple[Any, ...] = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-
-
 def _read_what_was_changed(traced: fx.GraphModule) -> None:
     """Whoever reads a tensor after an in-place operation reads its result, also under the tensor's old name; and the
     operation no longer writes where torch has it in another form."""
@@ -222,52 +190,6 @@ def _take_out_of_place(node: fx.Node) -> None:
         node.target = _OPERATORS[node.target]
     elif len(node.args) > 1 and node.args[1] is True:  # F.relu(x, True)
         node.args = (node.args[0], False, *node.args[2:])
-
-
-def _as_module(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:
-    """The module that a functional call amounts to, with the tensors it takes; None to leave the call as it is."""
-    if node.op not in ("call_function", "call_method"):
-        return None
-    target, arguments = node.target, node.args
-    if target in _PLAIN_ACTIVATIONS:
-        return _PLAIN_ACTIVATIONS[target](), (arguments[0],)
-    if target in _POOLS:
-        return _pool(node, *_POOLS[target])
-    if target in (*_SUMS, *_PRODUCTS):
-        if len(arguments) == 2 and all(isinstance(value, fx.Node) for value in arguments) and not node.kwargs:
-            kind = Multiply if target in _PRODUCTS else Add
-            return kind(), arguments
-        return None
-    if target in (torch.cat, torch.concat):
-        tensors = arguments[0] if arguments else node.kwargs["tensors"]
-        dim = arguments[1] if len(arguments) > 1 else node.kwargs.get("dim", 0)
-        if isinstance(tensors, list | tuple) and isinstance(dim, int):
-            return Concatenate(dim), tuple(tensors)
-        return None
-    return _channel_padding(node)
-
-
-def _pool(node: fx.Node, kind: type[nn.Module], names: tuple[str, ...]) -> tuple[nn.Module, tuple[Any, ...]] | None:
-    values = dict(zip(names, node.args[1:], strict=False))
-    values.update({name: value for name, value in node.kwargs.items() if name in names})
-    unknown = set(node.kwargs) - set(names) - {"inplace", "return_indices"}
-    if unknown or node.kwargs.get("return_indices") or any(isinstance(value, fx.Node) for value in values.values()):
-        return None
-    return kind(**{name: value for name, value in values.items() if value is not None}), (node.args[0],)
-
-
-def _channel_padding(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:
-    if node.target not in (F.pad, torch.nn.functional.pad):
-        return None
-    widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
-    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
-    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value", 0)
-    if not isinstance(widths, list | tuple) or len(widths) != 6 or mode != "constant" or value not in (0, 0.0, None):
-        return None
-    whole = [width for width in widths if isinstance(width, int)]
-    if len(whole) != 6 or any(whole[:4]) or min(whole[4:]) < 0:
-        return None
-    return ZeroPadChannels(whole[4], whole[5]), (node.args[0],)
 
 
 def _replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, arguments: tuple[Any, ...]) -> None:

@@ -62,6 +62,16 @@ def keeping_statistics(module: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked.copy_(count)
 
 
+def pooled(features: Tensor) -> Tensor:
+    """Means over places, ``[n, N]``, of features ``[n, N, …]``."""
+    return features if features.dim() == 2 else features.flatten(2).mean(2)
+
+
+def masked(features: Tensor, mask: Tensor) -> Tensor:
+    """Features ``[n, N, …]`` times a mask ``[n, N]``, the same at every place."""
+    return features * mask.reshape(*mask.shape, *[1] * (features.dim() - 2)).to(features.dtype)
+
+
 def _trunk(view: fx.GraphModule, target: fx.Node, beside: tuple[fx.Node, ...]) -> fx.GraphModule:
     needed = needed_for([target, *beside])
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -83,13 +93,3 @@ def _head(view: fx.GraphModule, target: fx.Node, segment: Segment) -> fx.GraphMo
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     return fx.GraphModule(view, graph)
-
-
-def pooled(features: Tensor) -> Tensor:
-    """Means over places, ``[n, N]``, of features ``[n, N, …]``."""
-    return features if features.dim() == 2 else features.flatten(2).mean(2)
-
-
-def masked(features: Tensor, mask: Tensor) -> Tensor:
-    """Features ``[n, N, …]`` times a mask ``[n, N]``, the same at every place."""
-    return features * mask.reshape(*mask.shape, *[1] * (features.dim() - 2)).to(features.dtype)
