@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..common.errors import InputError, describe, first_line
 from ..common.user_code import import_file, split_function
 from .digits import build_digits_network
 from .head import classes_in
+from .images.pictures import Preprocessing
 from .settings import ModelSettings
 
 
@@ -51,6 +53,59 @@ def build_module(
     if ":" in name or name.endswith(".py"):
         return _from_factory(name)
     return _from_torchvision(settings, tensors, classes, pretrained)
+
+
+def preprocessing_of(settings: ModelSettings, declared: Declared) -> Preprocessing:
+    """What the network expects of its images: the settings, else what the model declares.
+
+    Raises:
+        InputError: neither says the input shape or the normalisation, or they cannot be.
+    """
+    shape = settings.input_shape or declared.input_shape
+    if shape is None:
+        raise InputError(
+            f"--model {settings.model} does not say what image size it expects. Add INPUT_SHAPE = (3, 32, 32) (channels, "
+            "height, width) to its file, or pass --input-shape 3,32,32."
+        )
+    mean, std = settings.mean or declared.mean, settings.std or declared.std
+    if mean is None or std is None:
+        raise InputError(
+            f"--model {settings.model} does not say how its images were normalised. Add NORMALISATION = "
+            '{"mean": (0.5,), "std": (0.25,)} (one number per channel, of values in [0, 1]) to its file, or pass '
+            "--mean and --std."
+        )
+    try:
+        channels, height, width = (int(size) for size in shape)
+        means, deviations = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--model {settings.model}: INPUT_SHAPE or NORMALISATION is not numeric ({error}).") from error
+    if not len(means) == len(deviations) == channels:
+        raise InputError(
+            f"The normalisation has {len(means)} means and {len(deviations)} standard deviations for {channels} channels."
+        )
+    if any(not math.isfinite(value) for value in means) or any(not value > 0 for value in deviations):
+        raise InputError(f"The normalisation must be finite means and positive deviations (got {means}, {deviations}).")
+    resize = declared.resize if settings.input_shape is None else None
+    return Preprocessing((channels, height, width), means, deviations, resize)
+
+
+def names_torchvision_weights(settings: ModelSettings) -> bool:
+    """Whether ``settings.weights`` is a name of torchvision's weights and no file."""
+    from torchvision import models
+
+    if settings.model not in models.list_models(module=models) or settings.weights is None:
+        return False
+    known = {"DEFAULT", *models.get_model_weights(settings.model).__members__}
+    return settings.weights.upper() in known and not Path(settings.weights).exists()
+
+
+def known_weights(model: str) -> str:
+    """The names of weights that torchvision has for a model, as a hint; nothing for other models."""
+    from torchvision import models
+
+    if model not in models.list_models(module=models):
+        return ""
+    return f" torchvision has {', '.join(models.get_model_weights(model).__members__)} for {model}."
 
 
 def _from_factory(spec: str) -> Declared:
@@ -178,22 +233,3 @@ def _drop_auxiliary_heads(module: nn.Module) -> None:
         for name in ("aux1", "aux2", "AuxLogits"):
             if hasattr(module, name):
                 setattr(module, name, None)
-
-
-def names_torchvision_weights(settings: ModelSettings) -> bool:
-    """Whether ``settings.weights`` is a name of torchvision's weights and no file."""
-    from torchvision import models
-
-    if settings.model not in models.list_models(module=models) or settings.weights is None:
-        return False
-    known = {"DEFAULT", *models.get_model_weights(settings.model).__members__}
-    return settings.weights.upper() in known and not Path(settings.weights).exists()
-
-
-def known_weights(model: str) -> str:
-    """The names of weights that torchvision has for a model, as a hint; nothing for other models."""
-    from torchvision import models
-
-    if model not in models.list_models(module=models):
-        return ""
-    return f" torchvision has {', '.join(models.get_model_weights(model).__members__)} for {model}."

@@ -1,6 +1,5 @@
 """A network from every form of ``--model`` and ``--weights``, and its classes matched with the data's."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +9,10 @@ import torch
 
 from ..common.errors import InputError
 from ..common.files import sha256_file
-from .architectures import Declared, build_module, known_weights, names_torchvision_weights
+from .architectures import build_module, known_weights, names_torchvision_weights, preprocessing_of
 from .checkpoints import load_tensors, read_checkpoint
 from .checks import check_network, check_values
 from .head import head_width
-from .images.pictures import Preprocessing
 from .images.splits import Splits, reorder_classes
 from .network import Network, Source
 from .saved import load_network
@@ -53,7 +51,7 @@ def load_model(settings: ModelSettings | str = "digits", weights: str | None = N
         load_tensors(module, tensors, str(path))
     network = Network(
         module=module.float().eval(),
-        preprocessing=_preprocessing(settings, declared),
+        preprocessing=preprocessing_of(settings, declared),
         class_names=tuple(map(str, declared.class_names)),
         source=Source(settings.model, settings.weights, sha256_file(path) if path else None, head_width(module)),
         notes=declared.notes,
@@ -106,32 +104,3 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     """Names that occur more than once with their index: of ImageNet's classes two are cranes."""
     counts = Counter(names)
     return tuple(f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names))
-
-
-def _preprocessing(settings: ModelSettings, declared: Declared) -> Preprocessing:
-    shape = settings.input_shape or declared.input_shape
-    if shape is None:
-        raise InputError(
-            f"--model {settings.model} does not say what image size it expects. Add INPUT_SHAPE = (3, 32, 32) (channels, "
-            "height, width) to its file, or pass --input-shape 3,32,32."
-        )
-    mean, std = settings.mean or declared.mean, settings.std or declared.std
-    if mean is None or std is None:
-        raise InputError(
-            f"--model {settings.model} does not say how its images were normalised. Add NORMALISATION = "
-            '{"mean": (0.5,), "std": (0.25,)} (one number per channel, of values in [0, 1]) to its file, or pass '
-            "--mean and --std."
-        )
-    try:
-        channels, height, width = (int(size) for size in shape)
-        means, deviations = tuple(map(float, mean)), tuple(map(float, std))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"--model {settings.model}: INPUT_SHAPE or NORMALISATION is not numeric ({error}).") from error
-    if not len(means) == len(deviations) == channels:
-        raise InputError(
-            f"The normalisation has {len(means)} means and {len(deviations)} standard deviations for {channels} channels."
-        )
-    if any(not math.isfinite(value) for value in means) or any(not value > 0 for value in deviations):
-        raise InputError(f"The normalisation must be finite means and positive deviations (got {means}, {deviations}).")
-    resize = declared.resize if settings.input_shape is None else None
-    return Preprocessing((channels, height, width), means, deviations, resize)

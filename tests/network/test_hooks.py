@@ -9,6 +9,8 @@ from secateur.common.errors import InputError
 from secateur.network.hooks import frozen, masking_inputs, pick_logits, reading_activations, reading_inputs
 
 SCORES, MAP = torch.randn(2, 5), torch.randn(2, 3, 4, 4)
+
+
 Named = namedtuple("Named", "logits aux")
 
 
@@ -108,3 +110,8 @@ def test_masked_inputs_are_zero_and_the_given_tensor_is_not(module):
     hidden = module[:4](x * kept) * torch.tensor([0.0, 1, 1, 0])
     assert torch.allclose(got, module[4](hidden))
     assert torch.equal(x, before)
+
+
+def test_class_scores_under_the_name_logits():
+    scores = torch.randn(2, 5)
+    assert pick_logits(SimpleNamespace(logits=scores)) is scores
