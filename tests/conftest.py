@@ -4,9 +4,7 @@ import collections
 import contextlib
 import copy
 import dataclasses
-import importlib.util
 import os
-import sys
 import tarfile
 from pathlib import Path
 
@@ -15,6 +13,8 @@ import torch
 from torch import nn
 from torchvision import models
 
+import networks as tiny_networks
+from browser import chromium, started
 from secateur.common.progress import Observer
 from secateur.explain.ranking import UnitScores
 from secateur.network.channels.follow import find_groups
@@ -82,29 +82,22 @@ def recorder():
 @pytest.fixture(scope="session")
 def browser():
     """A headless Chromium that opens files as pages, see ``browser.py``."""
-    specification = importlib.util.spec_from_file_location("secateur_test_browser", TESTS / "browser.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # where its dataclasses look for their annotations
-    specification.loader.exec_module(module)
-    if module.chromium() is None:
+    if chromium() is None:
         pytest.skip("no Chromium on this machine")
-    with module.started() as running:
+    with started() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def networks_file():
     """The file of tiny networks, to be named in ``--model FILE:FUNCTION``."""
-    return TESTS / "networks.py"
+    return Path(tiny_networks.__file__)
 
 
 @pytest.fixture(scope="session")
-def networks(networks_file):
+def networks():
     """The classes in that file."""
-    specification = importlib.util.spec_from_file_location("secateur_test_networks", networks_file)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return tiny_networks
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """What the documentation says runs: the examples of the public names, the README's and the pages' blocks, the site itself."""
 
 import doctest
-import importlib.util
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import secateur
+from pages import run_page
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -19,17 +19,6 @@ NAMES = [name for name in secateur.__all__ if not name.startswith("__")]
 WITHOUT_EXAMPLE = {"InputError", "MachineError", "UsageError"}  # SecateurError's shows them
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="needs the checkout, not an installed package")
-
-
-@pytest.fixture(scope="module")
-def run_page():
-    """Runs a page's marked blocks and counts them, see ``pages.py``."""
-    place = Path(__file__).with_name("pages.py")
-    specification = importlib.util.spec_from_file_location("secateur_test_pages", place)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # where its dataclass looks for its annotations
-    specification.loader.exec_module(module)
-    return module.run_page
 
 
 def run_doctest(subject, name):
@@ -52,12 +41,12 @@ def test_examples_of_the_public_names_run(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorials/digits.md", "docs/tutorials/your-own-network.md"])
-def test_marked_blocks_of_a_page_run(run_page, page, tmp_path, monkeypatch):
+def test_marked_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_page(ROOT / page) > 0
 
 
-def test_a_page_that_shows_what_did_not_come_fails(run_page, tmp_path, monkeypatch):
+def test_a_page_that_shows_what_did_not_come_fails(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "page.md"
     page.write_text("<!-- run -->\n```python\nprint('3 kept')\n```\n\n```text\n4   kept\n```\n", encoding="utf-8")
