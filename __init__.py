@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from .network.load import load_model as load_model
     from .network.load import match_classes as match_classes
     from .pipeline.prune_and_export import prune_and_export as prune_and_export
-    from .pipeline.recipe import Recipe as Recipe
+    from .pipeline.recipe.recipe import Recipe as Recipe
     from .prune.cost import measure_cost as measure_cost
     from .prune.plan import plan_pruning as plan_pruning
     from .prune.repair.fine_tune import recover as recover
@@ -84,7 +84,7 @@ _HOMES = {
     "InputError": "common.errors",
     "MachineError": "common.errors",
     "RankingTask": "explain.scores",
-    "Recipe": "pipeline.recipe",
+    "Recipe": "pipeline.recipe.recipe",
     "RecoverySettings": "prune.settings",
     "SecateurError": "common.errors",
     "UsageError": "common.errors",

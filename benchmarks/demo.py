@@ -18,7 +18,7 @@ from rich.table import Table
 from secateur import __version__, prune_and_export
 from secateur.common.environment import describe_environment
 from secateur.common.files import write_json
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "demo.json"
 RANKERS = ("gap", "random", "magnitude", "bn-scale", "fpgm", "taylor", "lamp")

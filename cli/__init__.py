@@ -1,7 +1,7 @@
-"""What a person types: parse, call one function, print.
+"""What a person types: every command parses its options, calls one function and prints what comes back.
 
-Each command reads its options into a recipe, calls one function of :mod:`secateur.pipeline` and prints what comes back.
-Start with ``commands.py``.
+In: a command line. Out: calls of :mod:`secateur.pipeline`, tables, and an exit code. Nothing heavy is imported before a command
+runs. Open ``app.py`` first (errors and exit codes), then ``prune_and_export.py``; each command has a file of its own.
 """
 
-from .commands import main as main
+from .main import main as main

@@ -1,211 +1,162 @@
-"""What the commands share: the application, options, and how errors become messages and exit codes.
+"""The options that commands share, made of the settings' own names and help, and how they become a recipe."""
 
-Nothing heavy is imported before a command runs.
-"""
-
-import functools
-import os
-import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from ..common.errors import ExitCode, SecateurError, UsageError
+from ..common.errors import InputError, UsageError
+from ..common.settings import flag_of, help_of
+from ..explain.settings import EvidencePageSettings, RankingSettings
+from ..export.settings import GateSettings, MeasurementSettings, ReleaseSettings
+from ..network.settings import DataSettings, ModelSettings
+from ..prune.settings import BudgetSettings, RecoverySettings, RepairSettings
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from ..pipeline.recipe.recipe import Recipe
 
-    from ..pipeline.recipe import Recipe
+MODEL, BUDGET, RANKING = "Model and data", "Budget", "Ranking"
+REPAIR, MEASUREMENT, GATES, OUTPUT = "Repair and recovery", "Measurement", "Gates", "Output"
+LISTS = (DataSettings, ModelSettings, MeasurementSettings)
+"""Sections with settings that hold several values, which an option takes with commas."""
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+def setting_option(section: type[Any], name: str, panel: str, *, switch: bool = False) -> Any:
+    """The option of a setting: its flag and help, and the default of the recipe."""
+    flag = flag_of(section, name)
+    flags = f"{flag}/--no-{flag[2:]}" if switch else flag
+    usual = next(entry.default for entry in fields(section) if entry.name == name)
+    if isinstance(usual, tuple):
+        usual = ",".join(map(str, usual))
+    shown: str | bool = False if usual is None or switch else str(usual)
+    text = help_of(section, name)
+    if switch and usual is not None:
+        text += f" Default: {'yes' if usual else 'no'}."
+    several = " Several with commas." if _is_list(section, name) else ""
+    return typer.Option(flags, help=text + several, rich_help_panel=panel, show_default=shown)
 
-app = typer.Typer(
-    help="Cut the kernels a convolutional network does not need, and show why.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
-Model = Annotated[
+def _is_list(section: type[Any], name: str) -> bool:
+    return "tuple" in str(get_type_hints(section)[name])
+
+
+Model = Annotated[str | None, setting_option(ModelSettings, "model", MODEL)]
+Weights = Annotated[str | None, setting_option(ModelSettings, "weights", MODEL)]
+Data = Annotated[str | None, setting_option(DataSettings, "data", MODEL)]
+InputShape = Annotated[str | None, setting_option(ModelSettings, "input_shape", MODEL)]
+Mean = Annotated[str | None, setting_option(ModelSettings, "mean", MODEL)]
+Std = Annotated[str | None, setting_option(ModelSettings, "std", MODEL)]
+Calibration = Annotated[int | None, setting_option(DataSettings, "calibration", MODEL)]
+KeepClasses = Annotated[str | None, setting_option(DataSettings, "keep_classes", MODEL)]
+DropClasses = Annotated[str | None, setting_option(DataSettings, "drop_classes", MODEL)]
+
+Macs = Annotated[float | None, setting_option(BudgetSettings, "macs", BUDGET)]
+Latency = Annotated[float | None, setting_option(BudgetSettings, "latency", BUDGET)]
+MaxDrop = Annotated[float | None, setting_option(BudgetSettings, "max_drop", BUDGET)]
+Params = Annotated[float | None, setting_option(BudgetSettings, "params", BUDGET)]
+Size = Annotated[float | None, setting_option(BudgetSettings, "size", BUDGET)]
+Rounds = Annotated[int | None, setting_option(BudgetSettings, "rounds", BUDGET)]
+RoundTo = Annotated[str | None, setting_option(BudgetSettings, "round_to", BUDGET)]
+Allocation = Annotated[str | None, setting_option(BudgetSettings, "allocation", BUDGET)]
+
+RankBy = Annotated[str | None, setting_option(RankingSettings, "rank_by", RANKING)]
+
+Repair = Annotated[str | None, setting_option(RepairSettings, "repair", REPAIR)]
+Epochs = Annotated[int | None, setting_option(RecoverySettings, "epochs", REPAIR)]
+LearningRate = Annotated[float | None, setting_option(RecoverySettings, "learning_rate", REPAIR)]
+Flip = Annotated[bool | None, setting_option(RecoverySettings, "flip", REPAIR, switch=True)]
+PathwayName = Annotated[str | None, setting_option(RecoverySettings, "pathway", REPAIR)]
+
+Precision = Annotated[str | None, setting_option(MeasurementSettings, "precisions", MEASUREMENT)]
+LatencyBatch = Annotated[int | None, setting_option(MeasurementSettings, "latency_batch", MEASUREMENT)]
+Batches = Annotated[str | None, setting_option(MeasurementSettings, "batches", MEASUREMENT)]
+Provider = Annotated[str | None, setting_option(MeasurementSettings, "provider", MEASUREMENT)]
+Threads = Annotated[int | None, setting_option(MeasurementSettings, "threads", MEASUREMENT)]
+CudaGraphs = Annotated[bool | None, setting_option(MeasurementSettings, "cuda_graphs", MEASUREMENT, switch=True)]
+
+RequireDropBelow = Annotated[float | None, setting_option(GateSettings, "require_drop_below", GATES)]
+RequireSpeedup = Annotated[float | None, setting_option(GateSettings, "require_speedup", GATES)]
+RequireSizeBelow = Annotated[float | None, setting_option(GateSettings, "require_size_below", GATES)]
+RequireProvider = Annotated[str | None, setting_option(GateSettings, "require_provider", GATES)]
+Baseline = Annotated[str | None, setting_option(ReleaseSettings, "baseline", GATES)]
+AllowAccuracy = Annotated[float | None, setting_option(ReleaseSettings, "allow_accuracy_regression", GATES)]
+AllowLatency = Annotated[float | None, setting_option(ReleaseSettings, "allow_latency_regression", GATES)]
+AllowSize = Annotated[float | None, setting_option(ReleaseSettings, "allow_size_regression", GATES)]
+AllowMacs = Annotated[float | None, setting_option(ReleaseSettings, "allow_macs_regression", GATES)]
+BaselineLatency = Annotated[bool | None, setting_option(ReleaseSettings, "baseline_latency", GATES, switch=True)]
+
+Out = Annotated[Path, typer.Option(help="The run folder.", rich_help_panel=OUTPUT)]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="A recipe.toml; options given beside it take precedence.", rich_help_panel=OUTPUT),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Reuse the finished stages in the run folder.", rich_help_panel=OUTPUT)
+]
+EvidencePage = Annotated[bool | None, setting_option(EvidencePageSettings, "page", OUTPUT, switch=True)]
+EvidenceImages = Annotated[int | None, setting_option(EvidencePageSettings, "evidence_images", OUTPUT)]
+Misclassified = Annotated[int | None, setting_option(EvidencePageSettings, "misclassified", OUTPUT)]
+EvidenceKernels = Annotated[int | None, setting_option(EvidencePageSettings, "evidence_kernels", OUTPUT)]
+Device = Annotated[
     str | None,
-    typer.Option(help="digits, a torchvision name, timm:NAME, file.py:function, or a folder that secateur wrote."),
+    typer.Option(help="Device of torch: auto, cpu or cuda.", rich_help_panel=OUTPUT, show_default="auto"),
 ]
-Weights = Annotated[str | None, typer.Option(help="safetensors or torch checkpoint; or a torchvision weights name.")]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="digits, a folder with train/ and test/ (or of pictures only), cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, "
-        "file.py:function."
-    ),
+Seed = Annotated[int | None, typer.Option(help="Seed of all random choices.", rich_help_panel=OUTPUT, show_default="0")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only the result and what is wrong.", rich_help_panel=OUTPUT)
 ]
-Out = Annotated[Path, typer.Option(help="The run folder.")]
-InputShape = Annotated[str | None, typer.Option(help="channels,height,width, if the model does not declare it.")]
-Mean = Annotated[str | None, typer.Option(help="Channel means of values in [0, 1], with commas.")]
-Std = Annotated[str | None, typer.Option(help="Channel standard deviations, with commas.")]
-RankBy = Annotated[str | None, typer.Option(help="The ranker, or several with commas; `secateur rankers` lists them.")]
-Calibration = Annotated[int | None, typer.Option(help="Training images that rank and repair.")]
-KeepClasses = Annotated[
-    str | None,
-    typer.Option(help="The classes that matter, with commas: the head is cut to them, only their images are used."),
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=OUTPUT)
 ]
-DropClasses = Annotated[str | None, typer.Option(help="The same by the classes that do not matter.")]
-Macs = Annotated[float | None, typer.Option(help="MACs that may be left, as a fraction.")]
-Params = Annotated[float | None, typer.Option(help="Parameters that may be left, as a fraction.")]
-Size = Annotated[float | None, typer.Option(help="Bytes of weights that may be left, as a fraction.")]
-Latency = Annotated[
-    float | None,
-    typer.Option(help="Measured latency of the ONNX file that may be left at --latency-batch, as a fraction."),
-]
-MaxDrop = Annotated[
-    float | None,
-    typer.Option(
-        help="Instead of a budget: points of accuracy that may be lost on validation images; as few MACs as can be."
-    ),
-]
-Rounds = Annotated[int | None, typer.Option(help="How often to explain, cut and repair on the way to the budget.")]
-RoundTo = Annotated[
-    str | None, typer.Option(help="Widths are multiples of this; auto: a power of two up to 32, by width.")
-]
-Allocation = Annotated[
-    str | None, typer.Option(help="How the cut is shared out: sensitivity (measured) or uniform shares.")
-]
-Repair = Annotated[str | None, typer.Option(help="none, mean, bn, reconstruct (least squares) or distill.")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs of fine-tuning with distillation; 0 for none.")]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate of the fine-tuning.")]
-PathwayName = Annotated[
-    str | None,
-    typer.Option(
-        "--pathway", help="none, or picnn: fine-tune with PICNN's loss too, so that filters keep to their classes."
-    ),
-]
-Flip = Annotated[
-    bool | None, typer.Option("--flip/--no-flip", help="Mirror images in fine-tuning (colour images by default).")
-]
-Provider = Annotated[str | None, typer.Option(help="ONNX Runtime on auto, cpu, cuda, tensorrt or openvino.")]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision", help="Ship these too, with commas: fp16, int8 (quantised on calibration images); fp32 always."
-    ),
-]
-Batches = Annotated[str | None, typer.Option(help="Batch sizes that are timed, with commas (1,32).")]
-Threads = Annotated[int | None, typer.Option(help="Threads of a timed session on the CPU; 0 for all cores but one.")]
-CudaGraphs = Annotated[
-    bool | None, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Latency by replayed CUDA graphs.")
-]
-LatencyBatch = Annotated[int | None, typer.Option(help="The batch size whose speed-up is judged.")]
-Device = Annotated[str | None, typer.Option(help="torch on auto, cpu or cuda.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn at random.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe.toml; options given beside it win.")]
-EvidencePage = Annotated[
-    bool | None, typer.Option("--evidence/--no-evidence", help="Whether evidence.html is written (it is by default).")
-]
-EvidenceImages = Annotated[int | None, typer.Option(help="Validation images whose decisions evidence.html explains.")]
-Misclassified = Annotated[int | None, typer.Option(help="Of those that the network gets wrong, so many more.")]
-EvidenceKernels = Annotated[
-    int | None,
-    typer.Option(help="Kernels of each layer with patches in evidence.html; by default what fits into 20 MB."),
-]
-Baseline = Annotated[
-    str | None,
-    typer.Option(
-        help="report.json of the last release (or its folder): fail on regressions; refuse another device, provider or driver."
-    ),
-]
-AllowAccuracy = Annotated[
-    float | None, typer.Option("--allow-accuracy-regression", help="Points of accuracy below --baseline, at most (1).")
-]
-AllowLatency = Annotated[
-    float | None, typer.Option("--allow-latency-regression", help="Percent slower than --baseline, at most (10).")
-]
-AllowSize = Annotated[
-    float | None, typer.Option("--allow-size-regression", help="Percent more bytes than --baseline, at most (5).")
-]
-AllowMacs = Annotated[
-    float | None, typer.Option("--allow-macs-regression", help="Percent more MACs than --baseline, at most (5).")
-]
-BaselineLatency = Annotated[
-    bool | None,
-    typer.Option(
-        "--baseline-latency/--no-baseline-latency",
-        help="Compare latency with --baseline too; it needs the same machine.",
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result and what is wrong.")]
 
 
-def command(name: str) -> Callable[[F], F]:
-    """Register a command whose errors become one readable message and an exit code."""
+def chosen_recipe(options: Mapping[str, Any], *, file: Path | None = None, folder: Path | None = None) -> "Recipe":
+    """The recipe of ``--recipe`` or of a run folder, with the options that were given on top.
 
-    def wrap(function: F) -> F:
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            try:
-                code = function(*args, **kwargs)
-            except SecateurError as error:
-                typer.echo(f"secateur: {error}", err=True)
-                if os.environ.get("SECATEUR_DEBUG"):
-                    traceback.print_exc()
-                raise typer.Exit(int(error.exit_code)) from error
-            except KeyboardInterrupt:
-                typer.echo(
-                    "secateur: stopped. What was finished is kept; the same command (with --resume, if it has that) goes on "
-                    "from there.",
-                    err=True,
-                )
-                raise
-            except MemoryError as error:
-                typer.echo(
-                    "secateur: the memory of this machine does not suffice. Try a smaller --calibration.", err=True
-                )
-                raise typer.Exit(int(ExitCode.MACHINE)) from error
-            except Exception as error:
-                typer.echo(
-                    f"secateur: a defect in secateur: {type(error).__name__}: {error}. Please report it with the output of "
-                    "the same command under SECATEUR_DEBUG=1.",
-                    err=True,
-                )
-                if os.environ.get("SECATEUR_DEBUG"):
-                    traceback.print_exc()
-                raise typer.Exit(int(ExitCode.DEFECT)) from error
-            raise typer.Exit(int(code or 0))
+    Args:
+        options: a command's parameters by name; those that are no settings are ignored.
+    """
+    from ..pipeline.recipe.recipe import SETTINGS, Recipe
 
-        app.command(name)(guarded)
-        return function
-
-    return wrap
+    given = {name: value for name, value in options.items() if name in SETTINGS and value is not None}
+    base = read_recipe(file) if file is not None else Recipe.read(folder / "recipe.toml") if folder else Recipe()
+    if given.get("model") not in (None, base.model.model):
+        base = replace(base, model=ModelSettings(given["model"]))
+    return base.override(**{name: value_of(name, value) for name, value in given.items()})
 
 
-def recipe_of(file: Path | None, folder: Path | None, **options: Any) -> "Recipe":
-    """The recipe of ``--recipe`` or of a run folder, with the options given on top."""
-    from ..pipeline.recipe import Recipe
+def read_recipe(path: Path) -> "Recipe":
+    """Read a recipe file whose ranker is known.
 
-    if file is not None:
-        from ..pipeline.steps import read_recipe
+    Raises:
+        InputError: the recipe cannot be read, or names an unknown ranker.
+    """
+    from ..explain.ranking import members_of
+    from ..pipeline.recipe.recipe import Recipe
 
-        base = read_recipe(file)
-    elif folder is not None:
-        base = Recipe.read(folder / "recipe.toml")
-    else:
-        base = Recipe()
-    if options.get("model") is not None and options["model"] != base.model.model:
-        from dataclasses import replace
-
-        from ..network.settings import ModelSettings
-
-        base = replace(base, model=ModelSettings(options["model"]))
-    return base.override(**options)
+    recipe = Recipe.read(path)
+    try:
+        members_of(recipe.ranking.rank_by)
+    except UsageError as error:
+        raise InputError(f"The recipe {path}: {error}") from error
+    return recipe
 
 
-def names(text: str | None) -> tuple[str, ...] | None:
-    """Comma-separated names of an option, or None."""
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+def value_of(name: str, value: Any) -> Any:
+    """The value of a setting as its option gives it: what holds several comes with commas, and a rounding may be a number."""
+    if not isinstance(value, str):
+        return value
+    if name == "round_to":
+        return _rounding(value)
+    for section in LISTS:
+        hint = str(get_type_hints(section).get(name, ""))
+        if "tuple[str" in hint:
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        if "tuple" in hint:
+            return numbers(flag_of(section, name), value, int if "int" in hint else float)
+    return value
 
 
 def numbers(option: str, text: str | None, kind: type[Any]) -> Any:
@@ -216,27 +167,14 @@ def numbers(option: str, text: str | None, kind: type[Any]) -> Any:
         return tuple(kind(part) for part in text.replace("x", ",").split(","))
     except ValueError as error:
         raise UsageError(
-            f"--{option} must be {'whole ' if kind is int else ''}numbers with commas (got {text!r})."
+            f"{option} must be {'whole ' if kind is int else ''}numbers with commas (got {text!r})."
         ) from error
 
 
-def rounding(text: str | None) -> str | int | None:
-    if text is None or text == "auto":
+def _rounding(text: str) -> str | int:
+    if text == "auto":
         return text
     try:
         return int(text)
     except ValueError as error:
         raise UsageError(f"--round-to must be auto or a whole number (got {text!r}).") from error
-
-
-def console_of() -> "Console":
-    from rich.console import Console
-
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
-
-
-def observed(quiet: bool) -> tuple["Console", Any]:
-    from .terminal import TerminalObserver
-
-    console = console_of()
-    return console, TerminalObserver(console, quiet)

@@ -1,6 +1,7 @@
 """What a person sees while secateur works: a line per stage, a bar on what takes long (in a log: a line now and then)."""
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -16,8 +17,11 @@ from ..common.progress import Progress as Report
 
 if TYPE_CHECKING:
     from ..explain.evidence.tree import EvidenceTree
+    from ..pipeline.dry_run import DryRun
 
 
+FIGURE = re.compile(r"[-+–~]?[\d.,]*\d|[-–]$|not measured")
+"""How a cell begins that is a figure, or stands for one."""
 BAR_AFTER_SECONDS = 2.0
 LOG_EVERY_SECONDS = 20.0
 """Where there is no terminal, as in CI, how far a long stage has come is said so often."""
@@ -71,10 +75,11 @@ class TerminalObserver(Observer):
 def show_table(
     console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
 ) -> None:
-    """A plain table: the first column left, the others right."""
+    """A plain table: columns of figures are aligned to the right, columns of text to the left."""
     table = Table(title=title, title_justify="left", highlight=False)
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        figures = index > 0 and all(FIGURE.match(row[index]) for row in rows if row[index])
+        table.add_column(name, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)
@@ -103,3 +108,38 @@ def show_tree(console: Console, tree: "EvidenceTree") -> None:
             f"predicted {names[effect.predicted_after]}"
         )
         console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
+
+
+PATHWAY_COLUMNS = ("network", "ACC1, % (95% CI)", "ACC2, % (95% CI)", "ACC3, % (95% CI)", "MIS (95% CI)", "floor")
+
+
+def show_pathways(console: Console, rows: Sequence[Sequence[str]]) -> None:
+    """PICNN's measures, made narrow; nothing where there are none."""
+    if rows:
+        narrow = [tuple(cell.replace("% (", " (").replace(" to ", "–") for cell in row) for row in rows]
+        show_table(console, PATHWAY_COLUMNS, narrow)
+
+
+def show_dry_run(console: Console, found: "DryRun") -> None:
+    """What a run would work on and take."""
+    show_table(console, ("", "found"), found.inputs)
+    rows = [
+        (row.name, str(len(row.layers)), str(row.units), str(row.step), f"{100 * row.macs_share:.1f}%", row.locked)
+        for row in found.groups
+    ]
+    show_table(console, ("group", "layers", "units", "step", "MACs", "stays whole because"), rows)
+    seconds = [(name, "not estimated" if value is None else _duration(value)) for name, value in found.seconds]
+    show_table(console, ("stage", "time, roughly"), [*seconds, ("in all", f"{_duration(found.total_seconds)}")])
+    for line in (
+        f"budget: {found.budget}",
+        f"locked: {100 * found.locked_share:.1f}% of the MACs are in layers whose own kernels all stay",
+        f"memory: about {found.memory_bytes / 2**30:.1f} GiB",
+        "Nothing was written.",
+    ):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

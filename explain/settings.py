@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from ..common.checks import check_one_of, check_positive, check_whole
 from ..common.errors import UsageError
+from ..common.settings import setting
 
 
 @dataclass(frozen=True)
 class RankingSettings:
     """The ranker, by its registered name (``secateur rankers``)."""
 
-    rank_by: str = "gap"
+    rank_by: str = setting("gap", "The ranker, or several; `secateur rankers` lists them.")
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class AgicSettings:
     kernels by which Shapley values without a closed form (behind GroupNorm, LayerNorm, attention) are estimated, at a price: 0
     leaves those links out."""
 
-    images: int = 1000
-    encoder_steps: int = 300
-    scoring_steps: int = 480
-    edges: int = 16
-    background: int = 32
-    permutations: int = 0
+    images: int = setting(1000, "Images of the calibration set that become graphs.")
+    encoder_steps: int = setting(300, "Training steps of the graph encoder.")
+    scoring_steps: int = setting(480, "Training steps of the scores.")
+    edges: int = setting(16, "Strongest incoming edges that a node keeps.")
+    background: int = setting(32, "Images that stand in for kernels left out.")
+    permutations: int = setting(0, "Permutations for Shapley values without a closed form; 0 leaves those links out.")
 
     def __post_init__(self) -> None:
         for name in ("images", "scoring_steps", "edges", "background"):
@@ -52,27 +53,29 @@ class PicnnSettings:
     ranking learns only P, and ``--pathway picnn`` trains by ``[recovery]``.
     """
 
-    target: str | None = None
-    filters: int | None = None
-    filters_per_class: float | None = None
-    masks: str = "bernoulli"
-    weight: float = 2.0
-    labels: str = "pseudo"
-    loss_over: str = "all"
-    complement: str = "opposite"
-    initial: str = "normal"
-    gate_penalty: float = 0.1
-    epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-6
-    weight_decay: float = 1e-4
-    membership_rate: float = 100.0
-    flip: bool | None = None
-    post_hoc_steps: int = 500
-    post_hoc_rate: float = 0.05
-    draws: int = 5
-    mis_images: int = 2000
+    target: str | None = setting(None, "Layer or block whose filters are assigned to classes.")
+    filters: int | None = setting(None, "Add a layer of this many filters behind the target (the published code: 64).")
+    filters_per_class: float | None = setting(None, "The same as a multiple of the classes (the paper: 12.8).")
+    masks: str = setting("bernoulli", "bernoulli (PICNN), gumbel, csg, or std (nothing is learned about classes).")
+    weight: float = setting(2.0, "Weight of the interpretation loss, lambda in the paper.", flag="lambda")
+    labels: str = setting("pseudo", "Whose cluster a training image takes: pseudo (the predicted class) or true.")
+    loss_over: str = setting(
+        "all", "Images that the interpretation loss counts: all, or right (those classified correctly)."
+    )
+    complement: str = setting("opposite", "Masks of ACC3: opposite to those of ACC2, or drawn anew.")
+    initial: str = setting("normal", "How P starts: normal, or softmax.")
+    gate_penalty: float = setting(0.1, "Weight of the penalty on open gates (csg).")
+    epochs: int = setting(20, "Epochs of train-picnn.")
+    batch_size: int = setting(128, "Images in a step.")
+    learning_rate: float = setting(1e-3, "Initial learning rate of Adam.")
+    final_learning_rate: float = setting(1e-6, "Final learning rate of Adam.")
+    weight_decay: float = setting(1e-4, "Weight decay; more of it lowers ACC3 in short trainings.")
+    membership_rate: float = setting(100.0, "Learning rate of P over that of the network.")
+    flip: bool | None = setting(None, "Mirror images in train-picnn; by default colour images only.")
+    post_hoc_steps: int = setting(500, "Steps that learn P alone.")
+    post_hoc_rate: float = setting(0.05, "Learning rate of these steps.")
+    draws: int = setting(5, "Masks drawn for each image for ACC2 and ACC3.")
+    mis_images: int = setting(2000, "Images for the mutual information score, at most.")
 
     def __post_init__(self) -> None:
         if self.filters is not None and self.filters_per_class is not None:
@@ -102,10 +105,12 @@ class EvidencePageSettings:
     it, and ``misclassified`` of those that the network gets wrong. ``evidence_kernels`` of each layer are shown with patches;
     None: as many as keep the page below 20 MB."""
 
-    page: bool = True
-    evidence_images: int = 10
-    misclassified: int = 0
-    evidence_kernels: int | None = None
+    page: bool = setting(True, "Write evidence.html, the page on kernels and decisions.", flag="evidence")
+    evidence_images: int = setting(10, "Validation images whose decisions evidence.html explains.")
+    misclassified: int = setting(0, "Misclassified validation images to explain as well, at most.")
+    evidence_kernels: int | None = setting(
+        None, "Kernels of each layer shown with patches; by default as many as fit into 20 MB."
+    )
 
     def __post_init__(self) -> None:
         for name in ("evidence_images", "misclassified"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 from ..common.checks import check_one_of, check_positive, check_whole
 from ..common.errors import UsageError
+from ..common.settings import setting
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -18,12 +19,12 @@ class MeasurementSettings:
     machine has a core. ``cuda_graphs``: latency by replayed graphs; needs CUDA or TensorRT.
     """
 
-    provider: str = "auto"
-    latency_batch: int = 1
-    batches: tuple[int, ...] = (1, 32)
-    precisions: tuple[str, ...] = ("fp32",)
-    threads: int = 0
-    cuda_graphs: bool = False
+    provider: str = setting("auto", "Execution provider of ONNX Runtime: auto, cpu, cuda, tensorrt or openvino.")
+    latency_batch: int = setting(1, "Batch size at which the speedup is judged.")
+    batches: tuple[int, ...] = setting((1, 32), "Batch sizes to time.")
+    precisions: tuple[str, ...] = setting(("fp32",), "Precisions to ship besides fp32: fp16, int8.", flag="precision")
+    threads: int = setting(0, "Threads of a timed session on the CPU; 0 for all cores but one.")
+    cuda_graphs: bool = setting(False, "Time replayed CUDA graphs.")
 
     def __post_init__(self) -> None:
         check_one_of("provider", self.provider, PROVIDERS)
@@ -51,10 +52,14 @@ class MeasurementSettings:
 class GateSettings:
     """Thresholds of the CI step. None: not asked for."""
 
-    require_drop_below: float | None = None
-    require_speedup: float | None = None
-    require_size_below: float | None = None
-    require_provider: str | None = None
+    require_drop_below: float | None = setting(
+        None, "Fail unless the upper bound of the drop is below this many points."
+    )
+    require_speedup: float | None = setting(None, "Fail unless the lower bound of the speedup reaches this.")
+    require_size_below: float | None = setting(None, "Fail unless model.onnx has fewer megabytes than this.")
+    require_provider: str | None = setting(
+        None, "Exit with code 4 unless this provider runs: cpu, cuda, tensorrt or openvino."
+    )
 
     def __post_init__(self) -> None:
         if self.require_drop_below is not None and not math.isfinite(self.require_drop_below):
@@ -73,12 +78,12 @@ class ReleaseSettings:
     ``baseline_latency`` latency is left out, and the release may come from another machine.
     """
 
-    baseline: str | None = None
-    allow_accuracy_regression: float = 1.0
-    allow_latency_regression: float = 10.0
-    allow_size_regression: float = 5.0
-    allow_macs_regression: float = 5.0
-    baseline_latency: bool = True
+    baseline: str | None = setting(None, "report.json of the last release, or its folder: fail on regressions.")
+    allow_accuracy_regression: float = setting(1.0, "Points of accuracy that may be lost against --baseline.")
+    allow_latency_regression: float = setting(10.0, "Percent of latency that may be added against --baseline.")
+    allow_size_regression: float = setting(5.0, "Percent of bytes that may be added against --baseline.")
+    allow_macs_regression: float = setting(5.0, "Percent of MACs that may be added against --baseline.")
+    baseline_latency: bool = setting(True, "Compare latency with --baseline too; this needs the same machine.")
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "latency", "size", "macs"):

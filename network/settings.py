@@ -5,17 +5,22 @@ from dataclasses import dataclass
 
 from ..common.checks import check_fraction, check_positive, check_whole, in_csv
 from ..common.errors import UsageError
+from ..common.settings import setting
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     """Which network, and what it expects. ``input_shape`` is (channels, height, width)."""
 
-    model: str = "digits"
-    weights: str | None = None
-    input_shape: tuple[int, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    model: str = setting(
+        "digits", "digits, a torchvision name, timm:NAME, FILE.py:FUNCTION, or a folder that secateur wrote."
+    )
+    weights: str | None = setting(None, "A safetensors file or torch checkpoint, or the name of torchvision weights.")
+    input_shape: tuple[int, ...] | None = setting(
+        None, "Channels, height and width, if the model does not declare them."
+    )
+    mean: tuple[float, ...] | None = setting(None, "Channel means of pixel values in 0 to 1.")
+    std: tuple[float, ...] | None = setting(None, "Channel standard deviations of pixel values in 0 to 1.")
 
     def __post_init__(self) -> None:
         if self.input_shape is not None:
@@ -44,11 +49,17 @@ class DataSettings:
     ``keep_classes`` or ``drop_classes``: the classes that matter, or those that do not, by name; without either, all matter.
     """
 
-    data: str | None = None
-    calibration: int = 1000
-    validation_share: float = 0.1
-    keep_classes: tuple[str, ...] | None = None
-    drop_classes: tuple[str, ...] | None = None
+    data: str | None = setting(
+        None,
+        "A folder with train/ and test/ (or of pictures only), cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, digits, or "
+        "FILE.py:FUNCTION.",
+    )
+    calibration: int = setting(1000, "Training images in the calibration set, which ranks and repairs.")
+    validation_share: float = setting(
+        0.1, "Share of the training images used for validation if there is no val/ folder."
+    )
+    keep_classes: tuple[str, ...] | None = setting(None, "Classes to keep; the head and the images are cut to them.")
+    drop_classes: tuple[str, ...] | None = setting(None, "Classes to drop, instead of those to keep.")
 
     def __post_init__(self) -> None:
         if self.keep_classes is not None and self.drop_classes is not None:

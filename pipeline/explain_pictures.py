@@ -27,9 +27,9 @@ from ..network.load import load_model, match_classes
 from ..network.network import Network
 from ..network.saved import PLAN_FILE
 from ..prune.plan import PruningPlan
-from .evidence_page import Explained, PageTask, write_page
-from .operations import SCORES_FILE
-from .recipe import Recipe
+from .recipe.recipe import Recipe
+from .run_folder import SCORES_FILE
+from .stages.evidence_page import Explained, PageTask, write_page
 
 EVIDENCE_FOLDER = "evidence"
 AVERAGED_IMAGES = 256

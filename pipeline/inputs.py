@@ -1,7 +1,7 @@
 """A run's network and images, loaded, checked and brought together before any work."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..common.environment import choose_device, seed_everything
 from ..common.errors import InputError
@@ -13,7 +13,8 @@ from ..network.images.splits import Splits, carve_validation
 from ..network.kept_classes import kept_classes, restrict_images, restrict_network
 from ..network.load import load_model, match_classes
 from ..network.network import Network, fingerprint
-from .recipe import Recipe
+from .recipe.recipe import Recipe
+from .stages.store import StageStore
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,7 @@ def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
     """
     device = choose_device(recipe.device)
     seed_everything(recipe.seed)
-    network = load_model(recipe.model)
-    data = recipe.data.data or ("digits" if recipe.model.model == "digits" else None)
-    if data is None:
-        raise InputError(
-            f"--model {recipe.model.model} needs its images: give --data (a folder with train/ and test/ or of pictures only, "
-            "cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, digits, or file.py:function)."
-        )
+    network, data = load_model(recipe.model), data_of(recipe)
     splits = load_images(data, network.preprocessing, validation_share=recipe.data.validation_share, seed=recipe.seed)
     network, splits = match_classes(network, splits)
     splits = label_images(network, splits, device=device, progress=progress)
@@ -75,3 +70,52 @@ def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
     return Inputs(
         recipe, network, splits, calibration, device, (*network.notes, *splits.notes), fingerprint(network), content
     )
+
+
+def data_of(recipe: Recipe) -> str:
+    """The recipe's images; the embedded digits bring their own.
+
+    Raises:
+        InputError: no images are named.
+    """
+    if recipe.data.data is None and recipe.model.model != "digits":
+        raise InputError(
+            f"--model {recipe.model.model} needs its images: give --data (a folder with train/ and test/ or of pictures only, "
+            "cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, digits, or FILE.py:FUNCTION)."
+        )
+    return recipe.data.data or "digits"
+
+
+def look_at(recipe: Recipe) -> list[tuple[str, str]]:
+    """Load the model and list the images without decoding them; what was found, in words.
+
+    Raises:
+        InputError: what :func:`load_inputs` raises, but for pictures that cannot be read.
+    """
+    network = load_model(recipe.model)
+    splits = load_images(
+        data_of(recipe), network.preprocessing, validation_share=recipe.data.validation_share, seed=recipe.seed
+    )
+    network, splits = match_classes(network, splits)
+    shown = ", ".join(splits.class_names[:5]) + (", …" if len(splits.class_names) > 5 else "")
+    return [
+        ("model", recipe.model.model),
+        ("input", "x".join(map(str, network.input_shape))),
+        ("classes", f"{len(splits.class_names)} ({shown})"),
+        *((f"{name} images", f"{len(getattr(splits, name)):,}") for name in ("train", "validation", "test")),
+        ("without labels", ", ".join(splits.unlabelled) or "none"),
+    ]
+
+
+def load_run(recipe: Recipe, store: StageStore) -> Inputs:
+    """Load a run's inputs as its first stage, and pass on what the user should know of them."""
+    with store.timed("load") as progress:
+        inputs = load_inputs(recipe, progress)
+    for note in inputs.notes:
+        store.observer.say(note)
+    return inputs
+
+
+def without_training(recipe: Recipe) -> Recipe:
+    """The recipe of a part of a run that does not fine-tune, so that training images need not be checked."""
+    return replace(recipe, recovery=replace(recipe.recovery, epochs=0, pathway="none"))

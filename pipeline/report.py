@@ -1,4 +1,4 @@
-"""Everything that a run measured, brought into the form of ``report.schema.json`` and judged by the recipe's gates."""
+"""The content of ``report.json``: everything that a run measured, as ``report.schema.json`` says, judged by the gates."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,74 +7,131 @@ from pathlib import Path
 from typing import Any
 
 from ..common.environment import describe_environment, installed_packages
+from ..common.progress import Observer
 from ..explain.registry import get_ranker
 from ..explain.scores import KernelScores
 from ..export.evidence.page import EVIDENCE_PAGE
-from ..export.measure.accuracy import MEASURES, Accuracy, Drop, pack_correct
+from ..export.measure.accuracy import MEASURES, Accuracy, Drop, measure_drop, pack_correct
 from ..export.measure.latency import Comparison
 from ..export.measure.paired_ratio import Ratio
-from ..export.onnx.model import OnnxModel
-from ..export.report.gates import BudgetCheck, exit_code, judge
+from ..export.measure.variants import VariantFigures, candidate_rows, variant_rows
+from ..export.report.gates import BudgetCheck, Gate, exit_code, judge
 from ..export.report.release import judge_release
 from ..export.report.report import SCHEMA_VERSION
 from ..export.runtime.session import ProviderChoice
 from ..network.channels.group import ChannelGroup
 from ..network.channels.locks import HEAD_LOCK
-from ..network.training import History
-from ..prune.budget_search.by_drop import Search
 from ..prune.budget_search.by_latency import TOLERANCE, LatencyOutcome
 from ..prune.cost import Cost, CostModel
 from ..prune.plan import GroupPlan, PruningPlan
-from ..prune.repair.repair import RepairReport
 from .inputs import Inputs
+from .stages.budget import Pruned
+from .stages.candidates import shipped_cost
+from .stages.ranking import Ranked
+from .stages.shipped_files import Files
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What came out of a run, the baseline's first of two. ``costs`` are the original's, ``shipped`` the result's."""
+class Outcome:
+    """What a run made and measured. ``timings`` are seconds by stage, ``release`` the report of the last release, if given."""
 
-    plan: PruningPlan
-    costs: CostModel
-    shipped: Cost
-    scores: KernelScores
-    repairs: Sequence[RepairReport]
-    history: History | None
-    search: Search | None
-    latency: LatencyOutcome | None
-    files: tuple[OnnxModel, OnnxModel]
-    accuracies: tuple[Accuracy, Accuracy]
-    drop: Drop
-    comparisons: Sequence[Comparison]
+    ranked: Ranked
+    pruned: Pruned
+    files: Files
+    figures: VariantFigures
+    pathways: Sequence[Mapping[str, Any]] | None
     provider: ProviderChoice
     timings: Mapping[str, float]
-    pathways: Sequence[Mapping[str, Any]] | None = None
     release: Mapping[str, Any] | None = None
-    variants: Sequence[Mapping[str, Any]] = ()
-    candidates: Sequence[Mapping[str, Any]] = ()
-    conditions: Mapping[str, Any] | None = None
+
+    @property
+    def plan(self) -> PruningPlan:
+        return self.pruned.candidate.plan
+
+    @property
+    def accuracies(self) -> tuple[Accuracy, Accuracy]:
+        """Of the baseline and of the pruned network in float32, on test images."""
+        return self.figures.test[0], self.figures.test[self.files.pruned]
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The pruned network in float32 against the baseline, by batch size."""
+        return [rows[self.files.pruned - 1] for rows in self.figures.comparisons.values()]
+
+    def speedup(self, batch: int) -> Ratio | None:
+        """The measured speedup at a batch size."""
+        return next((row.ratio for row in self.comparisons if row.batch == batch), None)
 
 
-def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
+def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
     """The content of ``report.json``."""
-    recipe, plan, comparisons = inputs.recipe, measured.plan, measured.comparisons
-    baseline, pruned = measured.files
-    before, after = plan.before, measured.shipped
-    gated = next((row for row in comparisons if row.batch == recipe.measurement.latency_batch), None)
-    against = "labels" if inputs.splits.test.labelled else "original"
-    gates = judge(
-        recipe.gates,
-        budget=_budget(measured, gated.ratio if gated else None),
-        drop=measured.drop,
-        speedup=gated.ratio if gated else None,
-        onnx_bytes=pruned.onnx_bytes,
-        provider=measured.provider.provider,
-        measure=MEASURES[against],
+    recipe, plan = inputs.recipe, outcome.plan
+    candidate, files = outcome.pruned.candidate, outcome.files
+    shipped = shipped_cost(candidate)
+    drop = measure_drop(*outcome.accuracies, inputs.splits.test, recipe.seed)
+    speedup = outcome.speedup(recipe.measurement.latency_batch)
+    gates = _gates(inputs, outcome, shipped, drop, speedup)
+    search, history = outcome.pruned.search, candidate.history
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "secateur_version": installed_packages().get("secateur", "unknown"),
+        "model": Path(recipe.model.model).name,
+        "exit_code": int(exit_code(gates)),
+        "accuracy_against": _against(inputs),
+        **_sides(inputs, outcome, shipped),
+        "drop": asdict(drop),
+        **_comparison(outcome, shipped),
+        "provider": outcome.provider.provider,
+        "variants": variant_rows(files.variants, outcome.figures, inputs.splits.test, recipe.seed),
+        "candidates": candidate_rows(
+            files.variants, outcome.pruned.attempts, outcome.figures, recipe.measurement.latency_batch
+        ),
+        "conditions": outcome.figures.conditions,
+        "layers": _layer_rows(plan, outcome.ranked.channels.costs),
+        "gates": [gate.to_json() for gate in gates],
+        "search": search.to_json() if search else None,
+        "latency_budget": _latency(outcome.pruned.latency, speedup),
+        "repair": candidate.repairs[-1].to_json(),
+        "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in candidate.repairs],
+        "history": history.to_json() if history else None,
+        "evidence": EVIDENCE_PAGE if recipe.evidence.page else None,
+        "pathways": [dict(row) for row in outcome.pathways] if outcome.pathways is not None else None,
+        "timings_s": dict(outcome.timings),
+        "environment": describe_environment().to_json(),
+        "recipe": recipe.to_dict(),
+        "inputs": _inputs(inputs),
+        "release": None,
+        "notes": _notes(inputs, outcome),
+    }
+    if outcome.release is not None:
+        held, report["release"] = judge_release(recipe.release, outcome.release, report)
+        report["gates"] = [gate.to_json() for gate in (*gates, *held)]
+        report["exit_code"] = int(exit_code((*gates, *held)))
+    return report
+
+
+def _against(inputs: Inputs) -> str:
+    """What accuracies are shares of."""
+    return "labels" if inputs.splits.test.labelled else "original"
+
+
+def _gates(inputs: Inputs, outcome: Outcome, shipped: Cost, drop: Drop, speedup: Ratio | None) -> list[Gate]:
+    return judge(
+        inputs.recipe.gates,
+        budget=_budget(outcome, shipped, speedup),
+        drop=drop,
+        speedup=speedup,
+        onnx_bytes=outcome.files.models[1].onnx_bytes,
+        provider=outcome.provider.provider,
+        measure=MEASURES[_against(inputs)],
     )
+
+
+def _sides(inputs: Inputs, outcome: Outcome, shipped: Cost) -> dict[str, Any]:
+    """What was measured of the baseline and of the pruned network."""
     sides = {}
-    for name, accuracy, cost, model in (
-        ("baseline", measured.accuracies[0], before, baseline),
-        ("pruned", measured.accuracies[1], after, pruned),
-    ):
+    costs, models = (outcome.plan.before, shipped), outcome.files.models
+    for name, accuracy, cost, model in zip(("baseline", "pruned"), outcome.accuracies, costs, models, strict=True):
         sides[name] = {
             "accuracy": accuracy.accuracy,
             "accuracy_interval": asdict(accuracy.interval),
@@ -85,66 +142,56 @@ def assemble_report(inputs: Inputs, measured: Measured) -> dict[str, Any]:
             "onnx_bytes": model.onnx_bytes,
             "onnx_sha256": model.sha256,
             "opset": model.opset,
-            "latency": {str(row.batch): asdict(getattr(row, name)) for row in comparisons},
+            "latency": {str(row.batch): asdict(getattr(row, name)) for row in outcome.comparisons},
         }
-    notes = [*inputs.notes, *([measured.provider.note] if measured.provider.note else [])]
-    notes += [f"{name} stays whole: {reason}" for name, reason in locked(plan.groups)]
-    report = {
-        "schema_version": SCHEMA_VERSION,
-        "secateur_version": installed_packages().get("secateur", "unknown"),
-        "model": Path(recipe.model.model).name,
-        "exit_code": int(exit_code(gates)),
-        "accuracy_against": against,
-        **sides,
-        "drop": asdict(measured.drop),
+    return sides
+
+
+def _comparison(outcome: Outcome, shipped: Cost) -> dict[str, Any]:
+    """The baseline against the pruned network, and both against torch."""
+    before, (baseline, pruned) = outcome.plan.before, outcome.files.models
+    return {
         "ratios": {
-            "macs": before.macs / after.macs,
-            "parameters": before.parameters / after.parameters,
+            "macs": before.macs / shipped.macs,
+            "parameters": before.parameters / shipped.parameters,
             "onnx_bytes": baseline.onnx_bytes / pruned.onnx_bytes,
-            "latency": {str(row.batch): asdict(row.ratio) for row in comparisons},
+            "latency": {str(row.batch): asdict(row.ratio) for row in outcome.comparisons},
         },
-        "noise_floor": {str(row.batch): asdict(row.noise_floor) for row in comparisons},
+        "noise_floor": {str(row.batch): asdict(row.noise_floor) for row in outcome.comparisons},
         "parity": {
-            "max_relative_difference": max(model.parity.max_relative_difference for model in measured.files),
+            "max_relative_difference": max(model.parity.max_relative_difference for model in (baseline, pruned)),
             "batch_sizes": list(pruned.parity.batch_sizes),
         },
-        "provider": measured.provider.provider,
-        "variants": list(measured.variants),
-        "candidates": list(measured.candidates),
-        "conditions": measured.conditions,
-        "layers": _layer_rows(plan, measured.costs),
-        "gates": [gate.to_json() for gate in gates],
-        "search": measured.search.to_json() if measured.search else None,
-        "latency_budget": _latency(measured.latency, gated.ratio if gated else None),
-        "repair": measured.repairs[-1].to_json(),
-        "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in measured.repairs],
-        "history": measured.history.to_json() if measured.history else None,
-        "evidence": EVIDENCE_PAGE if recipe.evidence.page else None,
-        "pathways": [dict(row) for row in measured.pathways] if measured.pathways is not None else None,
-        "timings_s": dict(measured.timings),
-        "environment": describe_environment().to_json(),
-        "recipe": recipe.to_dict(),
-        "inputs": {
-            "weights_sha256": inputs.network.source.weights_sha256 or inputs.fingerprint,
-            "data_listing_sha256": inputs.splits.listing_sha256,
-            "images": {
-                "train": len(inputs.splits.train),
-                "calibration": len(inputs.calibration),
-                "validation": len(inputs.splits.validation),
-                "test": len(inputs.splits.test),
-            },
-            "test_sha256": inputs.content["test"],
-            "test_per_class": _per_class(inputs),
-            "unlabelled": list(inputs.splits.unlabelled),
-        },
-        "release": None,
-        "notes": [*notes, *ranking_notes(measured.scores), *order_notes(plan)],
     }
-    if measured.release is not None:
-        held, report["release"] = judge_release(recipe.release, measured.release, report)
-        report["gates"] = [gate.to_json() for gate in (*gates, *held)]
-        report["exit_code"] = int(exit_code((*gates, *held)))
-    return report
+
+
+def _inputs(inputs: Inputs) -> dict[str, Any]:
+    """What the run was given."""
+    splits = inputs.splits
+    return {
+        "weights_sha256": inputs.network.source.weights_sha256 or inputs.fingerprint,
+        "data_listing_sha256": splits.listing_sha256,
+        "images": {
+            "train": len(splits.train),
+            "calibration": len(inputs.calibration),
+            "validation": len(splits.validation),
+            "test": len(splits.test),
+        },
+        "test_sha256": inputs.content["test"],
+        "test_per_class": _per_class(inputs),
+        "unlabelled": list(splits.unlabelled),
+    }
+
+
+def _notes(inputs: Inputs, outcome: Outcome) -> list[str]:
+    """What the reader should know of the data, the machine, the groups and the ranking."""
+    return [
+        *inputs.notes,
+        *([outcome.provider.note] if outcome.provider.note else []),
+        *_lock_notes(outcome.plan.groups),
+        *ranking_notes(outcome.ranked.scores),
+        *order_notes(outcome.plan),
+    ]
 
 
 def _per_class(inputs: Inputs) -> dict[str, int]:
@@ -207,24 +254,23 @@ def _consensus_notes(details: Mapping[str, Any]) -> list[str]:
     return [*notes, *(f"{name} was left out: {reason}" for name, reason in details["left out"].items())]
 
 
-def _budget(measured: Measured, speedup: Ratio | None) -> BudgetCheck:
+def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None) -> BudgetCheck:
     """What was asked for against what is shipped, repairs included."""
-    plan, search = measured.plan, measured.search
+    plan, search, latency = outcome.plan, outcome.pruned.search, outcome.pruned.latency
     if search is not None:
         best = (
             min(search.trials, key=lambda trial: trial.high) if search.chosen is None else search.trials[search.chosen]
         )
         meaning = "upper end of the drop on validation images, points, of the cheapest try that held"
         return BudgetCheck(best.high, search.max_drop, search.missed, meaning)
-    if measured.latency is not None and speedup is not None:
-        outcome = measured.latency
-        found = outcome.judged(1 / speedup.ratio, 1 / speedup.high, 1 / speedup.low)
+    if latency is not None and speedup is not None:
+        found = latency.judged(1 / speedup.ratio, 1 / speedup.high, 1 / speedup.low)
         meaning = (
-            f"time of model.onnx over baseline.onnx at batch {outcome.table.about['batch']}, the surer of the try and the last "
+            f"time of model.onnx over baseline.onnx at batch {latency.table.about['batch']}, the surer of the try and the last "
             f"measurement, at most {100 * TOLERANCE:g}% above the limit"
         )
-        return BudgetCheck(found, outcome.search.asked, outcome.search.missed(found), meaning)
-    left = measured.shipped.of(plan.resource) / plan.before.of(plan.resource)
+        return BudgetCheck(found, latency.search.asked, latency.search.missed(found), meaning)
+    left = shipped.of(plan.resource) / plan.before.of(plan.resource)
     missed = plan.missed
     if not missed and left > plan.fraction:
         missed = f"biases that the repair added bring it to {left:.4f} of the baseline"
@@ -279,3 +325,13 @@ def locked(groups: Iterable[ChannelGroup | GroupPlan]) -> list[tuple[str, str]]:
             others = [layer for layer in layers if layer != group.name]
             found.append((f"{group.name} (with {', '.join(others)})" if others else group.name, group.locked))
     return found
+
+
+def _lock_notes(groups: Iterable[ChannelGroup | GroupPlan]) -> list[str]:
+    return [f"{name} stays whole: {reason}" for name, reason in locked(groups)]
+
+
+def report_locks(groups: Iterable[ChannelGroup], observer: Observer) -> None:
+    """Say which groups stay whole, and why, before hours are spent."""
+    for note in _lock_notes(groups):
+        observer.say(note)

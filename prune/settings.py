@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from ..common.checks import check_fraction, check_one_of, check_positive, check_whole
 from ..common.errors import UsageError
+from ..common.settings import setting
 
 REPAIRS = ("none", "mean", "bn", "reconstruct", "distill")
 ALLOCATIONS = ("sensitivity", "uniform")
@@ -27,14 +28,17 @@ class BudgetSettings:
         ('params', 0.25)
     """
 
-    macs: float | None = None
-    params: float | None = None
-    size: float | None = None
-    latency: float | None = None
-    max_drop: float | None = None
-    round_to: str | int = "auto"
-    allocation: str = "sensitivity"
-    rounds: int = 1
+    macs: float | None = setting(None, "Fraction of the MACs that may be left.")
+    params: float | None = setting(None, "Fraction of the parameters that may be left.")
+    size: float | None = setting(None, "Fraction of the bytes of weights that may be left.")
+    latency: float | None = setting(None, "Fraction of the measured latency that may be left, at --latency-batch.")
+    max_drop: float | None = setting(
+        None,
+        "Points of validation accuracy that may be lost, for as few MACs as possible.",
+    )
+    round_to: str | int = setting("auto", "Multiple to round widths to; auto is a power of two up to 32, by width.")
+    allocation: str = setting("sensitivity", "How the cut is shared among groups: sensitivity (measured) or uniform.")
+    rounds: int = setting(1, "Rounds of explaining, cutting and repairing on the way to the budget.")
 
     def __post_init__(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -77,7 +81,9 @@ class BudgetSettings:
 class RepairSettings:
     """The repair without labels that follows the cut."""
 
-    repair: str = "reconstruct"
+    repair: str = setting(
+        "reconstruct", "Repair without labels: none, mean, bn, reconstruct (least squares) or distill."
+    )
 
     def __post_init__(self) -> None:
         check_one_of("repair", self.repair, REPAIRS)
@@ -95,14 +101,16 @@ class RecoverySettings:
         0.7
     """
 
-    epochs: int = 3
-    batch_size: int = 64
-    learning_rate: float = 0.01
-    weight_decay: float = 5e-4
-    temperature: float = 2.0
-    distillation: float = 0.7
-    flip: bool | None = None
-    pathway: str = "none"
+    epochs: int = setting(3, "Epochs of fine-tuning with distillation; 0 for none.")
+    batch_size: int = setting(64, "Images in a step of the fine-tuning.")
+    learning_rate: float = setting(0.01, "Peak learning rate of the fine-tuning.")
+    weight_decay: float = setting(5e-4, "Weight decay of the fine-tuning.")
+    temperature: float = setting(2.0, "Temperature of the distillation.")
+    distillation: float = setting(0.7, "Weight of the distillation loss; the rest is cross-entropy with the labels.")
+    flip: bool | None = setting(None, "Mirror images in fine-tuning; by default colour images only.")
+    pathway: str = setting(
+        "none", "none, or picnn: fine-tune with PICNN's loss too, so that filters keep to their classes."
+    )
 
     def __post_init__(self) -> None:
         check_whole("epochs", self.epochs, 0)

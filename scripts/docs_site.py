@@ -97,7 +97,7 @@ def commands_page() -> str:
 
 def recipe_page() -> str:
     """Every key of a recipe with its default."""
-    from secateur.pipeline.recipe import Recipe
+    from secateur.pipeline.recipe.recipe import Recipe
 
     parts = [
         "# The recipe",

@@ -16,7 +16,7 @@ from secateur.export.report.report import schema
 from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import predict
 from secateur.network.training import TrainingSettings, train
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import plan_pruning

@@ -113,7 +113,12 @@ def test_help_loads_nothing_heavy_and_is_quick():
 
 def test_graphs_and_samplers_load_when_they_are_needed():
     """One process for all: importing torch takes it seconds."""
-    modules = ("explain.ranking", "explain.agic.build", "explain.faithfulness.graph_classifier", "pipeline.steps")
+    modules = (
+        "explain.ranking",
+        "explain.agic.build",
+        "explain.faithfulness.graph_classifier",
+        "pipeline.single_commands",
+    )
     code = (
         f"import sys, {', '.join(f'secateur.{module}' for module in modules)}\n"
         "print(sorted({'torch_geometric', 'shap', 'captum'} & set(sys.modules)))"

@@ -19,9 +19,9 @@ from secateur.explain.picnn.membership import Membership, with_membership
 from secateur.explain.settings import PicnnSettings
 from secateur.export.report.report import schema, to_html, to_markdown
 from secateur.network.images.digits_images import load_digits_splits
-from secateur.pipeline.recipe import Recipe
-from secateur.pipeline.steps import prune_into
-from secateur.pipeline.training_steps import chosen_settings, recover_into, train_picnn_into
+from secateur.pipeline.recipe.recipe import Recipe
+from secateur.pipeline.single_commands import prune_into
+from secateur.pipeline.train_picnn import chosen_settings, recover_into, train_picnn_into
 
 BRIEF = PicnnSettings(epochs=2, batch_size=64, post_hoc_steps=60, draws=1)
 
@@ -232,7 +232,7 @@ def test_a_training_is_not_lost_when_measuring_is_stopped(trained, recipe, tmp_p
             raise Stopped
         return measure_entanglement(*arguments, **options)
 
-    monkeypatch.setattr("secateur.pipeline.training_steps.measure_entanglement", stopped)
+    monkeypatch.setattr("secateur.pipeline.train_picnn.measure_entanglement", stopped)
     with pytest.raises(Stopped):
         train_picnn_into(recipe, tmp_path / "run", Observer())
     monkeypatch.undo()

@@ -24,7 +24,7 @@ from secateur.explain.settings import AgicSettings, PicnnSettings
 from secateur.network.channels.follow import find_groups
 from secateur.pipeline.inputs import load_inputs
 from secateur.pipeline.operations import explain
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from secateur.export.report.report import schema
 from secateur.network.saved import load_network
 from secateur.pipeline.inputs import load_inputs
 from secateur.pipeline.pruner import Pruner
-from secateur.pipeline.recipe import Recipe
-from secateur.pipeline.stage_store import Stages
+from secateur.pipeline.recipe.recipe import Recipe
+from secateur.pipeline.stages.store import Stages
 from secateur.prune import surgery
 
 ARTEFACTS = ("plan.json", "model.onnx", "baseline.onnx", "model.safetensors", "recipe.toml")

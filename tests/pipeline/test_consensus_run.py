@@ -11,8 +11,8 @@ from secateur.network.evaluation import divergence, predict
 from secateur.network.saved import load_network
 from secateur.pipeline.inputs import load_inputs
 from secateur.pipeline.operations import cut_and_repair, plan
-from secateur.pipeline.recipe import Recipe
-from secateur.pipeline.steps import plan_into
+from secateur.pipeline.recipe.recipe import Recipe
+from secateur.pipeline.single_commands import plan_into
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import PruningPlan, plan_pruning

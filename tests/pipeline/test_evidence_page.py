@@ -1,7 +1,7 @@
 """The evidence page as a stage of a run: written, taken up again, left out."""
 
 from secateur import prune_and_export
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 
 
 def test_the_page_is_a_stage_that_resumes_and_may_be_left_out(tmp_path, recorder):

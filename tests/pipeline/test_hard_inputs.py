@@ -12,7 +12,7 @@ from secateur.common.errors import InputError, UsageError
 from secateur.network.channels.follow import find_groups
 from secateur.network.load import load_model as load
 from secateur.network.settings import ModelSettings
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 
 HEADER = """
 import torch

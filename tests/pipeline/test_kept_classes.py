@@ -13,7 +13,7 @@ from secateur import load_model, prune_and_export
 from secateur.cli.options import app
 from secateur.export.onnx.model import read_metadata
 from secateur.network.images.digits_images import load_digits_splits
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 
 
 def secateur(*arguments):

@@ -16,7 +16,7 @@ from secateur.common.files import sha256_file
 from secateur.export.measure.latency import Comparison, Latency
 from secateur.export.measure.paired_ratio import Ratio
 from secateur.export.report.report import schema, to_html, to_markdown
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 from secateur.prune.settings import BudgetSettings
 from secateur.prune.widths.ranking_choice import best_plan
 
@@ -67,8 +67,8 @@ def machine(monkeypatch, tmp_path):
 
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("secateur.export.measure.latency_table.SessionStopwatch", Reckoning)
-    monkeypatch.setattr("secateur.pipeline.latency_budget.compare_latencies", compare)
-    monkeypatch.setattr("secateur.pipeline.measurement.compare_latencies", compare)
+    monkeypatch.setattr("secateur.pipeline.stages.latency_budget.compare_latencies", compare)
+    monkeypatch.setattr("secateur.pipeline.stages.shipped_files.compare_latencies", compare)
 
 
 def test_planned_measured_and_planned_again_until_it_fits(machine, tmp_path, recorder):

@@ -17,7 +17,7 @@ from secateur.common.files import sha256_file
 from secateur.export.report.report import schema
 from secateur.export.settings import GateSettings
 from secateur.network.images.load import load_images
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 
 FILES = {
     "baseline.onnx", "model.onnx", "model.safetensors", "plan.json", "scores.safetensors", "recipe.toml", "report.json",

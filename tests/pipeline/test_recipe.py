@@ -7,7 +7,7 @@ from secateur.common.errors import InputError, UsageError
 from secateur.explain.settings import RankingSettings
 from secateur.export.settings import GateSettings, MeasurementSettings
 from secateur.network.settings import DataSettings, ModelSettings
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 from secateur.prune.settings import BudgetSettings, RecoverySettings, RepairSettings
 
 FULL = Recipe(

@@ -9,8 +9,8 @@ import pytest
 import secateur.pipeline.prune_and_export
 from secateur.cli.commands import prune_and_export_command
 from secateur.cli.options import app
-from secateur.pipeline.recipe import Recipe
-from secateur.pipeline.rerun_command import METHODS, WITHOUT_OPTION, command_of
+from secateur.pipeline.recipe.recipe import Recipe
+from secateur.pipeline.recipe.rerun_command import METHODS, WITHOUT_OPTION, command_of
 
 
 @pytest.fixture

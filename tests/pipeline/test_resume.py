@@ -16,8 +16,8 @@ from secateur import prune_and_export
 from secateur.common.progress import Observer
 from secateur.explain import registry
 from secateur.explain.baselines import score_magnitude
-from secateur.pipeline.recipe import Recipe
-from secateur.pipeline.steps import explain_into
+from secateur.pipeline.recipe.recipe import Recipe
+from secateur.pipeline.single_commands import explain_into
 
 SCRIPT = Path(sys.executable).with_name("secateur")
 NAMES = (

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from secateur.common.files import read_json, write_json
-from secateur.pipeline.stage_store import Stages
+from secateur.pipeline.stages.store import Stages
 
 
 class Killed(BaseException):

@@ -20,8 +20,8 @@ from secateur.export.settings import GateSettings
 from secateur.network.channels.follow import find_groups
 from secateur.network.images.load import load_images
 from secateur.pipeline.inputs import load_inputs
-from secateur.pipeline.recipe import Recipe
-from secateur.pipeline.steps import explain_into, export_into, plan_into, prune_into
+from secateur.pipeline.recipe.recipe import Recipe
+from secateur.pipeline.single_commands import explain_into, export_into, plan_into, prune_into
 from secateur.prune.repair.repair import repair
 from secateur.prune.surgery import cut
 from secateur.prune.widths.sensitivity import measure_sensitivity

@@ -9,7 +9,7 @@ from secateur.explain.agic.ranker import LEAST_A_CLASS, score_agic
 from secateur.explain.registry import get_ranker
 from secateur.explain.scores import RankingTask
 from secateur.explain.settings import AgicSettings
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 
 BRIEF = AgicSettings(images=80, encoder_steps=6, scoring_steps=40, background=8)
 

@@ -14,7 +14,7 @@ from secateur.explain.shapley.ranker import score_shapley
 from secateur.network.graph.execution import run_graph
 from secateur.network.graph.topology import GATE, JOIN, find_topology, own_modules
 from secateur.network.graph.trace import trace
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 
 
 class Twice(nn.Module):

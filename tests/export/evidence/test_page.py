@@ -17,10 +17,10 @@ from secateur.export.evidence.sheets import make_sheet
 from secateur.network.images.pictures import Preprocessing
 from secateur.network.images.splits import Splits
 from secateur.network.network import Network, Source
-from secateur.pipeline.evidence_page import verdicts_of, write_run_evidence
 from secateur.pipeline.inputs import Inputs
 from secateur.pipeline.operations import explain, plan
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
+from secateur.pipeline.stages.evidence_page import verdicts_of, write_run_evidence
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">&amp;\u2028"
 PLANNED = {"rank_by": "magnitude", "allocation": "uniform", "round_to": 1, "macs": 0.6}

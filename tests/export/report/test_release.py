@@ -23,7 +23,7 @@ from secateur.export.report.release import (
 from secateur.export.report.report import release_rows, to_html, to_markdown
 from secateur.export.settings import ReleaseSettings
 from secateur.network.intervals import wilson_interval
-from secateur.pipeline.recipe import Recipe
+from secateur.pipeline.recipe.recipe import Recipe
 
 IMAGES = 1000
 

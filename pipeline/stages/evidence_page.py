@@ -1,32 +1,35 @@
 """From a network, its scores and its plan to evidence.html: images are chosen and explained, kernels are looked at."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..common.errors import InputError
-from ..common.progress import Progress, in_parts, silent
-from ..explain.evidence.chosen_images import Choice, choose_images
-from ..explain.evidence.field_map import FieldMaps
-from ..explain.evidence.kernel_cards import GatheringSettings, KernelEvidence, gather_kernel_evidence
-from ..explain.evidence.tree import MOST, EvidenceTree, PictureTask, explain_picture
-from ..explain.gap.decomposition import Decomposer
-from ..explain.gap.levels import DecompositionSettings
-from ..explain.picnn.cluster_evidence import ClusterEvidence, explain_clusters
-from ..explain.scores import KernelScores, RankingTask
-from ..export.evidence.data import WHOLE_SIDE, ExplainedPicture, PageContent, Verdicts
-from ..export.evidence.page import write_evidence_page
-from ..network.channels.follow import find_groups
-from ..network.images.images import Images
-from ..network.network import Network
-from ..prune.plan import PruningPlan
-from ..prune.reasons import explain_layer
-from .inputs import Inputs
-from .operations import MEMBERSHIP_FILE
-from .recipe import Recipe
+from ...common.errors import InputError
+from ...common.files import sha256_json
+from ...common.progress import Progress, in_parts, silent
+from ...explain.evidence.chosen_images import Choice, choose_images
+from ...explain.evidence.field_map import FieldMaps
+from ...explain.evidence.kernel_cards import GatheringSettings, KernelEvidence, gather_kernel_evidence
+from ...explain.evidence.tree import MOST, EvidenceTree, PictureTask, explain_picture
+from ...explain.gap.decomposition import Decomposer
+from ...explain.gap.levels import DecompositionSettings
+from ...explain.picnn.cluster_evidence import ClusterEvidence, explain_clusters
+from ...explain.scores import KernelScores, RankingTask
+from ...export.evidence.data import WHOLE_SIDE, ExplainedPicture, PageContent, Verdicts
+from ...export.evidence.page import EVIDENCE_PAGE, write_evidence_page
+from ...network.channels.follow import find_groups
+from ...network.images.images import Images
+from ...network.network import Network
+from ...prune.plan import PruningPlan
+from ...prune.reasons import explain_layer
+from ..inputs import Inputs
+from ..recipe.recipe import Recipe
+from ..run_folder import MEMBERSHIP_FILE
+from .ranking import Ranked
+from .store import Stage, StageStore, Workplace
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,36 @@ class PageTask:
     calibration: Images | None = None
     scores: KernelScores | None = None
     plan: PruningPlan | None = None
+
+
+def write_evidence(inputs: Inputs, ranked: Ranked, plan: PruningPlan, store: StageStore) -> Path | None:
+    """The evidence page of a run, in its stage's folder; None where the recipe does not ask for it."""
+    if not inputs.recipe.evidence.page:
+        return None
+    return store.run(evidence_stage(inputs, ranked.scores, plan, ranked.key))
+
+
+def evidence_stage(inputs: Inputs, scores: KernelScores, plan: PruningPlan | None, key: str) -> Stage[Path]:
+    """Explain images and kernels and write the page.
+
+    Args:
+        key: hashes what made the scores.
+    """
+
+    def work(place: Workplace) -> None:
+        write_run_evidence(inputs, scores, plan, place.folder / EVIDENCE_PAGE, place.progress)
+
+    return Stage(
+        "evidence",
+        {
+            "ranked": key,
+            "plan": sha256_json(plan.to_json()) if plan is not None else None,
+            "validation": inputs.content["validation"],
+            "settings": [asdict(inputs.recipe.evidence), asdict(inputs.recipe.picnn)],
+        },
+        work,
+        lambda folder: folder / EVIDENCE_PAGE,
+    )
 
 
 def write_run_evidence(

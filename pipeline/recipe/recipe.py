@@ -8,12 +8,12 @@ from typing import Any, Self, get_type_hints
 
 import tomli_w
 
-from ..common.checks import check_one_of, check_whole
-from ..common.errors import InputError, UsageError
-from ..explain.settings import AgicSettings, EvidencePageSettings, PicnnSettings, RankingSettings
-from ..export.settings import GateSettings, MeasurementSettings, ReleaseSettings
-from ..network.settings import DataSettings, ModelSettings
-from ..prune.settings import BUDGETS, BudgetSettings, RecoverySettings, RepairSettings
+from ...common.checks import check_one_of, check_whole
+from ...common.errors import InputError, UsageError
+from ...explain.settings import AgicSettings, EvidencePageSettings, PicnnSettings, RankingSettings
+from ...export.settings import GateSettings, MeasurementSettings, ReleaseSettings
+from ...network.settings import DataSettings, ModelSettings
+from ...prune.settings import BUDGETS, BudgetSettings, RecoverySettings, RepairSettings
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -115,7 +115,7 @@ class Recipe:
         result = self
         by_section: dict[str, dict[str, Any]] = {}
         for name, value in given.items():
-            by_section.setdefault(_SECTION_OF[name], {})[name] = value
+            by_section.setdefault(SETTINGS[name], {})[name] = value
         changes: dict[str, Any] = {}
         for section, values in by_section.items():
             if section:
@@ -153,10 +153,10 @@ _SECTIONS: dict[str, type[Any]] = {
     "release": ReleaseSettings,
 }
 _OPTIONLESS = ("agic", "picnn")  # settings of methods have no option of their own: names may recur
-_SECTION_OF = {
+SETTINGS: dict[str, str] = {
     entry.name: name for name, section in _SECTIONS.items() if name not in _OPTIONLESS for entry in fields(section)
 }
-_SECTION_OF.update({"device": "", "seed": ""})
+SETTINGS.update({"device": "", "seed": ""})
 
 
 def _section(kind: type[Any], section: str, values: dict[str, Any]) -> Any:

@@ -5,36 +5,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common.environment import describe_environment
-from ..common.files import read_json, sha256_json, write_json
-from ..common.progress import Progress
-from ..export.measure.accuracy import Accuracy, measure_accuracy
-from ..export.measure.latency import Comparison, TimingSettings, compare_latencies
-from ..export.measure.telemetry import observed_conditions, peak_memory
-from ..export.measure.variants import Attempt, Variant, VariantFigures, VariantTask, export_variants
-from ..export.onnx.model import OnnxModel, export_onnx
-from ..export.runtime.session import ON_GPU
-from ..prune.budget_search.by_drop import Search, Trial
-from .inputs import Inputs
-from .pruner import Candidate, shipped_cost
-from .recipe import Recipe
-from .stage_store import Stages
+from ...common.environment import describe_environment
+from ...common.files import read_json, sha256_json, write_json
+from ...common.progress import Progress
+from ...export.measure.accuracy import Accuracy, measure_accuracy
+from ...export.measure.latency import Comparison, compare_latencies
+from ...export.measure.telemetry import observed_conditions, peak_memory
+from ...export.measure.variants import Attempt, Variant, VariantFigures, VariantTask, export_variants
+from ...export.onnx.model import OnnxModel, export_onnx
+from ...export.runtime.session import ON_GPU
+from ...prune.budget_search.by_drop import Trial
+from ..inputs import Inputs
+from ..run_folder import BASELINE_ONNX, PRUNED_ONNX
+from .candidates import Candidate, shipped_cost
+from .latency_budget import timing_settings
+from .store import Stage, StageStore, Workplace
 
-BASELINE_ONNX, PRUNED_ONNX, TRIED_ONNX = "baseline.onnx", "model.onnx", "tried.onnx"
-
-
-def timing(recipe: Recipe, provider: str) -> TimingSettings:
-    """How a run's files are timed."""
-    how = recipe.measurement
-    return TimingSettings(provider, how.threads, how.cuda_graphs, recipe.seed)
+TRIED_ONNX = "tried.onnx"
 
 
 @dataclass(frozen=True)
 class Files:
-    """The float32 files, baseline first, and these with their lower precisions, the baseline's first."""
+    """The float32 files, baseline first, and these with their lower precisions, the baseline's first.
+
+    ``key`` hashes what made them.
+    """
 
     models: tuple[OnnxModel, OnnxModel]
     variants: tuple[Variant, ...]
+    key: str
 
     @property
     def pruned(self) -> int:
@@ -42,84 +41,97 @@ class Files:
         return next(index for index, variant in enumerate(self.variants) if variant.network == "pruned")
 
 
-def export_files(inputs: Inputs, pruned: Candidate, baseline_macs: int, provider: str, stages: Stages) -> Files:
+def export_files(inputs: Inputs, pruned: Candidate, provider: str, store: StageStore) -> Files:
     """Export both networks in every precision that the recipe asks for."""
+    stage = export_stage(inputs, pruned, provider)
+    models, variants = store.run(stage)
+    return Files(models, variants, stage.key)
+
+
+def measure_files(
+    inputs: Inputs, files: Files, attempts: Sequence[Attempt], provider: str, store: StageStore
+) -> VariantFigures:
+    """Accuracy of every file on the test images (on validation images too where candidates are compared), and latency."""
+    compared = len(files.variants) > 2 or bool(attempts)
+    test, validation = store.run(accuracy_stage(inputs, files, compared, provider))
+    comparisons, tries, memory, conditions = store.run(latency_stage(inputs, files, attempts, provider))
+    return VariantFigures(test, validation, comparisons, tries, memory, conditions)
+
+
+def export_stage(
+    inputs: Inputs, pruned: Candidate, provider: str
+) -> Stage[tuple[tuple[OnnxModel, OnnxModel], tuple[Variant, ...]]]:
+    """Export both networks, check their parity with torch, and write the lower precisions."""
     lower = inputs.recipe.measurement.lower_precisions
     content = [inputs.content[name] for name in ("calibration", "validation")]
     # float32 alone depends on nothing else than the network
     more = {"precisions": lower, "gpu": provider in ON_GPU, "images": content} if lower else {}
 
-    def work(folder: Path, progress: Progress) -> None:
-        models = _export(inputs, pruned, folder)
+    def work(place: Workplace) -> None:
+        models = _export(inputs, pruned, place.folder)
         networks = [
-            ("baseline", inputs.network, models[0], baseline_macs),
+            ("baseline", inputs.network, models[0], pruned.plan.before.macs),
             ("pruned", pruned.network, models[1], shipped_cost(pruned).macs),
         ]
         task = VariantTask(lower, inputs.splits.validation, inputs.calibration, provider, inputs.recipe.seed)
-        variants = export_variants(networks, task, progress)
+        variants = export_variants(networks, task, place.progress)
         rows = {"models": [one.to_json() for one in models], "variants": [one.to_json() for one in variants]}
-        write_json(folder / "export.json", rows)
+        write_json(place.folder / "export.json", rows)
 
-    def load(folder: Path) -> Files:
+    def load(folder: Path) -> tuple[tuple[OnnxModel, OnnxModel], tuple[Variant, ...]]:
         rows = read_json(folder / "export.json")
         baseline, small = (OnnxModel.from_json(values, folder) for values in rows["models"])
-        return Files((baseline, small), tuple(Variant.from_json(values, folder) for values in rows["variants"]))
+        return (baseline, small), tuple(Variant.from_json(values, folder) for values in rows["variants"])
 
-    return stages.run("export", {"network": pruned.key, **more}, work, load)
+    return Stage("export", {"network": pruned.key, **more}, work, load)
 
 
-def export_attempt(tried: Candidate, trial: Trial, stages: Stages) -> Attempt:
+def attempt_stage(tried: Candidate, trial: Trial) -> Stage[Attempt]:
     """Export a try of a search, to be measured beside what is shipped."""
 
-    def work(folder: Path, progress: Progress) -> None:
-        write_json(folder / "export.json", export_onnx(tried.network, folder / TRIED_ONNX, {"what": "tried"}).to_json())
+    def work(place: Workplace) -> None:
+        model = export_onnx(tried.network, place.folder / TRIED_ONNX, {"what": "tried"})
+        write_json(place.folder / "export.json", model.to_json())
 
-    model = stages.run(
-        f"try {trial.fraction:.3f}",
-        {"network": tried.key},
-        work,
-        lambda folder: OnnxModel.from_json(read_json(folder / "export.json"), folder),
-    )
-    return Attempt(trial.fraction, model, shipped_cost(tried).macs, trial.points)
+    def load(folder: Path) -> Attempt:
+        model = OnnxModel.from_json(read_json(folder / "export.json"), folder)
+        return Attempt(trial.fraction, model, shipped_cost(tried).macs, trial.points)
+
+    return Stage(f"try {trial.fraction:.3f}", {"network": tried.key}, work, load)
 
 
-def measure_files(
-    inputs: Inputs, files: Files, attempts: Sequence[Attempt], provider: str, stages: Stages
-) -> VariantFigures:
-    """Accuracy of every file on the test images (on validation images too where candidates are compared), and latency."""
-    compared = len(files.variants) > 2 or bool(attempts)
-    test, validation = stages.run(
+def accuracy_stage(
+    inputs: Inputs, files: Files, compared: bool, provider: str
+) -> Stage[tuple[list[Accuracy], list[Accuracy]]]:
+    """Measure every file on the test images and, where candidates are ``compared``, on the validation images."""
+    validation = {"validation": inputs.content["validation"]} if compared else {}
+    return Stage(
         "accuracy",
-        {
-            "export": stages.keys["export"],
-            "provider": provider,
-            "images": inputs.content["test"],
-            **({"validation": inputs.content["validation"]} if compared else {}),
-        },
-        lambda folder, progress: _measure_accuracies(inputs, files, compared, provider, folder, progress),
+        {"export": files.key, "provider": provider, "images": inputs.content["test"], **validation},
+        lambda place: _measure_accuracies(inputs, files, compared, provider, place.folder, place.progress),
         _accuracies,
     )
+
+
+Latencies = tuple[dict[int, list[Comparison]], list[Comparison], list[int | None], dict[str, Any]]
+
+
+def latency_stage(inputs: Inputs, files: Files, attempts: Sequence[Attempt], provider: str) -> Stage[Latencies]:
+    """Time every file against the baseline in float32, at every batch size of the recipe."""
     measurement = inputs.recipe.measurement
-    comparisons, tries, memory, conditions = stages.run(
+    return Stage(
         "latency",
         {
-            "export": stages.keys["export"],
+            "export": files.key,
             "attempts": [attempt.model.sha256 for attempt in attempts],
             "provider": provider,
             "batches": measurement.measured_batches,
             "how": [measurement.latency_batch, measurement.threads, measurement.cuda_graphs],
             "environment": describe_environment().to_json(),
         },
-        lambda folder, progress: _measure_latencies(inputs, files, attempts, provider, folder, progress),
+        lambda place: _measure_latencies(inputs, files, attempts, provider, place.folder, place.progress),
         _latencies,
     )
-    return VariantFigures(test, validation, comparisons, tries, memory, conditions)
-
-
-def not_shipped(attempts: Sequence[Attempt], search: Search | None) -> list[Attempt]:
-    """The tries without the one that is shipped, which is measured as model.onnx."""
-    chosen = None if search is None or search.chosen is None else search.trials[search.chosen].fraction
-    return [attempt for attempt in attempts if attempt.fraction != chosen]
 
 
 def _export(inputs: Inputs, pruned: Candidate, folder: Path) -> tuple[OnnxModel, OnnxModel]:
@@ -167,7 +179,7 @@ def _measure_latencies(
     inputs: Inputs, files: Files, attempts: Sequence[Attempt], provider: str, folder: Path, progress: Progress
 ) -> None:
     measurement, shape = inputs.recipe.measurement, inputs.network.input_shape
-    settings = timing(inputs.recipe, provider)
+    settings = timing_settings(inputs, provider)
     first, *others = [variant.file.path for variant in files.variants]
     batches, rows, tries = measurement.measured_batches, {}, []
     with observed_conditions() as conditions:
@@ -200,7 +212,7 @@ def _measure_latencies(
     )
 
 
-def _latencies(folder: Path) -> tuple[dict[int, list[Comparison]], list[Comparison], list[int | None], dict[str, Any]]:
+def _latencies(folder: Path) -> Latencies:
     rows = read_json(folder / "latency.json")
     comparisons = {
         int(batch): [Comparison.from_json(row) for row in some] for batch, some in rows["comparisons"].items()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from ..common.errors import UsageError
+from ...common.errors import UsageError
 from .recipe import Recipe
 
 WITHOUT_OPTION = frozenset(

@@ -1,0 +1,54 @@
+"""``secateur init``: a commented recipe for a model and a folder of images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..common.errors import UsageError
+from .app import command, console_of
+from .options import (
+    OUTPUT,
+    Data,
+    InputShape,
+    Macs,
+    Mean,
+    Model,
+    Std,
+    Weights,
+    chosen_recipe,
+)
+
+
+@command("init")
+def init_command(
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: InputShape = None,
+    mean: Mean = None,
+    std: Std = None,
+    macs: Macs = None,
+    out: Annotated[Path, typer.Option(help="The recipe file to write.", rich_help_panel=OUTPUT)] = Path("recipe.toml"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a recipe that is there.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> None:
+    """Write a commented recipe.toml for a model and a folder of images, to edit and to give to `prune-and-export --recipe`.
+
+    The model and the images are loaded once, so that what is wrong with them is known now.
+    """
+    settings = chosen_recipe(locals())
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists. Give --force to replace it, or another --out.")
+    from ..common.files import write_text
+    from ..pipeline.inputs import look_at
+    from ..pipeline.recipe.starter import starter
+    from .terminal import show_table
+
+    found = look_at(settings)
+    write_text(out, starter(settings))
+    console = console_of()
+    show_table(console, ("", "found"), found)
+    console.print(f"recipe: {out}", soft_wrap=True, highlight=False)
+    console.print(f"next: secateur prune-and-export --recipe {out} --dry-run", soft_wrap=True, highlight=False)

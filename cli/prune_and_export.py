@@ -1,0 +1,165 @@
+"""``secateur prune-and-export``: the whole job."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .app import command, console_of
+from .options import (
+    OUTPUT,
+    Allocation,
+    AllowAccuracy,
+    AllowLatency,
+    AllowMacs,
+    AllowSize,
+    Baseline,
+    BaselineLatency,
+    Batches,
+    Calibration,
+    CudaGraphs,
+    Data,
+    Device,
+    DropClasses,
+    Epochs,
+    EvidenceImages,
+    EvidenceKernels,
+    EvidencePage,
+    Flip,
+    InputShape,
+    KeepClasses,
+    Latency,
+    LatencyBatch,
+    LearningRate,
+    Macs,
+    MaxDrop,
+    Mean,
+    Misclassified,
+    Model,
+    Out,
+    Params,
+    PathwayName,
+    Precision,
+    Provider,
+    Quiet,
+    RankBy,
+    RecipeFile,
+    Repair,
+    RequireDropBelow,
+    RequireProvider,
+    RequireSizeBelow,
+    RequireSpeedup,
+    Resume,
+    Rounds,
+    RoundTo,
+    Seed,
+    Size,
+    Std,
+    Threads,
+    Weights,
+    chosen_recipe,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..pipeline.prune_and_export import RunResult
+
+
+@command("prune-and-export")
+def prune_and_export_command(
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    input_shape: InputShape = None,
+    mean: Mean = None,
+    std: Std = None,
+    calibration: Calibration = None,
+    keep_classes: KeepClasses = None,
+    drop_classes: DropClasses = None,
+    macs: Macs = None,
+    latency: Latency = None,
+    max_drop: MaxDrop = None,
+    params: Params = None,
+    size: Size = None,
+    rounds: Rounds = None,
+    round_to: RoundTo = None,
+    allocation: Allocation = None,
+    rank_by: RankBy = None,
+    epochs: Epochs = None,
+    repair: Repair = None,
+    learning_rate: LearningRate = None,
+    flip: Flip = None,
+    pathway: PathwayName = None,
+    precisions: Precision = None,
+    latency_batch: LatencyBatch = None,
+    batches: Batches = None,
+    provider: Provider = None,
+    threads: Threads = None,
+    cuda_graphs: CudaGraphs = None,
+    require_drop_below: RequireDropBelow = None,
+    require_speedup: RequireSpeedup = None,
+    require_size_below: RequireSizeBelow = None,
+    require_provider: RequireProvider = None,
+    baseline: Baseline = None,
+    allow_accuracy_regression: AllowAccuracy = None,
+    allow_latency_regression: AllowLatency = None,
+    allow_size_regression: AllowSize = None,
+    allow_macs_regression: AllowMacs = None,
+    baseline_latency: BaselineLatency = None,
+    out: Out = Path("secateur-run"),
+    recipe: RecipeFile = None,
+    resume: Resume = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the inputs, show groups, budget and an estimate of time and memory, and stop.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    page: EvidencePage = None,
+    evidence_images: EvidenceImages = None,
+    misclassified: Misclassified = None,
+    evidence_kernels: EvidenceKernels = None,
+    device: Device = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+) -> int:
+    """Explain, plan, cut, repair, fine-tune, export, measure and report.
+
+    Exit codes: 0 all is well; 1 a gate failed or the budget was missed; 2 usage; 3 bad input; 4 the machine lacks what was
+    required; 5 a defect in secateur.
+    """
+    settings = chosen_recipe(locals(), file=recipe)
+    console = console_of()
+    from .terminal import TerminalObserver
+
+    observer = TerminalObserver(console, quiet)
+    if dry_run:
+        from ..pipeline.dry_run import dry_run as look_ahead
+        from .terminal import show_dry_run
+
+        show_dry_run(console, look_ahead(settings, observer))
+        return 0
+    from ..pipeline import prune_and_export as main_job
+
+    result = main_job.prune_and_export(settings, out, resume=resume, observer=observer)
+    _show(console, result, settings.evidence.page)
+    return int(result.exit_code)
+
+
+def _show(console: "Console", result: "RunResult", page: bool) -> None:
+    """The closing table, the gates that did not pass, and where the pages lie."""
+    from ..export.report.report import closing_rows
+    from .terminal import show_table
+
+    show_table(console, ("", "baseline", "pruned", "change (95% CI)"), closing_rows(result.report))
+    for gate in result.report["gates"]:
+        if gate["verdict"] != "pass":
+            console.print(
+                f"gate {gate['name']}: {gate['verdict']} ({gate['value']} against {gate['limit']}; {gate['meaning']})"
+            )
+    console.print(f"report: {result.folder / 'report.html'}", soft_wrap=True, highlight=False)
+    if page:
+        console.print(f"evidence: {result.folder / 'evidence.html'}", soft_wrap=True, highlight=False)

@@ -1,0 +1,157 @@
+"""What works on this machine, what does not, and the command that fixes it."""
+
+import importlib.util
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...common.environment import available_cores, installed_packages
+from ...common.errors import MachineError, UsageError
+from ...export.runtime.session import PROVIDERS, runtime_library, runtime_packages, why_not
+
+READY = "ready"
+_FIXES = {
+    "cuda": "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]' (and a driver: `nvidia-smi` must answer)",
+    "openvino": "in an environment of its own: pip uninstall onnxruntime-gpu; pip install onnxruntime-openvino",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that secateur can use: what was ``found``, whether it ``works``, and what to do if it does not."""
+
+    name: str
+    found: str
+    works: bool
+    fix: str = ""
+
+    @property
+    def advice(self) -> str:
+        return READY if self.works and not self.fix else self.fix
+
+
+def examine() -> list[Finding]:
+    """Try everything: each provider by a real convolution, each folder by writing into it."""
+    return [
+        *_machine(),
+        _runtime_package(),
+        *(_provider(name) for name in PROVIDERS),
+        _optional("timm", "timm:NAME as --model", "pip install 'secateur[timm]'"),
+        *_folders(),
+    ]
+
+
+def require(findings: Iterable[Finding], provider: str) -> None:
+    """Pass if a provider works.
+
+    Raises:
+        UsageError: no provider of that name.
+        MachineError: it does not run here.
+    """
+    if provider not in PROVIDERS:
+        raise UsageError(f"--require must be one of {', '.join(PROVIDERS)} (got {provider!r}).")
+    for finding in findings:
+        if finding.name == f"provider {provider}" and not finding.works:
+            raise MachineError(f"The provider {provider} is required but does not run here: {finding.advice}")
+
+
+def _machine() -> list[Finding]:
+    packages, cores = installed_packages(), available_cores()
+    found = [
+        Finding("torch", packages.get("torch", "missing"), "torch" in packages),
+        Finding(
+            "cores", str(cores), True, "" if cores > 1 else "a single core: latencies are taken while all else waits"
+        ),
+    ]
+    driver = _driver()
+    found.append(
+        Finding(
+            "driver",
+            driver or "none that nvidia-smi reports",
+            bool(driver),
+            ""
+            if driver
+            else "work runs on the CPU; for a GPU install NVIDIA's driver, in a container start it with --gpus all",
+        )
+    )
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(0)
+        name = f"{torch.cuda.get_device_name(0)}, compute capability {major}.{minor}, CUDA {torch.version.cuda}"
+        return [*found, Finding("GPU", name, True)]
+    built = f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch was built without CUDA"
+    fix = "work runs on the CPU"
+    if driver:
+        fix = "pip install --upgrade torch (from the CUDA index of your driver's version; pytorch.org names it)"
+    return [*found, Finding("GPU", f"none that torch sees; {built}", False, fix)]
+
+
+def _driver() -> str:
+    """The driver's version and the card, as nvidia-smi tells them; empty if it does not."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    query = [program, "--query-gpu=driver_version,name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return "; ".join(done.stdout.strip().splitlines())
+
+
+def _runtime_package() -> Finding:
+    packages = runtime_packages()
+    found = ", ".join(f"{name} {version}" for name, version in packages.items()) or "missing"
+    if len(packages) > 1:
+        names = " ".join(packages)
+        fix = f"each overwrites the other's files: pip uninstall {names}, then install secateur again"
+        return Finding("ONNX Runtime", found, False, fix)
+    return Finding("ONNX Runtime", found, bool(packages), "" if packages else "pip install --upgrade secateur")
+
+
+def _provider(name: str) -> Finding:
+    reason = why_not(name)
+    if not reason:
+        return Finding(f"provider {name}", "runs a convolution", True)
+    return Finding(f"provider {name}", "does not run", False, f"{reason} {_fix(name)}".strip())
+
+
+def _fix(provider: str) -> str:
+    """The command that may bring a provider; TensorRT's package is of the CUDA that onnxruntime was built for."""
+    if provider != "tensorrt":
+        return _FIXES.get(provider, "")
+    try:
+        major = getattr(runtime_library(), "cuda_version", "").partition(".")[0]
+    except ImportError:
+        major = ""
+    if not major:
+        return _FIXES["cuda"]
+    return f"pip install tensorrt-cu{major} (of the major version in the missing library's name, where one is named)"
+
+
+def _optional(package: str, what: str, command: str) -> Finding:
+    if importlib.util.find_spec(package) is not None:
+        return Finding(package, "installed", True)
+    return Finding(package, "not installed", False, f"{command} (for {what})")
+
+
+def _folders() -> list[Finding]:
+    """Where torch keeps what it downloads, and where temporary files go."""
+    cache, found = Path(torch.hub.get_dir()), []
+    for name, folder, fix in (
+        ("cache folder", cache, "set TORCH_HOME to a folder that can be written"),
+        ("temporary folder", Path(tempfile.gettempdir()), "set TMPDIR to a folder that can be written"),
+    ):
+        place = next(part for part in (folder, *folder.parents) if part.is_dir())
+        try:
+            with tempfile.NamedTemporaryFile(dir=place):
+                free = shutil.disk_usage(place).free
+        except OSError as error:
+            found.append(Finding(name, f"{folder}: {error.strerror}", False, fix))
+        else:
+            found.append(Finding(name, f"{folder}, {free / 1e9:.1f} GB free", True))
+    return found

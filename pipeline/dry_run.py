@@ -1,0 +1,228 @@
+"""``--dry-run``: what a run would work on and roughly what it would take, before any of it is done."""
+
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..common.progress import Observer
+from ..explain.ranking import members_of
+from ..explain.registry import get_ranker
+from ..explain.scores import RankingTask
+from ..network.channels.group import ChannelGroup
+from ..network.hooks import frozen, pick_logits
+from ..prune.cost import CostModel
+from ..prune.widths.sensitivity import LIVE_MAPS, MEMORY_BYTES, SHARES
+from ..prune.widths.width_book import alignment
+from .inputs import Inputs, load_inputs
+from .prune_and_export import check_release, check_request
+from .recipe.recipe import Recipe
+from .stages.ranking import Channels, channels_of, check_cuttable
+
+QUICK_RANKERS = ("gap", "taylor")
+"""Rankers that take one forward and one backward pass over the calibration set."""
+FORWARD_AND_BACKWARD, TRAINING_STEP = 3.0, 4.0
+"""In forward passes: what a quick ranker takes, and a step of fine-tuning with its teacher."""
+TRIAL, EVIDENCE = 0.45, 8.0
+"""In passes over the calibration set: one trial of the sensitivities, and the evidence page."""
+REPAIR_PASSES = {"none": 0.0, "mean": 1.0, "bn": 2.0, "reconstruct": 12.0, "distill": 60.0}
+EXPORT_SECONDS, EXPORT_SECONDS_A_LAYER = 2.0, 0.15
+LATENCY_SECONDS, RUNS_TIMED = 4.2, 60
+"""Of one batch size: at least this long, and about this many runs of both files."""
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group: its units, the alignment of its width, its layers' share of the MACs, and why it stays whole, if it does."""
+
+    name: str
+    layers: tuple[str, ...]
+    units: int
+    step: int
+    macs_share: float
+    locked: str
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would work on: groups, the budget in words, seconds by stage (None: not estimated), and peak memory."""
+
+    groups: tuple[GroupRow, ...]
+    budget: str
+    inputs: tuple[tuple[str, str], ...]
+    seconds: tuple[tuple[str, float | None], ...]
+    memory_bytes: int
+
+    @property
+    def total_seconds(self) -> float:
+        """Of the stages that are estimated."""
+        return sum(seconds for _, seconds in self.seconds if seconds is not None)
+
+    @property
+    def locked_share(self) -> float:
+        """The share of the MACs in layers whose own kernels all stay."""
+        return sum(row.macs_share for row in self.groups if row.locked)
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """``forward_s``: one image through the network. ``largest`` and ``all_maps``: bytes of one image's activations."""
+
+    forward_s: float
+    largest: int
+    all_maps: int
+    layers: int
+
+
+def dry_run(recipe: Recipe, observer: Observer | None = None) -> DryRun:
+    """Check everything that a run checks before its work, and estimate the rest from a timed forward pass.
+
+    Nothing is written. The estimate is rough: it is meant to tell minutes from hours.
+
+    Raises:
+        SecateurError: what the run itself would raise before its work.
+    """
+    observer = observer or Observer()
+    request = check_request(recipe)
+    with observer.stage("load") as progress:
+        inputs = load_inputs(recipe, progress)
+    for note in inputs.notes:
+        observer.say(note)
+    check_release(request, inputs, observer)
+    with observer.stage("channels"):
+        channels = channels_of(inputs.network, inputs.fingerprint)
+    check_cuttable(channels, inputs)
+    with observer.stage("pace"):
+        pace = _measure_pace(inputs)
+    return DryRun(
+        tuple(_group_row(group, channels.costs, recipe.budget.round_to) for group in channels.groups),
+        _budget(inputs, channels),
+        inputs_in_words(inputs),
+        tuple(_estimates(inputs, channels, pace)),
+        _memory(inputs, pace),
+    )
+
+
+def inputs_in_words(inputs: Inputs) -> tuple[tuple[str, str], ...]:
+    """The network and its images, in words."""
+    network, splits = inputs.network, inputs.splits
+    parameters = sum(parameter.numel() for parameter in network.module.parameters())
+    return (
+        ("model", inputs.recipe.model.model),
+        ("input", "x".join(map(str, network.input_shape))),
+        ("parameters", f"{parameters:,}"),
+        ("classes", str(len(splits.class_names))),
+        ("training images", f"{len(splits.train):,}"),
+        ("calibration set", f"{len(inputs.calibration):,}"),
+        ("validation images", f"{len(splits.validation):,}"),
+        ("test images", f"{len(splits.test):,}"),
+        ("images without labels", ", ".join(splits.unlabelled) or "none"),
+        ("device", inputs.device),
+    )
+
+
+def _group_row(group: ChannelGroup, costs: CostModel, round_to: str | int) -> GroupRow:
+    layers = tuple(dict.fromkeys(member.layer for member in group.producers))
+    macs = sum(costs.layers[layer].cost(0, 0).macs for layer in layers if layer in costs.layers)
+    step = 1 if group.locked else alignment(group, round_to)
+    return GroupRow(group.name, layers, group.units, step, macs / costs.whole.macs, group.locked)
+
+
+def _budget(inputs: Inputs, channels: Channels) -> str:
+    budget, whole = inputs.recipe.budget, channels.costs.whole
+    if budget.max_drop is not None:
+        return f"the fewest MACs (of {whole.macs:,}) that lose at most {budget.max_drop:g} points on validation images"
+    if budget.latency is not None:
+        batch = inputs.recipe.measurement.latency_batch
+        return f"{100 * budget.latency:g}% of the measured latency at batch {batch}"
+    amount = whole.of(budget.resource)
+    words = {"macs": "MACs", "params": "parameters", "size": "bytes of weights"}[budget.resource]
+    rounds = f" in {budget.rounds} rounds" if budget.rounds > 1 else ""
+    return f"{100 * budget.fraction:g}% of {amount:,} {words}: at most {int(budget.fraction * amount):,}{rounds}"
+
+
+def _measure_pace(inputs: Inputs) -> _Pace:
+    """Time forward passes on the run's own device and images, and add up the activations of one image."""
+    network = inputs.network.copy()
+    task = RankingTask(network, inputs.calibration, inputs.recipe.seed, inputs.device)
+    module, sizes = network.module.to(inputs.device), list[int]()
+
+    def hook(_module: nn.Module, _inputs: tuple[object, ...], output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel() * output.element_size())
+
+    leaves = [child for child in module.modules() if not list(child.children())]
+    handles = [child.register_forward_hook(hook) for child in leaves]
+    try:
+        with torch.no_grad():
+            module(network.example(1).to(inputs.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    count = min(task.batch_size, len(inputs.calibration))
+    ((batch, _),) = list(inputs.calibration.subset(torch.arange(count)).batches(count))
+    batch, seconds = batch.to(inputs.device), []
+    with frozen(module), torch.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            pick_logits(module(batch)).cpu()  # the copy waits for the device
+            seconds.append(time.perf_counter() - start)
+    layers = sum(isinstance(child, nn.Conv2d | nn.Linear) for child in leaves)
+    return _Pace(min(seconds) / count, max(sizes), sum(sizes), layers)
+
+
+def _estimates(inputs: Inputs, channels: Channels, pace: _Pace) -> list[tuple[str, float | None]]:
+    """Seconds of every stage of one try; a search by drop makes up to six, by latency up to five."""
+    recipe, splits = inputs.recipe, inputs.splits
+    a_pass = pace.forward_s * len(inputs.calibration)
+    rounds = recipe.budget.rounds
+    free = sum(not group.locked for group in channels.groups)
+    trials = len(SHARES) * free if recipe.budget.allocation == "sensitivity" else 0
+    repair = REPAIR_PASSES[recipe.repair.repair] * a_pass
+    members = members_of(recipe.ranking.rank_by)
+    rows: list[tuple[str, float | None]] = [
+        ("explain", _ranking_seconds(recipe.ranking.rank_by, rounds * a_pass)),
+        ("sensitivity", rounds * trials * TRIAL * a_pass),
+        ("plan", rounds * len(members) * repair if len(members) > 1 else 0.0),
+        ("repair", rounds * repair),
+        ("recover", recipe.recovery.epochs * len(splits.train) * TRAINING_STEP * pace.forward_s),
+        ("evidence", EVIDENCE * a_pass + 1.5 if recipe.evidence.page else 0.0),
+        ("export", EXPORT_SECONDS + EXPORT_SECONDS_A_LAYER * pace.layers),
+        ("accuracy", 2 * len(splits.test) * pace.forward_s),
+        (
+            "latency",
+            sum(
+                max(LATENCY_SECONDS, RUNS_TIMED * batch * pace.forward_s)
+                for batch in recipe.measurement.measured_batches
+            ),
+        ),
+    ]
+    return rows
+
+
+def _ranking_seconds(rank_by: str, a_pass: float) -> float | None:
+    if rank_by in QUICK_RANKERS:
+        return FORWARD_AND_BACKWARD * a_pass
+    members = members_of(rank_by)
+    return 0.0 if all(get_ranker(name).needs == "weights" for name in members) else None
+
+
+def _memory(inputs: Inputs, pace: _Pace) -> int:
+    """Peak memory: what this process holds by now, decoded pixels, and the larger of measuring and training."""
+    recipe = inputs.recipe
+    measuring = min(MEMORY_BYTES, LIVE_MAPS * pace.largest * len(inputs.calibration))
+    training = 3 * recipe.recovery.batch_size * pace.all_maps if recipe.recovery.epochs else 0
+    weights = sum(value.numel() * value.element_size() for value in inputs.network.module.state_dict().values())
+    return _resident() + max(measuring, training) + 4 * weights
+
+
+def _resident() -> int:
+    """The most memory that this process has held, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else 1024 * used

@@ -1,0 +1,144 @@
+"""The stages of a latency budget: a measured table to plan by, and cut networks timed until the measured latency fits."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ...common.environment import describe_environment
+from ...common.files import read_json, sha256_json, write_json
+from ...common.progress import Progress, silent
+from ...export.measure.latency import Comparison, TimingSettings, compare_latencies
+from ...export.measure.latency_table import Conditions, measure_table
+from ...export.onnx.model import export_onnx
+from ...network.channels.cut import cut_to_json
+from ...prune import surgery
+from ...prune.budget_search.by_latency import LatencyOutcome, LatencyTry, search_latency
+from ...prune.budget_search.layer_times import LatencyTable
+from ...prune.plan import PruningPlan
+from ..inputs import Inputs
+from ..run_folder import BASELINE_ONNX
+from .candidates import Candidate, Candidates
+from .ranking import Channels
+from .store import Stage, StageStore, Workplace
+
+TABLE = "table.json"
+
+
+@dataclass(frozen=True)
+class TimedLayers:
+    """A latency table with the baseline file that it was made of; ``key`` hashes what made them."""
+
+    table: LatencyTable
+    baseline: Path
+    key: str
+
+
+def with_times(channels: Channels, timed: TimedLayers | None) -> Channels:
+    """The channels with costs that know the table, if there is one."""
+    if timed is None:
+        return channels
+    return replace(channels, costs=replace(channels.costs, times=timed.table))
+
+
+def time_layers(inputs: Inputs, channels: Channels, provider: str, store: StageStore) -> TimedLayers | None:
+    """Time the original's layers at the widths that a plan may choose; None where the budget is not a latency.
+
+    Raises:
+        InputError, MachineError: the network cannot be exported, or does not run on the provider.
+    """
+    if inputs.recipe.budget.latency is None:
+        return None
+    stage = table_stage(inputs, channels, provider)
+    table, baseline = store.run(stage)
+    return TimedLayers(table, baseline, stage.key)
+
+
+def table_stage(inputs: Inputs, channels: Channels, provider: str) -> Stage[tuple[LatencyTable, Path]]:
+    """Export the baseline and measure the table of its layers."""
+
+    def work(place: Workplace) -> None:
+        make_table(inputs, channels, provider, place.folder, place.progress)
+
+    return Stage(
+        "table",
+        {
+            "network": inputs.fingerprint,
+            "conditions": asdict(_conditions(inputs, provider)),
+            "round_to": inputs.recipe.budget.round_to,
+            "environment": describe_environment().to_json(),
+        },
+        work,
+        lambda folder: (LatencyTable.load(folder / TABLE), folder / BASELINE_ONNX),
+    )
+
+
+def make_table(
+    inputs: Inputs, channels: Channels, provider: str, folder: Path, progress: Progress = silent
+) -> LatencyTable:
+    """Export the baseline into ``folder``, measure the table of its layers, and write that beside it."""
+    baseline = export_onnx(inputs.network, folder / BASELINE_ONNX, {"what": "baseline"})
+    table = measure_table(
+        inputs.network,
+        channels.groups,
+        channels.costs,
+        baseline.path,
+        _conditions(inputs, provider),
+        inputs.recipe.budget.round_to,
+        progress=progress,
+    )
+    table.save(folder / TABLE)
+    return table
+
+
+def search_by_latency(candidates: Candidates, timed: TimedLayers, provider: str) -> tuple[Candidate, LatencyOutcome]:
+    """The network that is measured to take the recipe's fraction of the baseline's time at the batch size that is judged.
+
+    Every try plans by the table, cuts, exports and times the result in turns with the baseline; nothing is repaired or
+    fine-tuned before the widths are settled, as neither changes what a run takes.
+
+    Raises:
+        InputError, MachineError: the network cannot be exported, or does not run on the provider.
+    """
+    inputs, costs = candidates.inputs, candidates.ranked.channels.costs
+    budget = inputs.recipe.budget
+    assert budget.latency is not None
+
+    def attempt(target: float) -> LatencyTry:
+        label = f" {target:.3f}"
+        plan = candidates.plan_to(budget.of(target), label)
+        found = candidates.store.run(timing_stage(inputs, plan, timed, provider, label))
+        planned = costs.amount("latency", plan.cut) / costs.amount("latency")
+        ratio = found.ratio
+        return LatencyTry(target, planned, 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low, bool(plan.missed))
+
+    searched = search_latency(attempt, budget.latency)
+    target = searched.best.target
+    return candidates.make(budget.of(target), f" {target:.3f}"), LatencyOutcome(searched, timed.table)
+
+
+def timing_stage(inputs: Inputs, plan: PruningPlan, timed: TimedLayers, provider: str, label: str) -> Stage[Comparison]:
+    """What a plan's cut takes beside the baseline, as ONNX files."""
+    network, settings = inputs.network, timing_settings(inputs, provider)
+    batch = inputs.recipe.measurement.latency_batch
+
+    def work(place: Workplace) -> None:
+        small = export_onnx(surgery.cut(network, plan), place.folder / "candidate.onnx", {"what": "candidate"})
+        (found,) = compare_latencies(timed.baseline, [small.path], network.input_shape, batch, settings, place.progress)
+        write_json(place.folder / "comparison.json", found.to_json())
+
+    return Stage(
+        f"time{label}",
+        {"table": timed.key, "cut": sha256_json(cut_to_json(plan.cut)), "how": asdict(settings)},
+        work,
+        lambda folder: Comparison.from_json(read_json(folder / "comparison.json")),
+    )
+
+
+def timing_settings(inputs: Inputs, provider: str) -> TimingSettings:
+    """How a run's files are timed."""
+    how = inputs.recipe.measurement
+    return TimingSettings(provider, how.threads, how.cuda_graphs, inputs.recipe.seed)
+
+
+def _conditions(inputs: Inputs, provider: str) -> Conditions:
+    threads = timing_settings(inputs, provider).used_threads
+    return Conditions(provider, inputs.recipe.measurement.latency_batch, threads)

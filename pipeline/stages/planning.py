@@ -1,0 +1,147 @@
+"""The stage that plans one cut: which units go, by every order that stands behind the ranking, and which order is kept."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ...common.files import read_json, sha256_json, write_json
+from ...common.progress import Progress, silent
+from ...network.channels.cut import cut_to_json
+from ...network.network import Network
+from ...network.saved import PLAN_FILE
+from ...prune.plan import PruningPlan, keep_all, obstacle, plan_pruning
+from ...prune.repair.repair import judging
+from ...prune.rounds import combine
+from ...prune.settings import BudgetSettings
+from ...prune.widths.ranking_choice import Choice, best_plan
+from ...prune.widths.sensitivity import RUINED
+from ..inputs import Inputs
+from .ranking import Channels, Ranked
+from .repairing import cut_and_repair
+from .store import Stage, Workplace
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round plans from: its ``number``, the network as it stands (ranked), and the ``earlier`` plan that led to it."""
+
+    number: int
+    ranked: Ranked
+    earlier: PruningPlan | None = None
+
+    @property
+    def network(self) -> Network:
+        return self.ranked.channels.network
+
+
+def plan_stage(
+    inputs: Inputs,
+    whole: Channels,
+    budget: BudgetSettings,
+    current: Round,
+    settled: PruningPlan | None = None,
+    label: str = "",
+) -> Stage[PruningPlan]:
+    """A plan from the original (``whole``) to this round's share of the budget; every round goes the same factor towards it.
+
+    Where several orders stand behind the ranking, the plan of each is tried; the order of a ``settled`` plan is taken as it is.
+    """
+    share = current.number / budget.rounds
+    known = current.ranked.choices
+    if settled is not None and settled.order in known:
+        known = {settled.order: known[settled.order]}
+    else:
+        settled = None
+
+    def work(place: Workplace) -> None:
+        plans = {name: plan_by(choice, whole, budget, current) for name, choice in known.items()}
+        plan = try_plans(inputs, plans, place.progress, current.network, place.scratch)
+        if settled is not None:
+            plan = replace(plan, order=settled.order, tried=settled.tried)
+        plan.save(place.folder / PLAN_FILE)
+
+    times = whole.costs.times
+    return Stage(
+        f"plan{label}",
+        {
+            "ranked": current.ranked.key,
+            "budget": asdict(budget),
+            "share": share,
+            "table": times.sha256 if times else None,
+            "orders": [*known],
+            "repair": asdict(inputs.recipe.repair),
+            "validation": inputs.content["validation"],
+        },
+        work,
+        load_plan,
+    )
+
+
+def whole_stage(ranked: Ranked, budget: BudgetSettings) -> Stage[PruningPlan]:
+    """The plan that removes nothing."""
+
+    def work(place: Workplace) -> None:
+        units = next(iter(ranked.choices.values())).units
+        keep_all(ranked.channels.groups, units, ranked.channels.costs, budget).save(place.folder / PLAN_FILE)
+
+    return Stage("plan whole", {"ranked": ranked.key, "whole": asdict(budget)}, work, load_plan)
+
+
+def load_plan(folder: Path) -> PruningPlan:
+    """The plan in a stage's folder."""
+    return PruningPlan.load(folder / PLAN_FILE)
+
+
+def plan_by(choice: Choice, whole: Channels, budget: BudgetSettings, current: Round) -> PruningPlan:
+    """The plan of one round by one choice, from the original on."""
+    channels, earlier = current.ranked.channels, current.earlier
+    fraction = budget.fraction ** (current.number / budget.rounds)
+    target = fraction
+    if earlier is not None:
+        target *= whole.costs.amount(budget.resource) / channels.costs.amount(budget.resource)
+    if target < 1 and not obstacle(channels.groups, budget.round_to):
+        made_of = {layer: group.step for group in earlier.groups for layer in group.layers} if earlier else {}
+        steps = {group.name: made_of[group.name] for group in channels.groups if group.name in made_of}
+        step = plan_pruning(channels.groups, choice.units, channels.costs, budget.of(target), choice.sensitivity, steps)
+    else:  # an earlier round went far enough, or as far as it can
+        step = keep_all(channels.groups, choice.units, channels.costs, budget)
+    if earlier is None:
+        return step
+    return combine(earlier, step, whole.groups, whole.costs, fraction=fraction, number=current.number)
+
+
+def try_plans(
+    inputs: Inputs,
+    plans: Mapping[str, PruningPlan],
+    progress: Progress = silent,
+    start: Network | None = None,
+    scratch: Path | None = None,
+) -> PruningPlan:
+    """Of several plans to one budget the one whose cut, repaired by the recipe, stays nearest to the original.
+
+    Nearness is the KL divergence of the class scores on validation images, as for the steps of a repair; no label is read.
+    Where the recipe distills, the cheaper steps before it are the trial.
+
+    Args:
+        start: a network from which a part of the plans is already gone; the original if None.
+        scratch: a folder of these inputs alone, where the divergence of each cut is kept for a stop.
+    """
+    kind = "reconstruct" if inputs.recipe.repair.repair == "distill" else inputs.recipe.repair.repair
+    trial = replace(inputs, recipe=inputs.recipe.override(repair=kind))
+
+    @functools.cache  # a single plan needs no judge
+    def judge() -> Callable[[Network], float]:
+        return judging(inputs.network, inputs.splits.validation, inputs.recipe.seed, inputs.device)
+
+    def divergence(plan: PruningPlan, part: Progress) -> float:
+        kept = scratch / f"{sha256_json(cut_to_json(plan.cut))[:16]}.json" if scratch is not None else None
+        if kept is not None and kept.is_file():
+            return float(read_json(kept))
+        small, _ = cut_and_repair(trial, plan, part, start)
+        found = min(judge()(small), RUINED)
+        if kept is not None:
+            write_json(kept, found)
+        return found
+
+    return best_plan(plans, divergence, progress)

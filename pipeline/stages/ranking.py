@@ -1,0 +1,151 @@
+"""The stages that rank a network's kernels: channels and costs, scores, and measured sensitivities."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...common.environment import code_sha256, installed_packages
+from ...common.errors import UsageError
+from ...common.files import sha256_json
+from ...explain.ranking import members_of, rank_kernels
+from ...explain.scores import KernelScores, RankingTask
+from ...network.channels.follow import find_groups
+from ...network.channels.group import ChannelGroup
+from ...network.network import Network
+from ...prune.cost import CostModel, measure_cost
+from ...prune.plan import obstacle
+from ...prune.widths.ranking_choice import Choice, choices, measure_orders
+from ...prune.widths.sensitivity import Sensitivity
+from ..inputs import Inputs
+from ..run_folder import SCORES_FILE, SENSITIVITY_FILE
+from .store import Stage, StageStore, Workplace
+
+
+@dataclass(frozen=True)
+class Channels:
+    """A network with its groups of coupled channels and its costs; ``origin`` hashes what made the network."""
+
+    network: Network
+    groups: tuple[ChannelGroup, ...]
+    costs: CostModel
+    origin: str
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A network whose kernels have scores and, where the recipe asks for them, sensitivities; ``key`` hashes what made them."""
+
+    channels: Channels
+    scores: KernelScores
+    sensitivity: Sensitivity | None
+    key: str
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """What a plan may follow: one ranking, or of a consensus each order behind it."""
+        return choices(self.channels.groups, self.scores, self.sensitivity)
+
+
+def channels_of(network: Network, origin: str) -> Channels:
+    """The groups of coupled channels and the costs of a network, measured."""
+    return Channels(network, find_groups(network.module, network.example(2)), measure_cost(network), origin)
+
+
+def find_channels(inputs: Inputs, store: StageStore) -> Channels:
+    """The groups and costs of the original.
+
+    Raises:
+        UsageError: nothing can be cut from it at the recipe's alignment.
+    """
+    with store.timed("channels"):
+        found = channels_of(inputs.network, inputs.fingerprint)
+    check_cuttable(found, inputs)
+    return found
+
+
+def check_cuttable(found: Channels, inputs: Inputs) -> None:
+    """Raise a usage error where no group can lose a unit at the recipe's alignment."""
+    if reason := obstacle(found.groups, inputs.recipe.budget.round_to):
+        raise UsageError(reason)
+
+
+def rank(inputs: Inputs, channels: Channels, store: StageStore, label: str = "") -> Ranked:
+    """Score every kernel and, for an allocation by sensitivity, measure what each group loses at each width."""
+    explained = explain_stage(inputs, channels, label)
+    return with_sensitivity(inputs, channels, store.run(explained), explained.key, store, label)
+
+
+def with_sensitivity(
+    inputs: Inputs, channels: Channels, scores: KernelScores, key: str, store: StageStore, label: str = ""
+) -> Ranked:
+    """Scores that are there, and the sensitivities that the recipe asks for. ``key`` hashes what made the scores."""
+    if inputs.recipe.budget.allocation != "sensitivity":
+        return Ranked(channels, scores, None, key)
+    stage = sensitivity_stage(inputs, channels, scores, key, label)
+    return Ranked(channels, scores, store.run(stage), stage.key)
+
+
+def explain_stage(inputs: Inputs, channels: Channels, label: str = "") -> Stage[KernelScores]:
+    """Score every kernel by the recipe's ranker on the calibration images."""
+    recipe = inputs.recipe
+
+    def work(place: Workplace) -> None:
+        task = RankingTask(
+            channels.network, inputs.calibration, recipe.seed, inputs.device, place.progress, place.scratch,
+            recipe.agic, recipe.picnn,
+        )  # fmt: skip
+        rank_kernels(task, recipe.ranking.rank_by).save(place.folder / SCORES_FILE)
+
+    return Stage(
+        f"explain{label}",
+        ranking_inputs(inputs, channels.origin),
+        work,
+        lambda folder: KernelScores.load(folder / SCORES_FILE),
+    )
+
+
+def sensitivity_stage(
+    inputs: Inputs, channels: Channels, scores: KernelScores, key: str, label: str = ""
+) -> Stage[Sensitivity]:
+    """Measure the losses on the calibration images; for a consensus by the best of its orders."""
+
+    def work(place: Workplace) -> None:
+        measure_orders(
+            channels.network, channels.groups, scores, inputs.calibration, device=inputs.device, progress=place.progress
+        ).save(place.folder / SENSITIVITY_FILE)
+
+    def load(folder: Path) -> Sensitivity:
+        return Sensitivity.load(folder / SENSITIVITY_FILE)
+
+    return Stage(f"sensitivity{label}", {"explain": key}, work, load)
+
+
+def ranking_inputs(inputs: Inputs, origin: str) -> dict[str, Any]:
+    """All that decides the scores of a network's kernels; ``origin`` hashes the network itself."""
+    recipe = inputs.recipe
+    members = members_of(recipe.ranking.rank_by)
+    return {
+        "network": origin,
+        "images": inputs.content["calibration"],
+        "calibration": recipe.data.calibration,
+        "ranking": asdict(recipe.ranking),
+        "agic": asdict(recipe.agic) if "agic" in members else None,
+        "picnn": asdict(recipe.picnn) if "picnn" in members else None,
+        **circumstances(inputs),
+    }
+
+
+def circumstances(inputs: Inputs) -> dict[str, Any]:
+    """What decides every computation of a run besides its own settings."""
+    return {
+        "preprocessing": asdict(inputs.network.preprocessing),
+        "seed": inputs.recipe.seed,
+        "device": inputs.device,
+        "packages": installed_packages(),
+        "code": code_sha256(),
+    }
+
+
+def key_of_scores(inputs: Inputs, scores: KernelScores, sha256: str) -> str:
+    """The key of scores that were read from a file with this hash, for the stages that build on them."""
+    return sha256_json([sha256, scores.method, ranking_inputs(inputs, inputs.fingerprint)])
