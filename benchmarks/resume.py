@@ -56,7 +56,7 @@ FILES = (
 COMMAND = """
 import secateur.pipeline.prune_and_export
 print("✓ start  ", flush=True)
-from secateur.cli.commands import main
+from secateur.cli import main
 main()
 """  # `secateur` as it is, but for a line once everything is imported
 KILLS_PER_CHAIN = 5

@@ -4,4 +4,4 @@ In: a command line. Out: calls of :mod:`secateur.pipeline`, tables, and an exit 
 runs. Open ``app.py`` first (errors and exit codes), then ``prune_and_export.py``; each command has a file of its own.
 """
 
-from .main import main as main
+from .commands import main as main

@@ -50,9 +50,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from .. import __version__
+        from ..common.environment import installed_packages
 
-        typer.echo(f"secateur {__version__}")
+        typer.echo(f"secateur {installed_packages().get('secateur', '(not installed)')}")
         raise typer.Exit
 
 

@@ -83,7 +83,7 @@ def commands_page() -> str:
     """Every command with its arguments and options, as `--help` gives them."""
     import typer.main
 
-    from secateur.cli.options import app
+    from secateur.cli.commands import app
 
     group = typer.main.get_command(app)
     parts = ["# Commands", "`secateur COMMAND --help` prints the same."]

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ from secateur.network.channels.follow import find_groups
 from secateur.network.images.images import images_from_tensor
 from secateur.network.images.pictures import Preprocessing
 from secateur.network.network import Network, Source
+from secateur.pipeline.stages.planning import Round, plan_stage
+from secateur.pipeline.stages.ranking import channels_of, explain_stage, with_sensitivity
+from secateur.pipeline.stages.store import StageStore
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import plan_pruning
 from secateur.prune.settings import BudgetSettings
@@ -71,6 +75,24 @@ class _Recorder(Observer):
 
     def skipped(self, name):
         self.skips.append(name)
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory):
+    """Runs single stages of the pipeline: ``explain(inputs)`` and ``plan(inputs, scores)``."""
+
+    def store():
+        return StageStore(tmp_path_factory.mktemp("stages"))
+
+    def explain(inputs):
+        return store().run(explain_stage(inputs, channels_of(inputs.network, "")))
+
+    def plan(inputs, scores):
+        channels, own = channels_of(inputs.network, ""), store()
+        ranked = with_sensitivity(inputs, channels, scores, "", own)
+        return own.run(plan_stage(inputs, channels, inputs.recipe.budget, Round(1, ranked)))
+
+    return SimpleNamespace(explain=explain, plan=plan)
 
 
 @pytest.fixture(scope="session")

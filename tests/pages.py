@@ -67,7 +67,7 @@ def run_page(path: Path) -> int:
 def _command(line: str, wanted: int) -> str:
     program, *arguments = shlex.split(line, comments=True)
     if program == "secateur":
-        from secateur.cli.options import app
+        from secateur.cli.commands import app
 
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == wanted, f"{line}: exit code {done.exit_code}\n{done.output}"

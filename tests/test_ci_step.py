@@ -15,7 +15,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from secateur.cli.options import app
+from secateur.cli.commands import app
 from secateur.common.errors import ExitCode
 
 ROOT = Path(__file__).resolve().parent.parent

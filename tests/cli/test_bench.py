@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from secateur.cli import doctor
-from secateur.cli.bench import BenchSettings, bench
+from secateur.cli.tools import doctor
+from secateur.cli.tools.bench import BenchSettings, bench
 from secateur.common.errors import InputError, MachineError, UsageError
 from secateur.common.progress import Observer
 from secateur.export.measure import latency

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from secateur.cli.options import app
+from secateur.cli.commands import app
 from secateur.common.errors import ExitCode
 from secateur.network.digits import WEIGHTS
 

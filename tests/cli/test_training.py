@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from secateur import load_model, prune_and_export
-from secateur.cli.options import app
+from secateur.cli.commands import app
 from secateur.common.errors import UsageError
 from secateur.common.progress import Observer
 from secateur.explain.picnn.entanglement import Entanglement, measure_entanglement
@@ -20,8 +20,8 @@ from secateur.explain.settings import PicnnSettings
 from secateur.export.report.report import schema, to_html, to_markdown
 from secateur.network.images.digits_images import load_digits_splits
 from secateur.pipeline.recipe.recipe import Recipe
-from secateur.pipeline.single_commands import prune_into
-from secateur.pipeline.train_picnn import chosen_settings, recover_into, train_picnn_into
+from secateur.pipeline.single_commands import prune_into, recover_into
+from secateur.pipeline.train_picnn import chosen_settings, train_picnn_into
 
 BRIEF = PicnnSettings(epochs=2, batch_size=64, post_hoc_steps=60, draws=1)
 
@@ -103,7 +103,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_files(trained, recipe, 
     out = tmp_path / "run"
     with pytest.raises(Stopped):
         train_picnn_into(recipe, out, Stopper())
-    assert list((out / ".secateur" / "picnn").glob("*/training.pt"))
+    assert list((out / ".secateur" / "picnn").glob(".train-*.scratch/training.pt"))
     assert not (out / "model.safetensors").exists()
     train_picnn_into(recipe, out, Observer())
     for name in ("model.safetensors", "membership.safetensors"):
@@ -187,7 +187,7 @@ def test_recover_without_a_pathway(slim, tmp_path):
     shutil.copytree(slim[0], out)
     recipe = Recipe.read(out / "recipe.toml").override(pathway="none", epochs=1)
     result = recover_into(recipe, out, Observer())
-    assert result.rows == []
+    assert result.pathways == ()
     assert json.loads((out / "recovery.json").read_text())["pathways"] is None
 
 
@@ -263,7 +263,7 @@ def test_a_recovery_of_other_weights_begins_anew(slim, tmp_path, monkeypatch):
     monkeypatch.setattr(Stopper, "stage", stop)
     with pytest.raises(Stopped):
         recover_into(recipe, out, Stopper())
-    (kept,) = (out / ".secateur" / "recover").iterdir()
+    (kept,) = (out / ".secateur" / "recover").glob(".recover-*.scratch")
     prune_into(recipe.override(epochs=0, repair="none"), out, Observer())
     recover_into(recipe, out, Observer())
     assert not kept.exists()
@@ -273,7 +273,7 @@ def test_a_recovery_of_other_weights_begins_anew(slim, tmp_path, monkeypatch):
 
 def test_a_new_layer_is_not_silently_left_out_of_a_recovery(tmp_path):
     recipe = replace(Recipe().override(page=False, pathway="picnn", epochs=1), picnn=PicnnSettings(filters=8))
-    with pytest.raises(UsageError, match="a new layer into a network"):
+    with pytest.raises(UsageError, match="a new layer to a network"):
         prune_and_export(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -23,7 +23,6 @@ from secateur.explain.scores import KernelScores, RankingTask
 from secateur.explain.settings import AgicSettings, PicnnSettings
 from secateur.network.channels.follow import find_groups
 from secateur.pipeline.inputs import load_inputs
-from secateur.pipeline.operations import explain
 from secateur.pipeline.recipe.recipe import Recipe
 
 
@@ -173,18 +172,18 @@ def test_too_few_images_are_refused(task):
         score_together(replace(task, images=task.images.subset(torch.arange(3))), ("gap", "random"))
 
 
-def test_wrong_labels_of_validation_and_test_images_change_nothing():
+def test_wrong_labels_of_validation_and_test_images_change_nothing(stages):
     """They never reach the weights."""
     recipe = Recipe().override(calibration=120, rank_by="gap,picnn,magnitude")
     inputs = load_inputs(replace(recipe, picnn=PicnnSettings(post_hoc_steps=20)))
-    honest = explain(inputs)
+    honest = stages.explain(inputs)
     splits = inputs.splits
     poisoned = replace(
         splits,
         validation=replace(splits.validation, labels=(splits.validation.labels + 1) % 10),
         test=replace(splits.test, labels=(splits.test.labels + 3) % 10),
     )
-    again = explain(replace(inputs, splits=poisoned))
+    again = stages.explain(replace(inputs, splits=poisoned))
     assert honest.details["weights"] == again.details["weights"]
     for name, values in honest.layers.items():
         assert torch.equal(values, again.layers[name])

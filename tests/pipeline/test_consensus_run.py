@@ -10,9 +10,9 @@ from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import divergence, predict
 from secateur.network.saved import load_network
 from secateur.pipeline.inputs import load_inputs
-from secateur.pipeline.operations import cut_and_repair, plan
 from secateur.pipeline.recipe.recipe import Recipe
 from secateur.pipeline.single_commands import plan_into
+from secateur.pipeline.stages.repairing import cut_and_repair
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import PruningPlan, plan_pruning
@@ -58,7 +58,7 @@ def test_the_report_says_what_was_tried_and_which_order_the_plan_goes_by(run):
     assert note in (run.folder / "report.md").read_text()
 
 
-def test_no_label_of_validation_or_test_images_takes_part_in_the_choice(run):
+def test_no_label_of_validation_or_test_images_takes_part_in_the_choice(run, stages):
     inputs = load_inputs(SETTINGS)
     validation, test = inputs.splits.validation, inputs.splits.test
     wrong = replace(
@@ -66,7 +66,7 @@ def test_no_label_of_validation_or_test_images_takes_part_in_the_choice(run):
         validation=replace(validation, labels=(validation.labels + 1) % 10),
         test=replace(test, labels=(test.labels + 3) % 10),
     )
-    found, _ = plan(replace(inputs, splits=wrong), KernelScores.load(run.folder / "scores.safetensors"))
+    found = stages.plan(replace(inputs, splits=wrong), KernelScores.load(run.folder / "scores.safetensors"))
     assert found == PruningPlan.load(run.folder / "plan.json")
 
 
@@ -86,7 +86,7 @@ def test_tries_that_were_done_before_a_stop_are_not_done_again(tmp_path, monkeyp
         done.append(plan.cut)
         return cut_and_repair(inputs, plan, *rest)
 
-    monkeypatch.setattr("secateur.pipeline.operations.cut_and_repair", counted)
+    monkeypatch.setattr("secateur.pipeline.stages.planning.cut_and_repair", counted)
     with pytest.raises(KeyboardInterrupt):
         prune_and_export(settings, tmp_path / "out")
     last = 100
@@ -105,7 +105,7 @@ def test_every_round_tries_anew(tmp_path, monkeypatch):
         asked.append([sum(len(group.removed) for group in one.groups) for one in plans.values()])
         return best_plan(plans, *rest)
 
-    monkeypatch.setattr("secateur.pipeline.operations.best_plan", watched)
+    monkeypatch.setattr("secateur.pipeline.stages.planning.best_plan", watched)
     run = prune_and_export(SETTINGS.override(rounds=2, allocation="uniform", repair="bn"), tmp_path / "out")
     assert len(asked) == 2
     assert min(asked[1]) > max(asked[0])

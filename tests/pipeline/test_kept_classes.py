@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from secateur import load_model, prune_and_export
-from secateur.cli.options import app
+from secateur.cli.commands import app
 from secateur.export.onnx.model import read_metadata
 from secateur.network.images.digits_images import load_digits_splits
 from secateur.pipeline.recipe.recipe import Recipe

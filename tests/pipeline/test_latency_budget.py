@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from secateur import prune_and_export
-from secateur.cli.options import app
+from secateur.cli.commands import app
 from secateur.common.errors import ExitCode, InputError, UsageError
 from secateur.common.files import sha256_file
 from secateur.export.measure.latency import Comparison, Latency
@@ -143,7 +143,7 @@ def test_of_a_consensus_the_order_of_the_first_try_serves_the_others(machine, tm
         asked.append(list(plans))
         return best_plan(plans, *rest)
 
-    monkeypatch.setattr("secateur.pipeline.operations.best_plan", watched)
+    monkeypatch.setattr("secateur.pipeline.stages.planning.best_plan", watched)
     settings = recipe(latency=0.7, allocation="uniform", page=False).override(rank_by="gap,magnitude")
     run = prune_and_export(settings, tmp_path / "out")
     plan = json.loads((run.folder / "plan.json").read_text())

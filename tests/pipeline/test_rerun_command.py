@@ -7,8 +7,8 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 import secateur.pipeline.prune_and_export
-from secateur.cli.commands import prune_and_export_command
-from secateur.cli.options import app
+from secateur.cli.commands import app
+from secateur.cli.prune_and_export import prune_and_export_command
 from secateur.pipeline.recipe.recipe import Recipe
 from secateur.pipeline.recipe.rerun_command import METHODS, WITHOUT_OPTION, command_of
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from secateur.common.files import read_json, write_json
-from secateur.pipeline.stages.store import Stages
+from secateur.pipeline.stages.store import Stage, StageStore
 
 
 class Killed(BaseException):
@@ -19,13 +19,12 @@ def stage(tmp_path):
     def run(resume):
         worked = []
 
-        def work(folder, progress):
-            worked.append(folder)
-            write_json(folder / "value.json", 7)
+        def work(place):
+            worked.append(place.folder)
+            write_json(place.folder / "value.json", 7)
 
-        value = Stages(tmp_path / "stages", resume).run(
-            "plan", {}, work, lambda folder: read_json(folder / "value.json")
-        )
+        stage = Stage("plan", {}, work, lambda folder: read_json(folder / "value.json"))
+        value = StageStore(tmp_path / "stages", resume).run(stage)
         return value, bool(worked)
 
     return run

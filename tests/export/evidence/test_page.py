@@ -18,7 +18,6 @@ from secateur.network.images.pictures import Preprocessing
 from secateur.network.images.splits import Splits
 from secateur.network.network import Network, Source
 from secateur.pipeline.inputs import Inputs
-from secateur.pipeline.operations import explain, plan
 from secateur.pipeline.recipe.recipe import Recipe
 from secateur.pipeline.stages.evidence_page import verdicts_of, write_run_evidence
 
@@ -39,7 +38,7 @@ def inputs_of(noise_images):
         images = replace(images, preprocessing=network.preprocessing)
         splits = Splits(images, images, images, network.class_names, "")
         recipe = Recipe().override(**{"epochs": 0, "evidence_images": 3, **PLANNED, **options})
-        return Inputs(recipe, network, splits, images, "cpu", (), "", {})
+        return Inputs(recipe, network, splits, images, "cpu", (), "", {"calibration": "", "validation": ""})
 
     return build
 
@@ -52,10 +51,10 @@ def network(tiny, network_of, noise_images, spread):
 
 
 @pytest.fixture(scope="module")
-def page(network, inputs_of, tmp_path_factory):
+def page(network, inputs_of, tmp_path_factory, stages):
     inputs = inputs_of(*network, misclassified=2)
-    scores = explain(inputs)
-    chosen, _ = plan(inputs, scores)
+    scores = stages.explain(inputs)
+    chosen = stages.plan(inputs, scores)
     path = tmp_path_factory.mktemp("page") / "evidence.html"
     return write_run_evidence(inputs, scores, chosen, path), scores, chosen
 
@@ -204,8 +203,8 @@ def test_names_from_the_data_stay_text(page, browser):
     assert json.loads(json_in_html({"a": "</script>&\u2029"})) == {"a": "</script>&\u2029"}
 
 
-def test_a_hostile_layer_name_stays_text(network, inputs_of, browser, tmp_path, monkeypatch):
-    from secateur.pipeline import evidence_page as evidence_stage
+def test_a_hostile_layer_name_stays_text(network, inputs_of, browser, tmp_path, monkeypatch, stages):
+    from secateur.pipeline.stages import evidence_page as evidence_stage
 
     inputs = inputs_of(*network, evidence_images=1)
     gather = evidence_stage.gather_kernel_evidence
@@ -216,7 +215,7 @@ def test_a_hostile_layer_name_stays_text(network, inputs_of, browser, tmp_path, 
         return replace(found, sites=sites, neighbours=None)
 
     monkeypatch.setattr(evidence_stage, "gather_kernel_evidence", renamed)
-    path = write_run_evidence(inputs, explain(inputs), None, tmp_path / "evidence.html")
+    path = write_run_evidence(inputs, stages.explain(inputs), None, tmp_path / "evidence.html")
     with browser.open(path) as opened:
         assert opened.page.evaluate("document.title") != "taken"
         opened.page.locator(".tile").first.click()
@@ -225,10 +224,10 @@ def test_a_hostile_layer_name_stays_text(network, inputs_of, browser, tmp_path, 
         assert (opened.faults, opened.requests) == ([], [])
 
 
-def test_large_images_limit_patches_and_the_page_says_so(tiny, network_of, inputs_of, browser, tmp_path):
+def test_large_images_limit_patches_and_the_page_says_so(tiny, network_of, inputs_of, browser, tmp_path, stages):
     network = network_of(tiny("chain"), (3, 100, 120))
     inputs = inputs_of(network, evidence_kernels=2, evidence_images=1)
-    path = write_run_evidence(inputs, explain(inputs), None, tmp_path / "evidence.html")
+    path = write_run_evidence(inputs, stages.explain(inputs), None, tmp_path / "evidence.html")
     with browser.open(path) as opened:
         tab = opened.page
         assert "Patches are shown for 2 kernels a layer" in tab.locator("#kernels-intro").inner_text()
@@ -259,7 +258,7 @@ def _sites(network, noise_images, settings):
     return gather_kernel_evidence(task, None, settings or GatheringSettings()).sites
 
 
-def test_a_network_that_cannot_be_traced_still_gets_its_page(network_of, inputs_of, browser, tmp_path):
+def test_a_network_that_cannot_be_traced_still_gets_its_page(network_of, inputs_of, browser, tmp_path, stages):
     class Untraceable(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -272,17 +271,17 @@ def test_a_network_that_cannot_be_traced_still_gets_its_page(network_of, inputs_
             return self.head(x.mean((2, 3)))
 
     inputs = inputs_of(network_of(Untraceable()))
-    path = write_run_evidence(inputs, explain(inputs), None, tmp_path / "evidence.html")
+    path = write_run_evidence(inputs, stages.explain(inputs), None, tmp_path / "evidence.html")
     with browser.open(path) as opened:
         said = opened.page.inner_text("main")
         assert said.count("cannot be traced") >= 3 or said.count("trace") >= 3, said
         assert (opened.faults, opened.requests) == ([], [])
 
 
-def test_a_plan_or_scores_of_another_network_are_not_shown(network, tiny, network_of, inputs_of, tmp_path):
+def test_a_plan_or_scores_of_another_network_are_not_shown(network, tiny, network_of, inputs_of, tmp_path, stages):
     other = inputs_of(network_of(tiny("chain")))
-    scores = explain(other)
-    chosen, _ = plan(other, scores)
+    scores = stages.explain(other)
+    chosen = stages.plan(other, scores)
     assert verdicts_of(network[0], chosen) is None
     path = write_run_evidence(inputs_of(*network, evidence_images=1), scores, chosen, tmp_path / "evidence.html")
     assert path.read_text().count("another network") == 2
@@ -290,7 +289,7 @@ def test_a_plan_or_scores_of_another_network_are_not_shown(network, tiny, networ
 
 
 @pytest.mark.slow
-def test_the_page_of_resnet20_is_below_20_megabytes(shared, shake, inputs_of, noise_images, tmp_path):
+def test_the_page_of_resnet20_is_below_20_megabytes(shared, shake, inputs_of, noise_images, tmp_path, stages):
     source = shared / "models" / "resnet_cifar.py"
     specification = importlib.util.spec_from_file_location("resnet_cifar", source)
     module = importlib.util.module_from_spec(specification)
@@ -300,7 +299,10 @@ def test_the_page_of_resnet20_is_below_20_megabytes(shared, shake, inputs_of, no
     network = Network(shake(module.resnet20()), preprocessing, names, Source("resnet20"))
     images = noise_images(64, (3, 32, 32), 10)  # noise: nothing that could be compressed
     path = write_run_evidence(
-        inputs_of(network, images, evidence_images=2), explain(inputs_of(network, images)), None, tmp_path / "e.html"
+        inputs_of(network, images, evidence_images=2),
+        stages.explain(inputs_of(network, images)),
+        None,
+        tmp_path / "e.html",
     )
     carried = data_of(path)
     assert sum(site["kernels"] for site in carried["sites"] if site["layer"]) == 698

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from secateur.cli.options import app
+from secateur.cli.commands import app
 from secateur.export.report.compare import NOT_COMPARABLE, compare_reports, to_html, to_markdown, write_comparison
 from secateur.export.report.report import write_report
 
