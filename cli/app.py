@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -34,7 +33,7 @@ PANELS = {
 class InOrderOfUse(TyperGroup):
     """Lists commands in the order of :data:`PANELS`."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return [name for name in PANELS if name in self.commands]
 
 

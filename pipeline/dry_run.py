@@ -214,8 +214,8 @@ def _memory(inputs: Inputs, pace: _Pace) -> int:
     recipe = inputs.recipe
     measuring = min(MEMORY_BYTES, LIVE_MAPS * pace.largest * len(inputs.calibration))
     training = 3 * recipe.recovery.batch_size * pace.all_maps if recipe.recovery.epochs else 0
-    weights = sum(value.numel() * value.element_size() for value in inputs.network.module.state_dict().values())
-    return _resident() + max(measuring, training) + 4 * weights
+    weights: int = sum(value.numel() * value.element_size() for value in inputs.network.module.state_dict().values())
+    return int(_resident() + max(measuring, training) + 4 * weights)
 
 
 def _resident() -> int:
@@ -225,4 +225,4 @@ def _resident() -> int:
     except ImportError:
         return 0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else 1024 * used
+    return int(used if sys.platform == "darwin" else 1024 * used)

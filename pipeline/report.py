@@ -115,7 +115,7 @@ def _against(inputs: Inputs) -> str:
     return "labels" if inputs.splits.test.labelled else "original"
 
 
-def _gates(inputs: Inputs, outcome: Outcome, shipped: Cost, drop: Drop, speedup: Ratio | None) -> list[Gate]:
+def _gates(inputs: Inputs, outcome: Outcome, shipped: Cost, drop: Drop, speedup: Ratio | None) -> tuple[Gate, ...]:
     return judge(
         inputs.recipe.gates,
         budget=_budget(outcome, shipped, speedup),

@@ -204,5 +204,6 @@ def test_wheel_is_whole_and_runs_in_an_empty_environment(tmp_path):
         capture_output=True,
         text=True,
         check=True,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
     )
     assert str(site) in where.stdout

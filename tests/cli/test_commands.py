@@ -389,7 +389,7 @@ def test_explain_a_picture_writes_its_evidence(model, data, tmp_path):
         (["PICTURE", "--occlude", "5,5,9,9"], ExitCode.BAD_INPUT, "9"),
         (["PICTURE", "--class", "cow"], ExitCode.BAD_INPUT, "no class 'cow'"),
         (["PICTURE", "--layers", "nowhere"], ExitCode.BAD_INPUT, "no layer 'nowhere'"),
-        (["PICTURE", "--kernel", "3:99:0:0", "--layers", "0"], ExitCode.BAD_INPUT, "kernel 99"),
+        (["PICTURE", "--kernel", "3:99:0:0", "--layers", "0"], ExitCode.BAD_INPUT, "kernel must be between 0 and 7"),
         (["missing.png"], ExitCode.BAD_INPUT, "missing.png does not exist"),
     ],
 )
