@@ -1,142 +1,24 @@
-"""`bench` on classifiers of other makes, and `doctor`."""
+"""Two ONNX files compared from the command line."""
 
-import json
-import re
-from importlib import metadata
-from unittest.mock import Mock
+from shell import secateur
 
-import numpy as np
-import onnx
-import pytest
-from onnx import TensorProto, helper
-
-from secateur.cli.tools import doctor
-from secateur.cli.tools.bench import BenchSettings, bench
-from secateur.common.errors import InputError, MachineError, UsageError
-from secateur.common.progress import Observer
-from secateur.export.measure import latency
-from secateur.export.runtime import session as runtime
-from secateur.export.runtime.classifier import read_classifier
-
-KINDS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+from secateur.common.errors import ExitCode
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(latency, "SECONDS", 0.05)
+def test_bench_needs_to_know_the_normalisation(tmp_path, data):
+    import onnx
+    from onnx import TensorProto, helper
 
-
-def classifier(path, *, last=False, batch="n", kind="float32", softmax=False, outputs=1, opset=18, size=8, classes=3):
-    """A global average and a linear layer, as others might write it."""
-    dtype = np.float16 if kind == "float16" else np.float32
-    shape = [batch, size, size, 3] if last else [batch, 3, size, size]
-    weights = np.random.default_rng(0).standard_normal((3, classes)).astype(dtype)
-    nodes = [helper.make_node("Transpose", ["picture"], ["x"], perm=[0, 3, 1, 2])] if last else []
-    nodes += [
-        helper.make_node("GlobalAveragePool", ["x" if last else "picture"], ["p"]),
-        helper.make_node("Flatten", ["p"], ["f"]),
-        helper.make_node("MatMul", ["f", "w"], ["scores"]),
-    ]
-    if softmax:
-        nodes.append(helper.make_node("Softmax", ["scores"], ["shares"], axis=1))
-    names = ["shares" if softmax else "scores", "f"][:outputs]
     graph = helper.make_graph(
-        nodes,
-        "other",
-        [helper.make_tensor_value_info("picture", KINDS[kind], shape)],
-        [helper.make_tensor_value_info(name, KINDS[kind], [batch, 3 if name == "f" else classes]) for name in names],
-        [helper.make_tensor("w", KINDS[kind], weights.shape, weights.tobytes(), raw=True)],
+        [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 3, 8, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 3))],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7)
-    onnx.save(model, path)
-    return path
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"last": True},
-        {"batch": 4},
-        {"kind": "float16"},
-        {"softmax": True},
-        {"outputs": 2},
-        {"opset": 11},
-    ],
-    ids=str,
-)
-def test_other_makes_give_the_same_classes(other, tmp_path, noise_images, recorder):
-    plain, path = classifier(tmp_path / "plain.onnx"), classifier(tmp_path / "other.onnx", **other)
-    images = np.random.default_rng(1).random((4, 3, 8, 8), dtype=np.float32)
-    from secateur.export.runtime.session import open_session
-
-    first, second = (read_classifier(one).run(open_session(one).session, images).argmax(1) for one in (plain, path))
-    assert np.array_equal(first, second)
-    observer = recorder()
-    found = bench(plain, path, BenchSettings(provider="cpu"), observer)
-    assert [row.batch for row in found.comparisons] == ([4] if "batch" in other else [1, 32])
-    told = " ".join(observer.told)
-    assert ("channels last" in told) == ("last" in other)
-    assert ("'scores' is read, not 'f'" in told) == ("outputs" in other)
-    assert all(nodes["cpu"] > 0 for nodes in found.placement)
-    json.dumps(found.to_json(), allow_nan=False)
-    assert any(row[0] == "  images a second" for row in found.rows())
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "settings", "message"),
-    [
-        ({}, {"size": 9}, {}, "cannot be compared"),
-        ({"batch": 2}, {"batch": 3}, {}, "no size that both take"),
-        ({"batch": 2}, {}, {"batches": (1,)}, "batches of 2 only"),
-        ({}, {}, {"input_shape": (3, 9, 9)}, "--input-shape says"),
-        ({"size": "s"}, {"size": "s"}, {}, "leaves its image size open"),
-    ],
-)
-def test_what_cannot_be_compared_is_named(first, second, settings, message, tmp_path):
-    one, other = classifier(tmp_path / "one.onnx", **first), classifier(tmp_path / "other.onnx", **second)
-    with pytest.raises(InputError, match=message):
-        bench(one, other, BenchSettings(provider="cpu", **settings), Observer())
-
-
-def test_an_open_size_is_taken_from_the_other_file(tmp_path):
-    one, other = classifier(tmp_path / "one.onnx", size="s"), classifier(tmp_path / "other.onnx")
-    assert bench(one, other, BenchSettings((1,), provider="cpu"), Observer()).comparisons[0].batch == 1
-
-
-def test_doctor_tries_and_says_how_to_mend(monkeypatch):
-    monkeypatch.setattr(doctor, "why_not", lambda name: "" if name == "cpu" else "its library is missing.")
-    findings = {one.name: one for one in doctor.examine()}
-    assert findings["provider cpu"].advice == doctor.READY
-    (cuda,) = re.findall(r"nvidia-cudnn-cu(\d+)", " ".join(metadata.requires("onnxruntime-gpu")))
-    assert f"pip install tensorrt-cu{cuda}" in findings["provider tensorrt"].advice
-    assert "pip install" in findings["provider cuda"].advice
-    assert findings["temporary folder"].works
-    doctor.require(findings.values(), "cpu")
-    with pytest.raises(MachineError, match="its library is missing"):
-        doctor.require(findings.values(), "cuda")
-    with pytest.raises(UsageError, match="openvino"):
-        doctor.require(findings.values(), "vulkan")
-
-
-def test_doctor_works_where_the_runtime_is_gone(monkeypatch):
-    """Its own advice may have been followed by half: both packages uninstalled, nothing installed yet."""
-    gone = Mock(side_effect=ImportError("No module named 'onnxruntime'"))
-    for module in (runtime, doctor):
-        monkeypatch.setattr(module, "runtime_library", gone)
-        monkeypatch.setattr(module, "runtime_packages", dict)
-    runtime.why_not.cache_clear()
-    findings = {one.name: one for one in doctor.examine()}
-    runtime.why_not.cache_clear()
-    assert findings["ONNX Runtime"].advice == "pip install --upgrade secateur"
-    for name in runtime.PROVIDERS:
-        assert not findings[f"provider {name}"].works
-        assert "onnxruntime cannot be imported: No module named 'onnxruntime'." in findings[f"provider {name}"].advice
-    assert "tensorrt-cu" not in findings["provider tensorrt"].advice
-
-
-def test_two_runtime_packages_are_named(monkeypatch):
-    both = {"onnxruntime": "1", "onnxruntime-gpu": "1"}
-    monkeypatch.setattr(doctor, "runtime_packages", lambda: both)
-    (finding,) = (one for one in doctor.examine() if one.name == "ONNX Runtime")
-    assert not finding.works
-    assert "pip uninstall onnxruntime onnxruntime-gpu" in finding.advice
+    path = tmp_path / "foreign.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    code, _, stderr = secateur("bench", path, path, "--data", data)
+    assert code == ExitCode.BAD_INPUT
+    assert "--mean" in stderr
+    code, _, stderr = secateur("bench", path, path, "--batches", "1")
+    assert code == 0, stderr

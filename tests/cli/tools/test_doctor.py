@@ -1,0 +1,53 @@
+"""What works on a machine is tried, and what does not is named with its fix."""
+
+import re
+from importlib import metadata
+from unittest.mock import Mock
+
+import pytest
+from onnx import TensorProto
+
+from secateur.cli.tools import doctor
+from secateur.common.errors import MachineError, UsageError
+from secateur.export.runtime import session as runtime
+
+KINDS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
+
+
+def test_doctor_tries_and_says_how_to_fix(monkeypatch):
+    monkeypatch.setattr(doctor, "why_not", lambda name: "" if name == "cpu" else "its library is missing.")
+    findings = {one.name: one for one in doctor.examine()}
+    assert findings["provider cpu"].advice == doctor.READY
+    (cuda,) = re.findall(r"nvidia-cudnn-cu(\d+)", " ".join(metadata.requires("onnxruntime-gpu")))
+    assert f"pip install tensorrt-cu{cuda}" in findings["provider tensorrt"].advice
+    assert "pip install" in findings["provider cuda"].advice
+    assert findings["temporary folder"].works
+    doctor.require(findings.values(), "cpu")
+    with pytest.raises(MachineError, match="its library is missing"):
+        doctor.require(findings.values(), "cuda")
+    with pytest.raises(UsageError, match="openvino"):
+        doctor.require(findings.values(), "vulkan")
+
+
+def test_doctor_works_where_the_runtime_is_gone(monkeypatch):
+    """Its own advice may have been followed by half: both packages uninstalled, nothing installed yet."""
+    gone = Mock(side_effect=ImportError("No module named 'onnxruntime'"))
+    for module in (runtime, doctor):
+        monkeypatch.setattr(module, "runtime_library", gone)
+        monkeypatch.setattr(module, "runtime_packages", dict)
+    runtime.why_not.cache_clear()
+    findings = {one.name: one for one in doctor.examine()}
+    runtime.why_not.cache_clear()
+    assert findings["ONNX Runtime"].advice == "pip install --upgrade secateur"
+    for name in runtime.PROVIDERS:
+        assert not findings[f"provider {name}"].works
+        assert "onnxruntime cannot be imported: No module named 'onnxruntime'." in findings[f"provider {name}"].advice
+    assert "tensorrt-cu" not in findings["provider tensorrt"].advice
+
+
+def test_two_runtime_packages_are_named(monkeypatch):
+    both = {"onnxruntime": "1", "onnxruntime-gpu": "1"}
+    monkeypatch.setattr(doctor, "runtime_packages", lambda: both)
+    (finding,) = (one for one in doctor.examine() if one.name == "ONNX Runtime")
+    assert not finding.works
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in finding.advice
