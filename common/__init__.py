@@ -1,5 +1,4 @@
-"""What every room needs and what knows no network: errors, files, the machine, progress, checks of settings.
+"""Helpers that know nothing of networks: errors and exit codes, files, the machine, progress, checks of settings.
 
-Nothing here imports another room. Open ``errors.py`` first for the exit codes, then ``files.py`` for how files are written
-whole or not at all.
+Nothing here imports another sub-package. Open ``errors.py`` first for the exit codes, then ``files.py`` for atomic writes.
 """

@@ -1,4 +1,4 @@
-"""What this machine is, which device work runs on, and the seeds."""
+"""The machine that a run uses: its description for reports, the device, seeds."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Environment:
-    """The machine that a figure was measured on. ``gpu`` and ``driver`` (NVIDIA's version) are None without one."""
+    """The machine that a figure was measured on. ``gpu``, ``cuda`` and ``driver`` (NVIDIA's version) are None without a GPU."""
 
     python: str
     system: str
@@ -48,7 +48,7 @@ class Environment:
 
 
 def describe_environment() -> Environment:
-    """Read the processor, the memory, the GPU and the versions that figures depend on."""
+    """Describe this machine: processor, memory, GPU and the package versions that figures depend on."""
     import torch
 
     has_gpu = torch.cuda.is_available()
@@ -67,26 +67,28 @@ def describe_environment() -> Environment:
 
 @functools.cache
 def code_sha256() -> str:
-    """The hash of secateur's own code, for what is kept from run to run."""
+    """The SHA-256 of secateur's own code: results cached from run to run depend on it."""
     root = Path(__file__).resolve().parent.parent
-    files = sorted([*root.glob("*.py"), *(path for room in rooms(root) for path in (root / room).glob("*.py"))])
+    files = sorted(
+        [*root.glob("*.py"), *(path for package in subpackages(root) for path in (root / package).glob("*.py"))]
+    )
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def rooms(root: Path) -> list[str]:
-    """The packages in a folder, as paths from it: every folder below that holds an ``__init__.py``."""
+def subpackages(root: Path) -> list[str]:
+    """The packages below a folder, as paths relative to it."""
     found = []
     for path in sorted(root.glob("*/__init__.py")):
         name = path.parent.name
-        found += [name, *(f"{name}/{inner}" for inner in rooms(path.parent))]
+        found += [name, *(f"{name}/{inner}" for inner in subpackages(path.parent))]
     return found
 
 
 def installed_packages() -> dict[str, str]:
-    """Versions of the packages that results depend on; those not installed are left out."""
+    """The versions of the packages that results depend on, without those that are not installed."""
     found = {}
     for name in PACKAGES:
         try:
@@ -97,18 +99,18 @@ def installed_packages() -> dict[str, str]:
 
 
 def available_cores() -> int:
-    """The cores this process may use (a container's share, where the system tells it)."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def choose_device(name: str) -> str:
-    """``auto``, ``cpu`` or ``cuda`` to the device that work runs on.
+    """The device for ``auto``, ``cpu`` or ``cuda``; ``auto`` is ``cuda`` where torch sees a GPU.
 
     Raises:
-        MachineError: ``cuda`` was asked for and torch sees no GPU.
-        UsageError: another name.
+        MachineError: ``cuda`` was requested and torch sees no GPU.
+        UsageError: ``name`` is none of the three.
     """
     import torch
 
@@ -116,7 +118,7 @@ def choose_device(name: str) -> str:
         raise UsageError(f"device must be auto, cpu or cuda (got {name!r}).")
     if name == "cuda" and not torch.cuda.is_available():
         raise MachineError(
-            "--device cuda was asked for, but torch sees no CUDA GPU here. Run `secateur doctor`, or use --device auto."
+            "--device cuda was requested, but torch sees no CUDA GPU. Run `secateur doctor` to see why, or use --device auto."
         )
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -143,14 +145,14 @@ def _processor_name() -> str:
 
 
 def driver_in(text: str) -> str | None:
-    """The version in what NVIDIA's kernel module says of itself in ``/proc/driver/nvidia/version``."""
+    """The driver version in the text of ``/proc/driver/nvidia/version``."""
     found = re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text, re.MULTILINE)
     return found[1] if found else None
 
 
 @functools.cache
 def _driver_version() -> str | None:
-    """The version of NVIDIA's driver: from the kernel module where Linux tells it, else from nvidia-smi."""
+    """The version of NVIDIA's driver: from the kernel module on Linux, else from nvidia-smi."""
     with contextlib.suppress(OSError):
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
         if found := driver_in(text):

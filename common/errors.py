@@ -1,4 +1,4 @@
-"""Errors that a user can act on, each with the exit code that the command line ends with."""
+"""Errors that a user can fix, each with the exit code of the command line."""
 
 from enum import IntEnum
 
@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
 
 
 class SecateurError(Exception):
-    """Something the user can mend. The message names the thing, what was expected and the next step.
+    """An error that the user can fix. The message says what was wrong, what was expected and what to do next.
 
     Examples:
         >>> import secateur
@@ -36,13 +36,13 @@ class UsageError(SecateurError):
 
 
 class InputError(SecateurError):
-    """The model, the weights, the data or the recipe file cannot be used as they are."""
+    """The model, the weights, the data or the recipe file cannot be used."""
 
     exit_code = ExitCode.BAD_INPUT
 
 
 class MachineError(SecateurError):
-    """This machine lacks what was required (a GPU, an execution provider)."""
+    """This machine lacks something that was required: a GPU, an execution provider."""
 
     exit_code = ExitCode.MACHINE
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their hashes, and the folder of a run."""
+"""Atomic writes, hashes, the cache folder, and the lock on a run's folder."""
 
 import contextlib
 import hashlib
@@ -15,14 +15,14 @@ from filelock import FileLock, Timeout
 
 from .errors import InputError, UsageError
 
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # as mkstemp names those of ``replacing``
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # the names that ``replacing`` gives its temporary files
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes ``path``'s place in one step.
+    """Yield a temporary path beside ``path`` that atomically replaces it on success.
 
-    On an exception the temporary file goes and whatever ``path`` held stays.
+    On an exception the temporary file is deleted and ``path`` keeps its content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -40,13 +40,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 with ``\\n`` line ends, whole or not at all."""
+    """Write ``text`` as UTF-8 with ``\\n`` line ends, atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON. NaN and infinity are refused: no reader is owed them."""
+    """Write ``value`` as indented JSON, atomically.
+
+    Raises:
+        ValueError: ``value`` holds NaN or infinity, which JSON does not have.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -61,7 +65,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist. Run the command that writes it first.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}). It was cut short or edited; write it again.") from error
+        raise InputError(
+            f"{path} is not valid JSON ({error}). It may be truncated or edited; write it again."
+        ) from error
 
 
 def sha256_file(path: Path) -> str:
@@ -71,13 +77,13 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """The SHA-256 of a value's canonical JSON: equal values have equal hashes on every machine."""
+    """The SHA-256 of a value's canonical JSON, the same on every machine."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def cache_folder() -> Path:
-    """Where measurements are kept from run to run: ``SECATEUR_CACHE``, or secateur's part of the user's cache folder."""
+    """Where results are cached from run to run: ``SECATEUR_CACHE``, else ``secateur`` in the user's cache folder."""
     if given := os.environ.get("SECATEUR_CACHE"):
         return Path(given)
     if sys.platform == "win32":
@@ -91,19 +97,19 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[Path]:
-    """Hold ``folder`` (made if need be) for one run; the system frees the lock when the process ends.
+    """Lock ``folder``, created if necessary, for one run; the system releases the lock when the process ends.
 
-    Temporary files that a killed run left in it are removed.
+    Temporary files that a killed run left in it are deleted.
 
     Raises:
-        UsageError: another run holds it.
-        InputError: the path is a file, or cannot be made.
+        UsageError: another run holds the lock.
+        InputError: the path is a file, or the folder cannot be created.
     """
     try:
         (folder / ".secateur").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"The output folder {folder} cannot be made ({error.strerror}). Choose another --out."
+            f"The output folder {folder} cannot be created ({error.strerror}). Choose another --out."
         ) from error
     lock = FileLock(folder / ".secateur" / "lock")
     try:

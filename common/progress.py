@@ -4,15 +4,23 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) while something long goes on."""
+"""Called as ``progress(done, total)`` during long work."""
 
 
 def silent(done: int, total: int) -> None:
-    """A progress that is not shown."""
+    """A progress callback that does nothing."""
 
 
 def in_parts(progress: Progress, *shares: tuple[str, int]) -> Callable[[str], Progress]:
-    """One progress out of those of several parts, by their shares of the time."""
+    """Combine the progress of several parts into one.
+
+    Args:
+        progress: receives the whole's progress, in thousandths.
+        shares: (name, share of the time) of each part, in order.
+
+    Returns:
+        A function from a part's name to its progress callback.
+    """
     total, before, starts = sum(share for _, share in shares), 0, dict[str, tuple[int, int]]()
     for name, share in shares:
         starts[name] = before, share
@@ -21,24 +29,24 @@ def in_parts(progress: Progress, *shares: tuple[str, int]) -> Callable[[str], Pr
     def part(name: str) -> Progress:
         start, share = starts[name]
 
-        def told(done: int, of: int) -> None:
+        def report(done: int, of: int) -> None:
             progress(round(1000 * (start + share * done / max(1, of)) / total), 1000)
 
-        return told
+        return report
 
     return part
 
 
 class Observer:
-    """What a run tells while it works; this one stays silent. The command line has one that prints."""
+    """Receives what a run reports while it works. This one ignores it; the command line's prints it."""
 
     def say(self, text: str) -> None:
         """Something the user should know."""
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Progress]:
-        """A stage begins and ends; inside, progress is told as (done, total)."""
+        """The context of one stage; yields its progress callback."""
         yield silent
 
     def skipped(self, name: str) -> None:
-        """A stage's result was there already."""
+        """A stage was skipped because its result already exists."""

@@ -1,4 +1,4 @@
-"""Functions in a user's Python file, imported with errors that name the file."""
+"""Import functions from a user's Python file, with errors that name the file."""
 
 import importlib.util
 import sys
@@ -13,7 +13,11 @@ from .files import sha256_json
 
 
 def split_function(spec: str, option: str) -> tuple[Path, str]:
-    """``path/to/file.py:function`` to its two parts, the file checked to exist."""
+    """Split ``path/to/file.py:function`` into its two parts.
+
+    Raises:
+        InputError: it has another form, or the file does not exist.
+    """
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name.isidentifier():
         raise InputError(f"{option} {spec}: expected path/to/file.py:function.")
@@ -23,17 +27,17 @@ def split_function(spec: str, option: str) -> tuple[Path, str]:
 
 
 class _FromSource(SourceFileLoader):
-    """Compiles a file every time; kept bytecode passes for a file of the same size that was saved in the same second."""
+    """Compiles the file at every import: cached bytecode also matches a file of the same size saved in the same second."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def import_file(path: Path, option: str) -> ModuleType:
-    """Run a user's Python file as a module; files beside it can be imported by it.
+    """Run a user's Python file as a module; it may import files beside it.
 
     Raises:
-        InputError: running it failed; the error is passed on.
+        InputError: running it failed.
     """
     module_name = f"secateur_user_{path.stem}_{sha256_json(str(path.resolve()))[:12]}"
     specification = importlib.util.spec_from_file_location(
@@ -47,7 +51,7 @@ def import_file(path: Path, option: str) -> ModuleType:
     sys.modules[module_name] = module
     try:
         specification.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's file raises is the user's to see, in one line
+    except (Exception, SystemExit) as error:  # the user's file may raise anything
         sys.modules.pop(module_name, None)
         raise InputError(f"{option}: running {path} failed with {describe(error)}") from error
     finally:
@@ -59,7 +63,7 @@ def import_function(spec: str, option: str) -> Callable[[], Any]:
     """The function that ``path/to/file.py:function`` names.
 
     Raises:
-        InputError: no such file or function, or the file does not run.
+        InputError: the file or the function does not exist, or running the file failed.
     """
     path, name = split_function(spec, option)
     found = getattr(import_file(path, option), name, None)

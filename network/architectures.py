@@ -1,4 +1,4 @@
-"""Modules from every form of ``--model``, with what each says about its images: digits, torchvision, timm, a user's factory."""
+"""Build the module that ``--model`` names: the digits network, torchvision, timm, or a function in a user's file."""
 
 import difflib
 import logging
@@ -21,7 +21,7 @@ from .settings import ModelSettings
 
 @dataclass(frozen=True)
 class Declared:
-    """What a model says about itself; None where it says nothing."""
+    """A module with what it declares about its input and classes; None where it declares nothing."""
 
     module: nn.Module
     input_shape: Sequence[int] | None = None
@@ -35,15 +35,16 @@ class Declared:
 def build_module(
     settings: ModelSettings, tensors: dict[str, Tensor] | None, classes: int | None = None, pretrained: bool = True
 ) -> Declared:
-    """Build what ``settings.model`` names, except for a run folder.
+    """Build the module that ``settings.model`` names. A run folder is loaded by ``load_network`` instead.
 
     Args:
-        tensors: a checkpoint that will be loaded into it, whose head says how many classes; None: the model's own weights.
-        classes: of the head; what the checkpoint or the model has if None.
-        pretrained: False builds the architecture alone.
+        tensors: the checkpoint that will be loaded into it, whose head gives the class count; None for the model's own
+            weights.
+        classes: outputs of the head; None for as many as the checkpoint or the model has.
+        pretrained: False builds the architecture without its weights.
 
     Raises:
-        InputError: no such model, or its code fails.
+        InputError: there is no such model, or its code fails.
     """
     name = settings.model
     if name == "digits":
@@ -56,10 +57,10 @@ def build_module(
 
 
 def preprocessing_of(settings: ModelSettings, declared: Declared) -> Preprocessing:
-    """What the network expects of its images: the settings, else what the model declares.
+    """How pictures become the network's input: by the settings, else by what the model declares.
 
     Raises:
-        InputError: neither says the input shape or the normalisation, or they cannot be.
+        InputError: the input shape or the normalisation is missing or invalid.
     """
     shape = settings.input_shape or declared.input_shape
     if shape is None:
@@ -81,16 +82,19 @@ def preprocessing_of(settings: ModelSettings, declared: Declared) -> Preprocessi
         raise InputError(f"--model {settings.model}: INPUT_SHAPE or NORMALISATION is not numeric ({error}).") from error
     if not len(means) == len(deviations) == channels:
         raise InputError(
-            f"The normalisation has {len(means)} means and {len(deviations)} standard deviations for {channels} channels."
+            f"The normalisation has {len(means)} means and {len(deviations)} standard deviations for {channels} channels. "
+            "Give one of each per channel."
         )
     if any(not math.isfinite(value) for value in means) or any(not value > 0 for value in deviations):
-        raise InputError(f"The normalisation must be finite means and positive deviations (got {means}, {deviations}).")
+        raise InputError(
+            f"Means must be finite and standard deviations positive (got mean {means} and std {deviations})."
+        )
     resize = declared.resize if settings.input_shape is None else None
     return Preprocessing((channels, height, width), means, deviations, resize)
 
 
 def names_torchvision_weights(settings: ModelSettings) -> bool:
-    """Whether ``settings.weights`` is a name of torchvision's weights and no file."""
+    """Whether ``settings.weights`` names weights of torchvision rather than a file."""
     from torchvision import models
 
     if settings.model not in models.list_models(module=models) or settings.weights is None:
@@ -100,7 +104,7 @@ def names_torchvision_weights(settings: ModelSettings) -> bool:
 
 
 def known_weights(model: str) -> str:
-    """The names of weights that torchvision has for a model, as a hint; nothing for other models."""
+    """A hint that lists torchvision's weights for a model; empty for other models."""
     from torchvision import models
 
     if model not in models.list_models(module=models):
@@ -114,19 +118,22 @@ def _from_factory(spec: str) -> Declared:
     factory = getattr(user, function, None)
     if factory is None or not callable(factory):
         offered = sorted(name for name, value in vars(user).items() if callable(value) and not name.startswith("_"))
-        raise InputError(f"--model {spec}: {path} defines no function {function!r}. It has: {', '.join(offered)}.")
+        hint = f"It has: {', '.join(offered)}." if offered else "Define it there."
+        raise InputError(f"--model {spec}: {path} defines no function {function!r}. {hint}")
     try:
         module = factory()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(f"--model {spec}: calling {function}() failed with {describe(error)}") from error
     module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
     if not isinstance(module, nn.Module):
-        raise InputError(f"--model {spec}: {function}() returned {type(module).__name__}, not an nn.Module.")
+        raise InputError(
+            f"--model {spec}: {function}() returned {type(module).__name__}, not an nn.Module. Return the model."
+        )
     if isinstance(module, torch.jit.ScriptModule):
-        raise InputError(f"--model {spec}: {function}() returned a TorchScript module; the plain nn.Module is needed.")
+        raise InputError(f"--model {spec}: {function}() returned a TorchScript module. Return the plain nn.Module.")
     resize = getattr(user, "RESIZE", None)
     if resize is not None and (isinstance(resize, bool) or not isinstance(resize, int) or resize < 1):
-        raise InputError(f"{path}: RESIZE must be a whole number of pixels (got {resize!r}).")
+        raise InputError(f"{path}: RESIZE must be a positive whole number of pixels (got {resize!r}).")
     normalisation = getattr(user, "NORMALISATION", None) or {}
     if not isinstance(normalisation, dict) or not set(normalisation) <= {"mean", "std"}:
         raise InputError(f'{path}: NORMALISATION must be {{"mean": (…), "std": (…)}}.')
@@ -151,7 +158,7 @@ def _from_torchvision(
         near = difflib.get_close_matches(name, [*known, "digits"], n=3)
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise InputError(
-            f"--model {name}: no such model.{hint} Expected: digits, a torchvision classification model, timm:NAME, "
+            f"--model {name}: unknown model.{hint} Expected: digits, a torchvision classification model, timm:NAME, "
             "path/to/file.py:function, or a folder that secateur wrote."
         )
     weights = models.get_model_weights(name)
@@ -160,7 +167,8 @@ def _from_torchvision(
         wanted = settings.weights.upper()
         if wanted != "DEFAULT" and wanted not in weights.__members__:
             raise InputError(
-                f"--weights {settings.weights}: {name} has {', '.join(weights.__members__)}, or give a file."
+                f"--weights {settings.weights}: torchvision has no such weights for {name}. Expected "
+                f"{', '.join(weights.__members__)}, or a file."
             )
         chosen = weights[wanted] if wanted != "DEFAULT" else chosen
     options: dict[str, Any] = {}
@@ -173,8 +181,8 @@ def _from_torchvision(
             module = models.get_model(name, weights=chosen)
         except OSError as error:
             raise InputError(
-                f"--model {name}: its weights {chosen} are not here and cannot be downloaded ({first_line(error)}). "
-                "Give a file with --weights."
+                f"--model {name}: its weights {chosen} are not cached and cannot be downloaded ({first_line(error)}). "
+                "Pass a file with --weights."
             ) from error
     _drop_auxiliary_heads(module)
     transform = chosen.transforms()
@@ -197,19 +205,19 @@ def _torchvision_note(settings: ModelSettings, chosen: Any) -> str:
         if given is None
     ]
     if not taken:
-        return "Class names follow torchvision's or the data's."
-    return f"{' and '.join(taken).capitalize()}: torchvision's, declared with {chosen}."
+        return "Class names are torchvision's or the data's."
+    return f"{' and '.join(taken).capitalize()}: torchvision's, as declared with {chosen}."
 
 
 def _from_timm(name: str, tensors: dict[str, Tensor] | None, classes: int | None, pretrained: bool) -> Declared:
     try:
         import timm
     except ImportError as error:
-        raise InputError(f"--model timm:{name} needs timm: pip install 'secateur[timm]'.") from error
+        raise InputError(f"--model timm:{name}: timm is not installed. Run pip install 'secateur[timm]'.") from error
     if name not in timm.list_models(pretrained=False) and name.partition(".")[0] not in timm.list_models():
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise InputError(
-            f"--model timm:{name}: no such timm model.{' Did you mean ' + ', '.join(near) + '?' if near else ''}"
+            f"--model timm:{name}: unknown timm model.{' Did you mean ' + ', '.join(near) + '?' if near else ''}"
         )
     if tensors is not None:
         classes = classes_in(timm.create_model(name, pretrained=False), tensors) or classes
@@ -220,14 +228,14 @@ def _from_timm(name: str, tensors: dict[str, Tensor] | None, classes: int | None
         module = timm.create_model(name, pretrained=pretrained and tensors is None, **options)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"--model timm:{name}: its weights cannot be fetched ({first_line(error)}). Give a file with --weights."
+            f"--model timm:{name}: its weights cannot be downloaded ({first_line(error)}). Pass a file with --weights."
         ) from error
     declared = module.pretrained_cfg
     return Declared(module, declared.get("input_size"), declared.get("mean"), declared.get("std"))
 
 
 def _drop_auxiliary_heads(module: nn.Module) -> None:
-    """GoogLeNet and Inception read auxiliary heads in training only; a cut would leave them behind, so they go."""
+    """Remove the auxiliary heads of GoogLeNet and Inception: only training uses them, and a cut would not follow them."""
     if getattr(module, "aux_logits", False):
         module.aux_logits = False  # type: ignore[assignment]
         for name in ("aux1", "aux2", "AuxLogits"):

@@ -1,4 +1,4 @@
-"""Checkpoints: read without running code from them, and loaded into a module that they must fit."""
+"""Checkpoints: read without running code, and loaded into a module that they must fit."""
 
 import pickle
 import zipfile
@@ -20,18 +20,18 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of GoogLeNet and Inceptio
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or a torch checkpoint, by parameter name, on the CPU.
 
-    Torch files are read with ``weights_only=True``: nothing in them is executed. Wrappers (``state_dict``, ``model``)
-    are opened and ``module.`` prefixes taken off.
+    Torch files are read with ``weights_only=True``, so that nothing in them is executed. Wrappers (``state_dict``,
+    ``model``) are unwrapped and ``module.`` prefixes removed.
 
     Raises:
-        InputError: missing, empty, truncated, a git-LFS pointer, a TorchScript archive, a pickled module, a compressed
-            archive, or without tensors.
+        InputError: the file is missing, empty, truncated, a git-LFS pointer, a TorchScript archive, a pickled module, a
+            compressed archive, or holds no tensors.
     """
     _refuse_what_is_no_checkpoint(path)
     with path.open("rb") as file:
         head = file.read(16)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return _strip(_read_safetensors(path), path)
+        return _without_prefixes(_read_safetensors(path), path)
     if zipfile.is_zipfile(path):
         _check_archive(path)
     elif head[:2] == b"PK":
@@ -41,17 +41,18 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise InputError(
-                f"The weights {path} hold pickled Python objects (a whole module, perhaps), which are never executed. "
+                f"The weights {path} hold pickled Python objects (a whole module?), which could run code and are not loaded. "
                 "Save the weights alone: torch.save(model.state_dict(), FILE), or as safetensors."
             ) from error
         raise InputError(
-            f"The weights {path} are no torch checkpoint, or are corrupt ({first_line(error)})."
+            f"The weights {path} are not a torch checkpoint, or are corrupt ({first_line(error)}). Save them "
+            "again with torch.save(model.state_dict(), FILE)."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise InputError(
-            f"The weights {path} are truncated, corrupt, or no checkpoint ({first_line(error)}). Copy the file again."
+            f"The weights {path} are truncated, corrupt, or not a checkpoint ({first_line(error)}). Copy the file again."
         ) from error
-    return _strip(_unwrap(found, path), path)
+    return _without_prefixes(_unwrap(found, path), path)
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
@@ -64,7 +65,7 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str) -> No
         what: the checkpoint as messages name it, its path.
 
     Raises:
-        InputError: tensors are missing, left over, complex, or of another shape.
+        InputError: tensors are missing, unexpected, complex, or of another shape.
     """
     _create_biases(module, tensors)
     own = module.state_dict()
@@ -84,10 +85,12 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
     if size == 0:
         raise InputError(f"The weights {path} are empty (0 bytes). Copy the file again.")
     if size > LARGEST_CHECKPOINT_BYTES:
-        raise InputError(f"The weights {path} have {size / 2**30:.0f} GiB; more than 16 are refused.")
+        raise InputError(
+            f"The weights {path} have {size / 2**30:.0f} GiB; at most 16 GiB are read. Save the weights alone."
+        )
     with path.open("rb") as file:
         if file.read(64).startswith(b"version https://git-lfs"):
-            raise InputError(f"{path} is a git-LFS pointer, not the weights. Fetch them with `git lfs pull`.")
+            raise InputError(f"{path} is a git-LFS pointer, not the weights. Run `git lfs pull` to fetch them.")
 
 
 def _check_archive(path: Path) -> None:
@@ -99,11 +102,13 @@ def _check_archive(path: Path) -> None:
         )
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise InputError(
-            f"The weights {path} are a compressed archive, which torch never writes and which could unpack to any size. "
+            f"The weights {path} are a compressed archive, which torch does not write and which could unpack to any size. "
             "Save them again with torch.save."
         )
     if not any(entry.filename.endswith("data.pkl") for entry in entries):
-        raise InputError(f"The weights {path} are a zip archive, but not one that torch.save wrote.")
+        raise InputError(
+            f"The weights {path} are a zip archive, but not one that torch.save wrote. Save them again with it."
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -114,7 +119,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"The weights {path} are truncated or no safetensors file ({first_line(error)}). Copy the file again."
+            f"The weights {path} are truncated or not a safetensors file ({first_line(error)}). Copy the file again."
         ) from error
 
 
@@ -135,9 +140,9 @@ def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:
     )
 
 
-def _strip(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _without_prefixes(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if not tensors:
-        raise InputError(f"The weights {path} hold no tensors.")
+        raise InputError(f"The weights {path} hold no tensors. Save them with torch.save(model.state_dict(), FILE).")
     while prefix := next((start for start in _PREFIXES if all(name.startswith(start) for name in tensors)), ""):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
@@ -158,16 +163,16 @@ def _check_names(own: dict[str, Tensor], tensors: dict[str, Tensor], what: str) 
         return
     parts = [
         f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for label, names in (("lacks", missing), ("has, but the model does not,", extra))
+        for label, names in (("the file lacks", missing), ("the model lacks", extra))
         if names
     ]
-    raise InputError(f"The weights {what} do not fit the model: the file {'; it '.join(parts)}. Is it another model's?")
+    raise InputError(f"The weights {what} do not fit the model: {'; '.join(parts)}. Use weights of this model.")
 
 
 def _check_tensor(name: str, tensor: Tensor, own: Tensor, head: str | None, what: str) -> None:
     if tensor.is_complex():
-        raise InputError(f"The weights {what} hold complex numbers in {name!r}; real ones are needed.")
+        raise InputError(f"The weights {what} hold complex numbers in {name!r}; only real ones are supported.")
     if tensor.shape != own.shape:
         there, here = ("x".join(map(str, shape)) or "1" for shape in (tensor.shape, own.shape))
-        note = " Both are the head: the class counts differ." if head and name.startswith(f"{head}.") else ""
+        note = " This is the head: the class counts differ." if head and name.startswith(f"{head}.") else ""
         raise InputError(f"The weights {what} do not fit: {name} is {there} in the file, {here} in the model.{note}")

@@ -1,4 +1,4 @@
-"""Checks that a network and its weights are sound before any work."""
+"""Checks that a network and its weights are usable, before any work."""
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,15 @@ def check_values(module: nn.Module) -> None:
     for name, parameter in [*module.named_parameters(), *module.named_buffers()]:
         if isinstance(parameter, UninitializedParameter | UninitializedBuffer) or parameter.is_meta:
             raise InputError(
-                f"The model's {name!r} has no values yet (a lazy or meta tensor). Build it with real ones."
+                f"The model's {name!r} has no values (a lazy or meta tensor). Initialise it before the model is returned."
             )
 
 
 def check_network(network: Network) -> Network:
-    """Finite weights and one forward pass with finite class scores; the class count where names are declared.
+    """Check that weights and class scores are finite, batches of any size work, and class names match the head.
+
+    Returns:
+        The network itself.
 
     Raises:
         InputError: naming the tensor, the layer or the shape.
@@ -30,10 +33,10 @@ def check_network(network: Network) -> Network:
     for name, tensor in network.module.state_dict().items():
         if not isinstance(tensor, Tensor) or tensor.is_quantized:
             raise InputError(
-                f"The model holds {name!r}, which is no plain tensor (a quantised layer?). Bring it in floats."
+                f"The model holds {name!r}, which is not a plain tensor (a quantised layer?). Use the floating-point model."
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"The weights hold NaN or infinity in {name!r}. Take an earlier checkpoint.")
+            raise InputError(f"The weights hold NaN or infinity in {name!r}. Use an earlier checkpoint.")
     try:
         with torch.no_grad():
             logits = network.logits(network.example())
@@ -44,16 +47,19 @@ def check_network(network: Network) -> Network:
         shape = "x".join(map(str, network.input_shape))
         raise InputError(
             f"The model fails on an input of {shape} (channels x height x width): {first_line(error)}. "
-            "Is that its input, at any batch size? Give another with --input-shape."
+            "Pass the right shape with --input-shape; the model must accept any batch size."
         ) from error
     if (len(logits), len(three)) != (2, 3):
         raise InputError(
-            f"The model gives {len(logits)} rows for 2 images and {len(three)} for 3; one row an image is needed."
+            f"The model returns {len(logits)} rows for 2 images and {len(three)} for 3. It must return one row per image."
         )
     if not bool(torch.isfinite(logits).all()):
-        raise InputError("The model's class scores are NaN or infinite on a random input. Are the weights damaged?")
+        raise InputError(
+            "The model's class scores are NaN or infinite on a random input. Check that the weights are not damaged."
+        )
     if network.class_names and len(network.class_names) != logits.shape[1]:
         raise InputError(
-            f"The model declares {len(network.class_names)} class names, but its head has {logits.shape[1]} outputs."
+            f"The model declares {len(network.class_names)} class names, but its head has {logits.shape[1]} outputs. "
+            "Declare one name per output."
         )
     return network

@@ -1,7 +1,6 @@
-"""The embedded default: scikit-learn's handwritten digits and a small residual network trained on them.
+"""The default network: a small residual network trained on scikit-learn's handwritten digits.
 
-The weights beside this file were made by ``scripts/train_digits.py``. The split is fixed: stratified by class with seed 0,
-1,077 images to train, 360 to validate, 360 to test.
+``scripts/train_digits.py`` trained the weights beside this file on the split of ``images/digits_images.py``.
 """
 
 from pathlib import Path
@@ -58,7 +57,7 @@ class DigitsNetwork(nn.Module):
 def build_digits_network(
     *, with_weights: bool = True
 ) -> tuple[nn.Module, tuple[int, int, int], tuple[float, ...], tuple[float, ...], None, tuple[str, ...]]:
-    """The network and what it declares: input shape, mean, standard deviation, resize (none), class names."""
+    """The digits network with its input shape, mean, standard deviation, resize (None) and class names."""
     module = DigitsNetwork()
     if with_weights:
         module.load_state_dict(read_checkpoint(WEIGHTS))

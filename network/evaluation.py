@@ -13,7 +13,7 @@ from .images.images import Images
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of a classifier on labelled images: ``accuracy`` in [0, 1], mean cross-entropy ``loss`` in nats, ``images`` seen."""
+    """A classifier's ``accuracy`` in [0, 1] and mean cross-entropy ``loss`` in nats over ``images`` labelled images."""
 
     accuracy: float
     loss: float
@@ -27,7 +27,11 @@ def predict(
     device: str = "cpu",
     pick: Callable[[Any], Tensor] = lambda output: output,
 ) -> Tensor:
-    """Class scores ``[n, classes]`` of all images, on the CPU, in their order; ``pick`` finds them in what is returned."""
+    """Class scores ``[n, classes]`` of all images, on the CPU, in their order.
+
+    Args:
+        pick: takes the class scores from what ``logits_of`` returns.
+    """
     parts = []
     with torch.no_grad():
         for batch, _ in images.batches(batch_size):
@@ -38,7 +42,7 @@ def predict(
 def evaluate(
     logits_of: Callable[[Tensor], Tensor], images: Images, batch_size: int = 256, device: str = "cpu"
 ) -> Evaluation:
-    """Accuracy and cross-entropy of a classifier."""
+    """Evaluate a classifier on labelled images."""
     logits = predict(logits_of, images, batch_size, device)
     accuracy = float((logits.argmax(1) == images.labels).double().mean())
     return Evaluation(accuracy, float(F.cross_entropy(logits, images.labels)), len(images))

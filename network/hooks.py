@@ -1,4 +1,4 @@
-"""Context managers that look into a network, or mask parts of it, and always undo what they did."""
+"""Context managers that read or mask parts of a network, and undo all their changes on exit."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -11,9 +11,9 @@ from ..common.errors import InputError
 
 @contextlib.contextmanager
 def reading_activations(module: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect the outputs of the named submodules, call by call, with gradients to be taken with respect to them.
+    """Collect the outputs of the named submodules, call by call, ready for gradients with respect to them.
 
-    A tensor that no parameter before it made differentiable is made so, so that parameters may be frozen.
+    Outputs that do not require gradients are made to, so that parameters may be frozen.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in names}
 
@@ -34,7 +34,7 @@ def reading_activations(module: nn.Module, names: Iterable[str]) -> Iterator[dic
 
 @contextlib.contextmanager
 def reading_inputs(module: nn.Module, names: Iterable[str], consume: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Hand the first input of each named submodule to ``consume(name, input)``, at every call."""
+    """Pass the first input of each named submodule to ``consume(name, input)`` at every call."""
     with contextlib.ExitStack() as stack:
         for name in names:
 
@@ -47,9 +47,12 @@ def reading_inputs(module: nn.Module, names: Iterable[str], consume: Callable[[s
 
 @contextlib.contextmanager
 def masking_inputs(module: nn.Module, masks: dict[str, Tensor]) -> Iterator[None]:
-    """Zero input channels of submodules: name to the channel indices that are zeroed.
+    """Zero input channels of submodules.
 
     Channels are the last dimension of a linear layer's input, the second of any other.
+
+    Args:
+        masks: from a submodule's name to the indices of the channels to zero.
     """
     with contextlib.ExitStack() as stack:
         for name, channels in masks.items():
@@ -67,7 +70,7 @@ def masking_inputs(module: nn.Module, masks: dict[str, Tensor]) -> Iterator[None
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Evaluation mode and no parameter gradients inside; mode and flags as before outside."""
+    """Put a module in evaluation mode without parameter gradients; modes and flags are restored on exit."""
     modes = [(child, child.training) for child in module.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
@@ -84,20 +87,20 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, what torch draws on any device follows the seed; outside, it goes on as if nothing had been drawn."""
+    """Seed torch's random numbers on all devices; the generators' states are restored on exit."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 
 
 def pick_logits(output: object) -> Tensor:
-    """The class scores ``[n, classes]`` in whatever a network returned.
+    """The class scores ``[n, classes]`` in what a network returned.
 
-    A tensor as it is; of a mapping the entry ``logits`` or ``out``, or the only tensor; of a tuple or list (torchvision's
-    auxiliary outputs among them) the first matrix.
+    They are the tensor itself; a mapping's entry ``logits`` or ``out``, or its only tensor; or the first matrix of a tuple
+    or list, which covers torchvision's auxiliary outputs.
 
     Raises:
-        InputError: nothing of that form is in it.
+        InputError: there is no such tensor.
     """
     if isinstance(output, Tensor):
         candidates = [output]
@@ -117,5 +120,5 @@ def pick_logits(output: object) -> Tensor:
             return candidate.flatten(1)
     shapes = ", ".join("x".join(map(str, candidate.shape)) for candidate in candidates) or type(output).__name__
     raise InputError(
-        f"The model returns {shapes}; class scores of shape images x classes were expected. Wrap it so that it does."
+        f"The model returns {shapes}; expected class scores of shape images x classes. Wrap the model so that it returns them."
     )

@@ -1,4 +1,4 @@
-"""Confidence intervals of measured figures: Wilson's, and seeded bootstraps."""
+"""Confidence intervals of measured figures: Wilson score intervals and seeded bootstraps."""
 
 import math
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95% interval."""
+    """A 95% confidence interval."""
 
     low: float
     high: float
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:
-    """Wilson's 95% score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22)."""
+    """Wilson's 95% score interval of the proportion ``successes / trials`` (Wilson 1927, J. Am. Stat. Assoc. 22)."""
     if trials == 0:
         return Interval(0.0, 1.0)
     share, z2 = successes / trials, Z_95**2
@@ -33,9 +33,13 @@ def paired_drop_interval(
 ) -> Interval:
     """Paired bootstrap 95% interval of the drop in accuracy, in percentage points.
 
-    Images are drawn with replacement, baseline and pruned together. Only three outcomes matter (lost, won, neither), so
-    their counts are drawn from the multinomial distribution that the resampling amounts to. Where no image changed sides
-    the resampling is degenerate; the bound is then the rule of three, 3/n.
+    Images are resampled with replacement, the same ones for both networks. Only three outcomes matter (lost, won,
+    unchanged), so their counts are drawn from the equivalent multinomial distribution. Where no image changed, resampling is
+    degenerate and the interval is plus or minus 3/n, the rule of three.
+
+    Args:
+        baseline_correct: for each image, whether the baseline classified it correctly.
+        pruned_correct: the same of the pruned network.
     """
     trials = len(baseline_correct)
     lost = int((baseline_correct & ~pruned_correct).sum())

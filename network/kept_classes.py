@@ -1,4 +1,4 @@
-"""Networks and images of some of the classes only: the head cut to them, the other classes' images left out."""
+"""Restrict a network and its images to some of the classes: its head is cut to them, other images are left out."""
 
 import difflib
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ TOLERANCE = 1e-4
 
 
 def kept_classes(names: Sequence[str], keep: Sequence[str] | None, drop: Sequence[str] | None) -> tuple[int, ...]:
-    """The indices of the classes that stay, in the network's order; all of them if nothing is asked.
+    """The indices of the classes to keep, in the network's order; all of them if neither ``keep`` nor ``drop`` is given.
 
     Raises:
-        InputError: a name that there is not (the nearest are told), or fewer than two classes would be left.
+        InputError: there is no class of a name, or fewer than two classes would be left.
     """
     asked = keep if keep is not None else drop
     if asked is None:
@@ -29,22 +29,22 @@ def kept_classes(names: Sequence[str], keep: Sequence[str] | None, drop: Sequenc
     for name in asked:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=3)
-            hint = f"Did you mean {', '.join(near)}?" if near else f"There are: {', '.join(names[:20])}."
+            hint = f"Did you mean {', '.join(near)}?" if near else f"The classes are: {', '.join(names[:20])}."
             raise InputError(f"No class is named {name!r}. {hint}")
     kept = tuple(index for index, name in enumerate(names) if (name in asked) == (keep is not None))
     if len(kept) < 2:
-        raise InputError(f"{len(kept)} of {len(names)} classes would be left; at least two are needed.")
+        raise InputError(f"{len(kept)} of {len(names)} classes would be left. Keep at least two.")
     return kept
 
 
 def restrict_network(network: Network, kept: Sequence[int]) -> Network:
-    """The network whose head gives the scores of the kept classes alone, equal to its scores of them before.
+    """The network with its head cut to the kept classes; their scores stay the same.
 
-    The cut is one more of the network's ``cuts``.
+    The cut is appended to the network's ``cuts``.
 
     Raises:
-        InputError: the network cannot be traced, or its scores are no plain outputs of its last layers (a softmax in the
-            network weighs all classes against each other).
+        InputError: the network cannot be traced, or its scores are not the plain outputs of its last layers (a softmax in
+            the network normalises over all classes).
     """
     heads = {str(node.target) for node in class_nodes(trace(network.module, network.example()))}
     example = network.example()
@@ -68,16 +68,16 @@ def restrict_network(network: Network, kept: Sequence[int]) -> Network:
     if not equal:
         raise InputError(
             f"The head ({', '.join(sorted(heads))}) cannot be cut to some of the classes: the network's scores are not its "
-            "last layers' own outputs. Bring it without what comes behind them (a softmax, say)."
+            "last layers' own outputs. Remove what follows these layers (a softmax, for example)."
         )
     return result
 
 
 def restrict_images(splits: Splits, kept: Sequence[int]) -> Splits:
-    """The images of the kept classes, whose labels count in their order from now on.
+    """The images of the kept classes, relabelled in the order of ``kept``.
 
     Raises:
-        InputError: a split has no image of them.
+        InputError: a split has no image of these classes.
     """
     place = {label: index for index, label in enumerate(kept)}
 
@@ -86,7 +86,7 @@ def restrict_images(splits: Splits, kept: Sequence[int]) -> Splits:
             return images
         rows = torch.tensor([index for index, label in enumerate(images.labels.tolist()) if label in place])
         if not len(rows):
-            raise InputError(f"The {what} split has no image of the kept classes.")
+            raise InputError(f"The {what} split has no image of the kept classes. Add some, or keep other classes.")
         chosen = images.subset(rows)
         return replace(chosen, labels=torch.tensor([place[label] for label in chosen.labels.tolist()]))
 
@@ -97,7 +97,7 @@ def restrict_images(splits: Splits, kept: Sequence[int]) -> Splits:
     }
     names = tuple(splits.class_names[index] for index in kept)
     note = (
-        f"Kept classes: {', '.join(names)} ({len(names)} of {len(splits.class_names)}); the baseline is the original with its "
-        "head cut to them, on their images."
+        f"Kept classes: {', '.join(names)} ({len(names)} of {len(splits.class_names)}); the baseline is the original network "
+        "with its head cut to them, on images of these classes."
     )
     return make_splits(parts, names, (*splits.notes, note))

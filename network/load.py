@@ -1,4 +1,4 @@
-"""A network from every form of ``--model`` and ``--weights``, and its classes matched with the data's."""
+"""Load a network from every form of ``--model`` and ``--weights``, and match its classes with the data's."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from .settings import ModelSettings
 def load_model(settings: ModelSettings | str = "digits", weights: str | None = None) -> Network:
     """Load a network: ``digits``, a torchvision name, ``timm:NAME``, ``file.py:function``, or a folder that secateur wrote.
 
-    Checked here: the weights fit and are finite, and one forward pass gives finite class scores.
+    The weights must fit and be finite, and a forward pass must give finite class scores.
 
     Raises:
-        InputError: naming what is wrong and what to do.
+        InputError: the model or the weights cannot be loaded or used.
 
     Examples:
         >>> import secateur
@@ -60,13 +60,13 @@ def load_model(settings: ModelSettings | str = "digits", weights: str | None = N
 
 
 def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:
-    """Bring the network's classes and the data's together.
+    """Match the network's classes with the data's.
 
-    Names that the model declares in another order than the folders' decide, and labels follow. Without declared names
-    the data's are taken, in their (sorted) order; where no split has labels either, numbers name the classes.
+    If the model declares the same class names in another order, the labels are renumbered to that order. If it declares none,
+    it takes the data's names in their (sorted) order. If no split has labels either, the classes are numbered.
 
     Raises:
-        InputError: the counts differ, or the declared names are others than the data's.
+        InputError: the numbers of classes differ, or the names do.
 
     Examples:
         >>> import secateur
@@ -82,25 +82,29 @@ def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:
         names = _distinct(network.class_names) or tuple(f"class {index}" for index in range(outputs))
         return replace(network, class_names=names), replace(splits, class_names=names)
     if outputs != len(splits.class_names):
+        shown = ", ".join(splits.class_names[:5]) + (", …" if len(splits.class_names) > 5 else "")
         raise InputError(
-            f"The model's head has {outputs} classes, the data have {len(splits.class_names)} "
-            f"({', '.join(splits.class_names[:5])}, …). They must agree: bring the data the model was trained for."
+            f"The model's head has {outputs} classes, the data have {len(splits.class_names)} ({shown}). They must agree: "
+            "use the data that the model was trained for."
         )
     if not network.class_names or network.class_names == splits.class_names:
         return replace(network, class_names=splits.class_names), splits
     if set(network.class_names) != set(splits.class_names):
         if any("torchvision" in note for note in network.notes):
-            note = "Class names differ from torchvision's; sorted folder names are taken in the order of its outputs."
+            note = "Class names differ from torchvision's; sorted folder names are assumed to be in the order of its outputs."
             return (
                 replace(network, class_names=splits.class_names),
                 replace(splits, notes=(*splits.notes, note)),
             )
         odd = sorted(set(network.class_names) ^ set(splits.class_names))
-        raise InputError(f"The model's class names and the data's differ: {', '.join(map(repr, odd[:6]))}.")
+        raise InputError(
+            f"The model's class names and the data's differ: {', '.join(map(repr, odd[:6]))}. Rename the class folders, or "
+            "the model's CLASS_NAMES."
+        )
     return network, reorder_classes(splits, network.class_names)
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Names that occur more than once with their index: of ImageNet's classes two are cranes."""
+    """Append the index to names that occur more than once: ImageNet has two classes named crane."""
     counts = Counter(names)
     return tuple(f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names))

@@ -1,4 +1,4 @@
-"""A trained network with what it expects, and its fingerprint."""
+"""A trained network with its preprocessing, class names and origin, and its fingerprint."""
 
 import copy
 import hashlib
@@ -15,7 +15,7 @@ from .images.pictures import Preprocessing
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network came from, enough to build it again: the ``--model`` value, and the hash of its weights."""
+    """Where a network came from: the ``--model`` value to build it again, and the hash of its weights."""
 
     model: str
     weights: str | None = None
@@ -27,9 +27,9 @@ class Source:
 class Network:
     """A trained classifier.
 
-    ``module`` is in evaluation mode, float32, on the CPU. ``class_names`` is empty until the data name them.
-    ``cuts`` are the cuts that made it from ``source``, in order; empty for a network as it was brought. ``new_layer`` was put
-    into it before any cut.
+    ``module`` is in evaluation mode, float32, on the CPU. ``class_names`` is empty until the data give them. ``cuts`` lead
+    from ``source`` to this network, in order; there are none in the original. ``new_layer``, if any, was inserted before the
+    first cut.
     """
 
     module: nn.Module = field(repr=False)
@@ -54,12 +54,12 @@ class Network:
         return torch.randn(count, *self.input_shape, generator=torch.Generator().manual_seed(seed))
 
     def copy(self) -> "Network":
-        """The same network with weights of its own."""
+        """A copy of the network that shares no weights with it."""
         return replace(self, module=copy.deepcopy(self.module))
 
 
 def fingerprint(network: Network) -> str:
-    """The SHA-256 of all tensors of a network with their names, of the cuts behind it, and of its output on seeded noise."""
+    """The SHA-256 of a network's tensors and their names, the number of its cuts, and its output on seeded noise."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,16 +1,18 @@
-"""A network as ``model.safetensors``: saved, and loaded again without pickle."""
+"""Save a network as ``model.safetensors`` and load it again, without pickle."""
 
 import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..common.errors import InputError, first_line
 from ..common.files import read_json, replacing, sha256_file
 from .architectures import build_module
-from .channels.cut import apply_cut, cut_from_json, cut_to_json
+from .channels.cut import Cut, apply_cut, cut_from_json, cut_to_json
 from .checkpoints import load_tensors
 from .checks import check_network
 from .graph.target_layer import NewLayer, insert_layer
@@ -24,10 +26,10 @@ _FORMAT = 1
 
 
 def save_network(network: Network, folder: Path, plan_sha256: str | None) -> Path:
-    """Write ``model.safetensors``: weights, and how to build the network around them. Equal input, equal bytes.
+    """Write ``model.safetensors``: the weights, and how to build their network. Equal networks give equal bytes.
 
-    The last cut is not in it: it lies in ``plan.json`` beside it, whose hash the file holds. Without a plan's hash all cuts
-    are in the file, and it needs no other.
+    With ``plan_sha256``, the last cut is left to the ``plan.json`` of that hash beside the file. Without it, the file holds
+    all cuts.
     """
     from safetensors.torch import save
 
@@ -56,48 +58,30 @@ def save_network(network: Network, folder: Path, plan_sha256: str | None) -> Pat
 
 
 def load_network(folder: Path, settings: ModelSettings | None = None) -> Network:
-    """Bring a network back from ``model.safetensors`` and, if it was pruned, ``plan.json``, without pickle.
+    """Load a network from ``model.safetensors`` and, if it was pruned, ``plan.json``, without pickle.
 
-    ``settings.weights`` has no place here and is refused.
+    Args:
+        settings: may give no weights, input shape or normalisation, since the folder holds them.
 
     Raises:
         InputError: a file is missing, was not written by secateur, or belongs to another run.
     """
-    from safetensors import SafetensorError, safe_open
-
     if settings is not None and settings.weights is not None:
-        raise InputError(f"{folder} holds its own weights; leave --weights out.")
+        raise InputError(f"{folder} holds its own weights. Leave out --weights.")
     if settings is not None and (settings.input_shape or settings.mean or settings.std):
-        raise InputError(f"{folder} says what its images are like; leave --input-shape, --mean and --std out.")
-    path, plan_path = folder / MODEL_FILE, folder / PLAN_FILE
-    if not path.is_file():
-        raise InputError(f"{folder} holds no {MODEL_FILE}; it is no folder of a network that secateur wrote.")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is damaged ({first_line(error)}). Prune again, or train again.") from error
-    if "secateur" not in metadata:
-        raise InputError(f"{path} was not written by secateur. Load it with --model and --weights instead.")
-    description = json.loads(metadata["secateur"])
-    if description["format"] != _FORMAT:
-        raise InputError(f"{path} has format {description['format']}; this secateur reads {_FORMAT}.")
+        raise InputError(
+            f"{folder} holds its own input shape and normalisation. Leave out --input-shape, --mean and --std."
+        )
+    path = folder / MODEL_FILE
+    description, tensors = _read(path)
     cuts = tuple(map(cut_from_json, description["earlier_cuts"]))
     if description["plan_sha256"] is not None:
-        plan = read_json(plan_path)
-        if sha256_file(plan_path) != description["plan_sha256"]:
-            raise InputError(
-                f"{plan_path} is not the plan that {path.name} was cut by. Prune again with the plan you want."
-            )
-        cuts = (*cuts, cut_from_json(plan["cut"]))
+        cuts = (*cuts, _last_cut(path, description["plan_sha256"]))
     model = _absolute_from(description["model"], folder)
-    module = build_module(
-        ModelSettings(model=model, weights=None), None, description["classes"], pretrained=False
-    ).module
+    new_layer = NewLayer(**description["new_layer"]) if "new_layer" in description else None
+    module = build_module(ModelSettings(model=model), None, description["classes"], pretrained=False).module
     module = module.float().eval()
     example = torch.zeros(1, *description["input_shape"])
-    new_layer = NewLayer(**description["new_layer"]) if "new_layer" in description else None
     if new_layer is not None:
         module = insert_layer(module, example, new_layer)
     for cut in cuts:
@@ -112,8 +96,43 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
     )
 
 
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What ``model.safetensors`` says of the network, and the tensors in it."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(
+            f"{path.parent} holds no {path.name}, so it is not a folder that secateur wrote. Pass the folder of a run."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({first_line(error)}). Prune again, or train again.") from error
+    if "secateur" not in metadata:
+        raise InputError(f"{path} was not written by secateur. Load it with --model and --weights instead.")
+    description: dict[str, Any] = json.loads(metadata["secateur"])
+    if description["format"] != _FORMAT:
+        raise InputError(
+            f"{path} has format {description['format']}; this version reads format {_FORMAT}. Update secateur."
+        )
+    return description, tensors
+
+
+def _last_cut(path: Path, plan_sha256: str) -> Cut:
+    """The cut in the ``plan.json`` beside ``model.safetensors``, whose hash must be the one that the file holds."""
+    plan_path = path.with_name(PLAN_FILE)
+    plan = read_json(plan_path)
+    if sha256_file(plan_path) != plan_sha256:
+        raise InputError(
+            f"{plan_path} is not the plan by which {path.name} was cut. Prune again with the plan that you want."
+        )
+    return cut_from_json(plan["cut"])
+
+
 def _relative_to(model: str, folder: Path) -> str:
-    """A factory's file as seen from the run folder, so that both can be moved together."""
+    """The path of a user's file relative to the run folder, so that both can be moved together."""
     file, _, function = model.rpartition(":")
     if not file.endswith(".py"):
         return model

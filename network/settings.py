@@ -29,11 +29,11 @@ class ModelSettings:
             for size in self.input_shape:
                 check_whole("each number of input_shape", size, 1)
         if (self.mean is None) != (self.std is None):
-            raise UsageError("mean and std belong together: give both or neither.")
+            raise UsageError("mean and std go together: give both or neither.")
         if self.mean is not None and self.std is not None:
             if len(self.mean) != len(self.std):
                 raise UsageError(
-                    f"mean has {len(self.mean)} numbers and std has {len(self.std)}; one per channel each."
+                    f"mean has {len(self.mean)} numbers and std has {len(self.std)}; both need one per channel."
                 )
             for value in self.mean:
                 if not math.isfinite(value):
@@ -44,9 +44,11 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which images; how many training images rank and repair; the share of ``train/`` that validates if no ``val/``.
+    """Which images to use.
 
-    ``keep_classes`` or ``drop_classes``: the classes that matter, or those that do not, by name; without either, all matter.
+    ``calibration`` is the number of training images for ranking and repair. ``validation_share`` is the fraction of the
+    training images held out for validation if there is no ``val/``. ``keep_classes`` names the classes to keep, or
+    ``drop_classes`` those to drop; without either, all classes are kept.
     """
 
     data: str | None = setting(
@@ -63,7 +65,7 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         if self.keep_classes is not None and self.drop_classes is not None:
-            raise UsageError("keep_classes and drop_classes say the same in two ways; give one.")
+            raise UsageError("keep_classes and drop_classes exclude each other; give one of them.")
         for name in ("keep_classes", "drop_classes"):
             given = getattr(self, name)
             if given is not None and (not given or len(set(given)) != len(given)):

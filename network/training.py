@@ -1,4 +1,4 @@
-"""The one training loop, on Hugging Face accelerate; ``recover`` and the digits' own training use it."""
+"""The training loop, on Hugging Face accelerate, for fine-tuning, PICNN and the digits network."""
 
 import copy
 import math
@@ -18,17 +18,19 @@ from .images.images import Images
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 """(class scores ``[n, classes]``, images ``[n, C, H, W]``, labels ``[n]``) to a scalar."""
 Forward = Callable[[nn.Module, Tensor, Tensor], Any]
-"""(module, images, labels) to what the loss is given first."""
+"""(module, images, labels) to the loss's first argument."""
 
 
 def class_scores(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The usual forward: class scores, without a look at the labels."""
+    """The default forward pass: class scores, whatever the labels."""
     return pick_logits(module(images))
 
 
 class Judged(NamedTuple):
-    """A network on validation images: mean ``loss``, ``accuracy`` in [0, 1]; ``merit`` chooses the epoch (the accuracy, if
-    None); ``measures`` are told beside them."""
+    """A network on validation images: mean ``loss`` and ``accuracy`` in [0, 1].
+
+    ``merit`` chooses the best epoch (the accuracy does, if None). ``measures`` are further figures for the history.
+    """
 
     loss: float
     accuracy: float
@@ -38,10 +40,10 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Stochastic gradient descent with Nesterov momentum 0.9 (or Adam), a warm-up, then cosine decay, by steps.
+    """Stochastic gradient descent with Nesterov momentum 0.9 (or Adam), linear warm-up, then cosine decay, step by step.
 
-    ``warm_up`` is the share of the steps in which the rate rises; it ends at ``final_share`` of its peak. ``rates`` are factors
-    of the learning rate by the beginning of parameters' names; those parameters do not decay.
+    ``warm_up`` is the share of the steps in which the learning rate rises; it decays to ``final_share`` of its peak. ``rates``
+    maps the beginning of parameter names to factors of the learning rate; these parameters have no weight decay.
     """
 
     epochs: int
@@ -70,13 +72,13 @@ class Epoch:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What the kept epoch has most of: merit, else accuracy; then the lower loss."""
+        """The best epoch has the highest: (merit, or accuracy if None; minus the validation loss)."""
         return self.validation_accuracy if self.merit is None else self.merit, -self.validation_loss
 
 
 @dataclass(frozen=True)
 class History:
-    """All epochs; ``best`` is the one whose weights were kept: highest validation accuracy (or merit), then lowest loss."""
+    """All epochs; ``best`` is the one whose weights were kept: highest merit or accuracy, then lowest validation loss."""
 
     epochs: tuple[Epoch, ...]
     best: int
@@ -90,10 +92,10 @@ class History:
 
 
 def augment(pixels: Tensor, flip: bool, generator: torch.Generator) -> Tensor:
-    """The usual augmentation for the image size, one draw per image.
+    """Augment each image at random, as is usual for the image size.
 
-    Up to 96 pixels: a shift by at most an eighth of the side, zero-padded; above: a crop of 35% to 100% of the area with
-    an aspect ratio of 3/4 to 4/3, resized back. Then, if ``flip``, mirrored with probability one half.
+    Up to 96 pixels: a shift by at most an eighth of the side, zero-padded. Above: a crop of 35% to 100% of the area with
+    an aspect ratio of 3/4 to 4/3, resized back. Then, if ``flip``, a horizontal flip with probability one half.
 
     Args:
         pixels: ``[n, C, H, W]`` in any range whose zero is a neutral value.
@@ -130,17 +132,17 @@ def train(
     after_step: Callable[[], None] = lambda: None,
     checkpoint: Path | None = None,
 ) -> History:
-    """Train ``module`` in place and leave it with the weights of the best epoch, in evaluation mode.
+    """Train ``module`` in place; it ends on the CPU in evaluation mode with the weights of the best epoch.
 
-    The state before training is epoch 0 and takes part, so training never ends below where it began.
+    Epoch 0 is the state before training and counts, so training never ends with a worse epoch than it started from.
 
     Args:
-        validate: judges the module on validation images, (loss, accuracy) at least; None keeps the last weights unjudged.
-        progress: called with (steps done, steps in all).
-        forward: what is computed in the forward pass and handed to the loss.
+        validate: evaluates the module on validation images, to (loss, accuracy) at least; None keeps the last weights.
+        progress: called with (steps done, total steps).
+        forward: the forward pass, whose result is the loss's first argument.
         after_step: called after every step of the optimizer.
-        checkpoint: a file of this training alone that is written after every epoch; where it is there already, training goes
-            on from it, to the same weights as without a stop.
+        checkpoint: a file for this training only, written after every epoch; if it exists, training resumes from it and ends
+            with the same weights as without the interruption.
     """
     loop = _Loop(module, images, settings, checkpoint)
     state = loop.state
@@ -217,7 +219,7 @@ class _Loop:
 
 
 class _Checkpoint:
-    """All that training needs to go on after an epoch; kept in a file, if one is given."""
+    """The state from which training resumes after an epoch; written to a file if one is given."""
 
     def __init__(
         self, path: Path | None, module: nn.Module, optimizer: Any, schedule: Any, draws: torch.Generator
@@ -244,7 +246,7 @@ class _Checkpoint:
             torch.save(held, whole)
 
     def read(self) -> bool:
-        """Take up what the file holds, if it is there."""
+        """Restore the state from the file; whether there was one."""
         if self._path is None or not self._path.is_file():
             return False
         held = torch.load(self._path, map_location="cpu", weights_only=True)
@@ -260,7 +262,7 @@ class _Checkpoint:
 
 
 def _optimizer(module: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Weights decay; biases, norms and parameters with a learning rate of their own do not."""
+    """Weight decay applies to weights, not to biases, norms and parameters with a learning rate of their own."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         own = next((factor for start, factor in settings.rates.items() if name.startswith(start)), None)

@@ -127,7 +127,7 @@ def test_a_lock_is_given_back_after_an_exception(tmp_path):
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be made"), locked_folder(tmp_path / "file"):
+    with pytest.raises(InputError, match="cannot be created"), locked_folder(tmp_path / "file"):
         pass
 
 

@@ -79,7 +79,7 @@ def test_what_is_not_declared_is_asked_for(user_file, options, words):
             {"normalisation": 'NORMALISATION = {"mean": (0.5,), "std": (0.2,)}'},
             "1 means and 1 standard deviations for 3",
         ),
-        ({"normalisation": 'NORMALISATION = {"mean": (0.5,) * 3, "std": (0.0,) * 3}'}, "positive deviations"),
+        ({"normalisation": 'NORMALISATION = {"mean": (0.5,) * 3, "std": (0.0,) * 3}'}, "standard deviations positive"),
         ({"normalisation": 'NORMALISATION = {"mean": (float("nan"),) * 3, "std": (0.2,) * 3}'}, "finite"),
         ({"normalisation": "NORMALISATION = (0.5, 0.2)"}, "NORMALISATION must be"),
         ({"normalisation": 'NORMALISATION = {"mean": "abc", "std": (0.2,) * 3}'}, "not numeric"),

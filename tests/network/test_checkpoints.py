@@ -116,7 +116,7 @@ def test_a_git_lfs_pointer(tmp_path):
 def test_a_web_page_in_place_of_the_weights(tmp_path):
     path = tmp_path / "w.pth"
     path.write_text("<!DOCTYPE html><html><body>404: not found</body></html>")
-    refused(path, "no torch checkpoint", "no checkpoint")
+    refused(path, "not a torch checkpoint", "not a checkpoint")
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
@@ -164,7 +164,7 @@ def test_a_malicious_pickle_is_not_executed(tmp_path, form):
         path.write_bytes(pickle.dumps(Attack(trace)))
     else:
         torch.save({"a": Attack(trace)}, path, _use_new_zipfile_serialization=form == "zip")
-    refused(path, "pickled Python objects", "no torch checkpoint")
+    refused(path, "pickled Python objects", "not a torch checkpoint")
     assert not trace.exists()
     pickle.loads(pickle.dumps(Attack(trace)))
     assert trace.exists(), "the attack itself must work, or this test proves nothing"
@@ -183,7 +183,7 @@ def test_an_empty_safetensors_file(tmp_path):
 
 def test_a_safetensors_name_on_something_else(tmp_path, weights):
     torch.save(weights, tmp_path / "w.safetensors")
-    refused(tmp_path / "w.safetensors", "no safetensors file")
+    refused(tmp_path / "w.safetensors", "not a safetensors file")
 
 
 @pytest.mark.parametrize(
@@ -232,5 +232,5 @@ def test_weights_of_another_class_count_name_the_head(networks_file, tiny, tmp_p
 
 def test_weights_of_another_model_name_what_lacks(networks_file, tiny, tmp_path):
     torch.save(tiny("dense").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"lacks bn1\.bias.*has, but the model does not, first\.bias"):
+    with pytest.raises(InputError, match=r"the file lacks bn1\.bias.*the model lacks first\.bias"):
         load_model(f"{networks_file}:chain", str(tmp_path / "w.pth"))
