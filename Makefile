@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 # Test processes, each with one thread of its own: two that share their threads would slow each other down.
 WORKERS ?= 2
 READY := $(VENV)/.secateur-ready
+# The repository is the package: whatever folder it lies in, Python, mypy, editors and the documentation see it through links
+# under the package's name, without its tests and environments.
+ROOMS := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
+CHECKOUT := $(abspath $(VENV))/checkout
 
 # Where an environment forbids bytecode, as container images do, every process would compile all of torch anew: 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
@@ -13,13 +17,16 @@ unexport PYTHONDONTWRITEBYTECODE
 
 setup: $(READY)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml $(ROOMS:=/__init__.py)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		|| { echo "Python 3.11 to 3.13 is needed; give it with: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	rm -rf $(CHECKOUT) && mkdir -p $(CHECKOUT)/secateur
+	ln -s $(addprefix "$(CURDIR)"/,__init__.py __main__.py py.typed $(ROOMS)) $(CHECKOUT)/secateur
+	echo "$(CHECKOUT)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/secateur-checkout.pth"
 	touch $(READY)
 
 demo: setup
@@ -37,13 +44,10 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/docs/index.html"
 
-# mypy sees the checkout under the package's name, whatever the folder is called.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p .mypy_cache/link && ln -sfn "$(CURDIR)" .mypy_cache/link/secateur
-	cd .mypy_cache/link && "$(abspath $(BIN))/mypy" --config-file secateur/pyproject.toml --cache-dir "$(CURDIR)/.mypy_cache" \
-		$(addprefix secateur/,$(wildcard *.py common network explain prune export pipeline cli))
+	MYPYPATH="$(CHECKOUT)" $(BIN)/mypy -p secateur
 
 format: setup
 	$(BIN)/ruff check --fix .

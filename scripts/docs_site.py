@@ -1,15 +1,11 @@
-"""What `mkdocs build` needs beyond its settings: the package under its name, and the pages that the code writes.
+"""What `mkdocs build` needs beyond its settings: the pages that the code writes.
 
-The repository is the package, so a folder of links shows it to mkdocstrings as `secateur`, without tests and environments.
-Pages made here: every module by room, every command with its options, the keys of a recipe, and the fields of report.json.
+Made here: every module by room, every command with its options, the keys of a recipe, and the fields of report.json.
 """
 
 import ast
 import json
-import os
 import re
-import shutil
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -21,7 +17,6 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "export" / "report" / "templates" / "report.schema.json"
-STAGE = ROOT / "build" / "docs-package" / "secateur"
 ROOMS = ("common", "network", "explain", "prune", "export", "pipeline", "cli")
 ROLE = re.compile(r":[a-z]+:`~?\.*([^`]+)`")
 
@@ -34,25 +29,12 @@ class PlainRoles(griffe.Extension):
             obj.docstring.value = ROLE.sub(r"`\1`", obj.docstring.value)
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Lay out the package as links, by the list of packages in pyproject.toml."""
-    shutil.rmtree(STAGE, ignore_errors=True)
-    STAGE.mkdir(parents=True)
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    rooms = [ROOT / name.partition(".")[2] for name in packages if name.count(".") == 1]
-    for path in [*ROOT.glob("*.py"), *rooms]:
-        (STAGE / path.name).symlink_to(os.path.relpath(path, STAGE), target_is_directory=path.is_dir())
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that the code writes."""
     pages = {
         "commands": commands_page(),
         "recipe": recipe_page(),
-        "report": report_page(
-            json.loads((ROOT / "export" / "report" / "templates" / "report.schema.json").read_text(encoding="utf-8"))
-        ),
+        "report": report_page(json.loads(SCHEMA.read_text(encoding="utf-8"))),
     }
     for room in ROOMS:
         pages[room] = modules_page(room)
