@@ -13,7 +13,10 @@ CHECKOUT := $(abspath $(VENV))/checkout
 # Where an environment forbids bytecode, as container images do, every process would compile all of torch anew: 15 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-all docs lint format lock clean
+.PHONY: setup demo test test-all check docs figures lint format lock clean
+
+# What `make check` compares with.
+BASE ?= main
 
 setup: $(READY)
 
@@ -38,6 +41,15 @@ test: setup
 # The rest too: large networks from end to end, trainings over several seeds.
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+# The quick loop: lint, and the tests of what changed against BASE but the slow ones.
+check: lint
+	@tests="$$($(BIN)/python scripts/changed_tests.py $(BASE))"; if [ -z "$$tests" ]; then echo "no test belongs to what changed"; \
+		else OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow and not long" $$tests; fi
+
+# Tables and pictures in the documentation, from benchmarks/results/*.json.
+figures: setup
+	$(BIN)/python -m benchmarks.pages
 
 # The pages of docs/ and the reference from docstrings, into build/docs, without a network.
 docs: setup

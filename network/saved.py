@@ -74,7 +74,7 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
         )
     path = folder / MODEL_FILE
     description, tensors = _read(path)
-    cuts = tuple(map(cut_from_json, description["earlier_cuts"]))
+    cuts: tuple[Cut, ...] = tuple(map(cut_from_json, description["earlier_cuts"]))
     if description["plan_sha256"] is not None:
         cuts = (*cuts, _last_cut(path, description["plan_sha256"]))
     model = _absolute_from(description["model"], folder)
