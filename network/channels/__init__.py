@@ -1,6 +1,6 @@
-"""Coupled channels: which channels must be cut together, and the cut itself.
+"""Coupled channels: which channels must be removed together, and the removal itself.
 
-In: a module and an example input. Out: :class:`~secateur.network.channels.group.ChannelGroup` for every coupling, with the
-reason where it is locked, and smaller copies of the module. Open ``group.py`` first, then ``follow.py`` (finds the groups)
-and ``cut.py``.
+Input: a module and an example input. Output: a :class:`~secateur.network.channels.group.ChannelGroup` for every coupling,
+with the reason if it is locked, and smaller copies of the module. Open ``group.py`` first, then ``follow.py``
+(finds the groups) and ``cut.py``.
 """

@@ -15,7 +15,7 @@ REPLACEABLE = ("conv", "depthwise", "linear", "norm", "mixing_norm")
 
 @dataclass(frozen=True)
 class Branch:
-    """``last`` is the layer whose output is constant once all units of the ``groups``, which lie in the branch, are gone."""
+    """A branch of a sum. Once all units of its ``groups`` are removed, its ``last`` layer gives a constant."""
 
     last: str
     groups: tuple[str, ...]
@@ -37,7 +37,7 @@ def find_branches(view: fx.GraphModule, groups: Sequence[ChannelGroup]) -> tuple
             region = needed_for([end]) - needed_for([other])
             layers = _layers_of_its_own(end, join, region, modules, calls)
             branch = _branch(end, region, layers, groups, modules)
-            if branch is not None:  # one for each sum: without both branches nothing of the image would pass
+            if branch is not None:  # one per sum: without both branches nothing of the image would pass
                 found.append(branch)
                 break
     return tuple(found)
@@ -46,7 +46,7 @@ def find_branches(view: fx.GraphModule, groups: Sequence[ChannelGroup]) -> tuple
 def _layers_of_its_own(
     end: fx.Node, join: fx.Node, region: set[fx.Node], modules: Mapping[str, nn.Module], calls: Mapping[str, int]
 ) -> set[str]:
-    """The layers of a region; none if anything but ``join`` reads from it, or it shares layers or holds sums."""
+    """The layers of a region; none if anything but ``join`` reads from it, or if it shares layers or contains sums."""
     if end not in region or any(user not in region and user is not join for node in region for user in node.users):
         return set()
     layers = {str(node.target) for node in region if node.op == "call_module"}
@@ -62,7 +62,7 @@ def _branch(
     groups: Sequence[ChannelGroup],
     modules: Mapping[str, nn.Module],
 ) -> Branch | None:
-    """The branch that ends with ``end``, if removing the groups inside it leaves one layer nothing to read."""
+    """The branch that ends with ``end``, if removing the groups inside it leaves its last layer nothing to read."""
     inside = [
         group
         for group in groups
@@ -79,7 +79,7 @@ def _branch(
 
 
 def _starved(groups: Sequence[ChannelGroup]) -> set[str]:
-    """The layers that have no channel left to read once all units of the groups are gone."""
+    """The layers that have no channel left to read once all units of the groups are removed."""
     read: dict[str, set[int]] = defaultdict(set)
     widths: dict[str, int] = {}
     for member in (member for group in groups for member in group.consumers):
@@ -89,7 +89,7 @@ def _starved(groups: Sequence[ChannelGroup]) -> set[str]:
 
 
 def _last_layer(end: fx.Node, region: set[fx.Node], starved: set[str]) -> str | None:
-    """The one starved layer through which all that reaches ``end`` passes; None if there is another way."""
+    """The one starved layer on every path to ``end``; None if there are several, or a path around them."""
 
     def is_starved(node: fx.Node) -> bool:
         return node.op == "call_module" and str(node.target) in starved
@@ -100,7 +100,7 @@ def _last_layer(end: fx.Node, region: set[fx.Node], starved: set[str]) -> str | 
 
 
 def _keeps_places(layer: nn.Module) -> bool:
-    """Whether a layer's output has one place for every ``stride``-th of its input, as its stand-in will have."""
+    """Whether a layer's output has one position for every ``stride``-th of its input, as its stand-in has."""
     if not isinstance(layer, nn.Conv2d):
         return not isinstance(layer, nn.ConvTranspose2d | nn.Conv1d | nn.Conv3d)
     if isinstance(layer.padding, str):

@@ -1,6 +1,6 @@
-"""The cut itself: which channels leave which layers, taken out of a copy of the network or named in a file.
+"""Cuts: which channels each layer loses, removed from a copy of a network or written to a file.
 
-torch-pruning's per-layer functions take channels out. Layers that lose everything are replaced by stand-ins.
+torch-pruning's functions for single layers remove the channels. Layers that lose all channels are replaced by stand-ins.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ from .zero_pad import PAD_PRUNER, followable
 
 @dataclass(frozen=True)
 class LayerCut:
-    """Channels that leave one layer, and the widths that the layer had before. For a parameter, "out" is its dimension."""
+    """The channels that one layer loses, and the layer's widths before. A parameter's channels count as outputs."""
 
     out_removed: tuple[int, ...] = ()
     in_removed: tuple[int, ...] = ()
@@ -34,38 +34,30 @@ Cut = Mapping[str, LayerCut]
 
 
 def cut_of(groups: Iterable[ChannelGroup], removed: Mapping[str, Iterable[int]]) -> dict[str, LayerCut]:
-    """The channels that leave each layer when units (by group name) are removed.
+    """The channels that each layer loses when units are removed.
+
+    Args:
+        removed: the units to remove, by group name.
 
     Raises:
-        InputError: an unknown group, a locked one, a unit that does not exist, or all units of a group without those of the
-            whole branch.
+        InputError: a group is unknown or locked, a unit does not exist, or all units of a group are removed without those of
+            its whole branch.
     """
     groups = tuple(groups)
     by_name = {group.name: group for group in groups}
     outs: dict[str, set[int]] = defaultdict(set)
     ins: dict[str, set[int]] = defaultdict(set)
     widths: dict[tuple[str, Side], int] = {}
-    for name, units in removed.items():
-        units = sorted(set(units))
+    chosen = {name: sorted(set(units)) for name, units in removed.items()}
+    for name, units in chosen.items():
         if not units:
             continue
-        group = by_name.get(name)
-        if group is None:
-            raise InputError(f"The plan names the group {name!r}, which this network does not have.")
-        if group.locked:
-            raise InputError(f"{name} cannot be cut: {group.locked}")
-        if units[0] < 0 or units[-1] >= group.units:
-            raise InputError(f"{name} has units 0 to {group.units - 1}; the plan removes {units[-1]}.")
-        if len(units) == group.units and not group.branch:
-            raise InputError(f"The plan removes all {group.units} units of {name}; at least one must stay.")
-        if len(units) == group.units:
-            left = [g.name for g in groups if g.branch == group.branch and len(set(removed.get(g.name, ()))) < g.units]
-            if left:
-                raise InputError(
-                    f"The plan removes all {group.units} units of {name}, so the whole branch up to {group.branch} must go: "
-                    f"remove all units of {', '.join(left)} too, or leave one here."
-                )
-        for member in group.members:
+        if name not in by_name:
+            raise InputError(
+                f"The plan names the group {name!r}, which this network does not have. Use the plan of this network."
+            )
+        _check_units(by_name[name], chosen, groups)
+        for member in by_name[name].members:
             target = outs if member.side == "out" else ins
             target[member.layer].update(channel for unit in units for channel in member.channels[unit])
             widths[member.layer, member.side] = member.width
@@ -81,12 +73,12 @@ def cut_of(groups: Iterable[ChannelGroup], removed: Mapping[str, Iterable[int]])
 
 
 def apply_cut(module: nn.Module, cut: Cut, example: Tensor) -> nn.Module:
-    """A copy of ``module`` without the channels in ``cut``. The original is untouched.
+    """A copy of ``module`` without the channels in ``cut``; the original is unchanged.
 
-    Works on the network the cut was planned for or on a fresh one of the same architecture.
+    ``module`` is the network that the cut was planned for, or another of the same architecture.
 
     Raises:
-        InputError: a layer is missing or has another width than the cut was planned for.
+        InputError: a layer is missing or has another width than when the cut was planned.
     """
     result = followable(module, example)
     modules, parameters = dict(result.named_modules()), dict(result.named_parameters())
@@ -98,13 +90,13 @@ def apply_cut(module: nn.Module, cut: Cut, example: Tensor) -> nn.Module:
                 _cut_parameter(result, name, part)
             else:
                 raise InputError(
-                    f"The plan cuts {name!r}, which this network does not have. Is it another model's plan?"
+                    f"The plan cuts {name!r}, which this network does not have. Use the plan of this network."
                 )
     return result.train(module.training)
 
 
 def rest_of_cut(whole: Cut, done: Cut) -> dict[str, LayerCut]:
-    """What is left to cut of ``whole`` in a network from which ``done``, a part of it, is gone: channels count what is left."""
+    """The part of ``whole`` that remains after ``done``, with channels numbered as in the network that ``done`` left."""
     rest = {}
     for name, part in whole.items():
         before = done.get(name, LayerCut())
@@ -128,7 +120,7 @@ def rest_of_cut(whole: Cut, done: Cut) -> dict[str, LayerCut]:
 
 
 def cut_to_json(cut: Cut) -> dict[str, Any]:
-    """Plain values of a cut, for ``plan.json``."""
+    """A cut as plain values for ``plan.json``."""
     return {
         name: {
             "out_width": part.out_width,
@@ -150,8 +142,32 @@ def cut_from_json(values: Mapping[str, Any]) -> dict[str, LayerCut]:
     }
 
 
+def _check_units(group: ChannelGroup, removed: Mapping[str, list[int]], groups: Iterable[ChannelGroup]) -> None:
+    """Check that a group may lose the units that are to be removed from it."""
+    units, name = removed[group.name], group.name
+    if group.locked:
+        raise InputError(f"{name} cannot be cut: {group.locked}")
+    if units[0] < 0 or units[-1] >= group.units:
+        odd = units[0] if units[0] < 0 else units[-1]
+        raise InputError(f"{name} has units 0 to {group.units - 1}; the plan removes {odd}.")
+    if len(units) < group.units:
+        return
+    if not group.branch:
+        raise InputError(f"The plan removes all {group.units} units of {name}; at least one must stay.")
+    left = [
+        other.name
+        for other in groups
+        if other.branch == group.branch and len(removed.get(other.name, ())) < other.units
+    ]
+    if left:
+        raise InputError(
+            f"The plan removes all {group.units} units of {name}, so the whole branch up to {group.branch} must go: "
+            f"remove all units of {', '.join(left)} too, or keep one here."
+        )
+
+
 def _cut_layer(root: nn.Module, name: str, module: nn.Module, part: LayerCut) -> None:
-    if isinstance(module, Subsample):  # nothing of it is left to cut
+    if isinstance(module, Subsample):  # it has no channels of its own
         return
     if isinstance(module, Constant):
         _check_width(name, len(module.bias), part.out_width, part.out_removed)
@@ -182,8 +198,8 @@ def _cut_layer(root: nn.Module, name: str, module: nn.Module, part: LayerCut) ->
 def _check_width(name: str, width: int, planned: int | None, removed: Sequence[int]) -> None:
     if planned != width or (removed and removed[-1] >= width):
         raise InputError(
-            f"{name} has {width} channels, the plan was made for {planned}. Is it another model's plan, or has it been "
-            "cut already?"
+            f"{name} has {width} channels, the plan was made for {planned}. Use the plan of this network, on the network "
+            "before it was cut."
         )
 
 
@@ -194,7 +210,8 @@ def _cut_parameter(root: nn.Module, name: str, part: LayerCut) -> None:
     dims = [dim for dim, size in enumerate(parameter.shape) if size > 1]
     if not dims or parameter.shape[dims[-1]] != part.out_width:
         raise InputError(
-            f"The parameter {name} has shape {tuple(parameter.shape)}; the plan was made for {part.out_width}."
+            f"The parameter {name} has shape {tuple(parameter.shape)}; the plan was made for {part.out_width} channels. "
+            "Use the plan of this network."
         )
     kept = [index for index in range(parameter.shape[dims[-1]]) if index not in set(part.out_removed)]
     setattr(holder, leaf, nn.Parameter(parameter.index_select(dims[-1], torch.tensor(kept))))

@@ -1,8 +1,8 @@
-"""Coupled channels: what must be cut together.
+"""Find the groups of coupled channels, which must be cut together.
 
-torch-pruning's ``DependencyGraph`` says how channels hang together. Secateur walks the graph itself (bounded, which
-torch-pruning's own walk is not), merges what grouped layers tie together, and then tries every group: a group whose removal
-does not equal masking it is locked, with the reason.
+torch-pruning's ``DependencyGraph`` says which channels depend on each other. Secateur traverses the graph itself, because
+torch-pruning's own traversal has no limit, merges the channels that grouped layers tie together, and then tests every group:
+a group whose removal does not equal masking it is locked, with the reason.
 """
 
 import warnings
@@ -25,18 +25,18 @@ from .units import Reached, group_of
 from .zero_pad import PAD_PRUNER, followable
 
 STEP_LIMIT = 2_000_000
-"""Channel steps that following one layer's channels may take; attention over windows takes more than can be waited for."""
+"""Limit on the channel steps of following one layer's channels; attention over windows would take hours."""
 
 
 def find_groups(module: nn.Module, example: Tensor) -> tuple[ChannelGroup, ...]:
-    """All groups of coupled channels of a network, in network order, the tried-out locks included.
+    """All groups of coupled channels of a network, in network order, each tested and locked where necessary.
 
     Args:
         module: the network; it is not changed.
         example: input of the network's shape, ``[n, C, H, W]``.
 
     Raises:
-        InputError: torch-pruning cannot follow the network; the layer is named.
+        InputError: torch-pruning cannot follow the network; the message names the layer.
 
     Examples:
         >>> import secateur
@@ -77,17 +77,17 @@ def _build_graph(module: nn.Module, example: Tensor) -> Any:
                 customized_pruners={ZeroPadChannels: PAD_PRUNER},
                 output_transform=pick_logits,
             )
-    except Exception as error:  # torch-pruning fails in many ways on what it cannot follow
+    except Exception as error:  # torch-pruning fails with many errors on networks that it cannot follow
         place = _nearest_layer(error, module)
         raise InputError(
             f"torch-pruning cannot follow this network's channels{place} ({type(error).__name__}: {error}). "
-            "Channel shuffles and reshapes between channels and places are not supported."
+            "Channel shuffles and reshapes between channels and positions are not supported."
         ) from error
     return graph
 
 
 def _nearest_layer(error: Exception, module: nn.Module) -> str:
-    """The named layer nearest to the node that torch-pruning stumbled over, read from the traceback."""
+    """The named layer nearest to the node at which torch-pruning failed, read from the traceback."""
     names = {child: name for name, child in module.named_modules()}
     step = error.__traceback__
     node = None
@@ -108,7 +108,7 @@ def _nearest_layer(error: Exception, module: nn.Module) -> str:
 
 
 def _follow(graph: Any, layer: nn.Module, names: Mapping[Any, str]) -> ChannelGroup:
-    """Walk the dependency graph from a layer's outputs, remembering for every channel met the root channel it goes with."""
+    """Traverse the dependency graph from a layer's outputs, recording for every channel reached its root channel."""
     pruner = graph.get_pruner_of_module(layer)
     root, name, width = graph.module2node[layer], names[layer], pruner.get_out_channels(layer)
     index = torch_pruning._helpers._HybridIndex
@@ -163,7 +163,7 @@ def _side(graph: Any, dependency: Any) -> Side:
 
 
 def _width(graph: Any, node: Any, side: Side) -> int | None:
-    """A layer's channels on a side; None for one without channels of its own (a PReLU with a single slope)."""
+    """A layer's number of channels on a side; None if it has none of its own (a PReLU with a single slope)."""
     if isinstance(node.module, nn.Parameter):
         return int(node.module.shape[node.pruning_dim])
     pruner = graph.get_pruner_of_module(node.module)
@@ -172,7 +172,7 @@ def _width(graph: Any, node: Any, side: Side) -> int | None:
 
 
 def _mark_branches(module: nn.Module, groups: tuple[ChannelGroup, ...], example: Tensor) -> tuple[ChannelGroup, ...]:
-    """Note which groups lie in branches that may go whole: tried out, as the groups were."""
+    """Mark the groups in branches that may be removed whole, after testing the removal."""
     try:
         view = trace(module, example)
     except InputError:

@@ -1,4 +1,4 @@
-"""Groups of coupled channels: what must be cut together."""
+"""Groups of coupled channels, which must be cut together."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,10 +8,11 @@ Side = Literal["out", "in"]
 
 @dataclass(frozen=True)
 class Member:
-    """One layer's part in a group: for every unit of the group, the channels of the layer that go with it.
+    """One layer's part in a group: for every unit of the group, the channels of the layer that belong to it.
 
-    ``side`` is "out" for what a layer makes (a norm's channels too), "in" for what it reads. ``kind``: conv, depthwise,
-    linear, norm, mixing_norm (normalises across channels), pad, parameter or other. ``width`` is the layer's own count.
+    ``side`` is "out" for channels that the layer produces (a norm's included), "in" for those that it reads. ``kind``: conv,
+    depthwise, linear, norm, mixing_norm (normalises across channels), pad, parameter or other. ``width`` is the layer's number
+    of channels on that side.
     """
 
     layer: str
@@ -23,12 +24,12 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """All units of one coupling, named after the first layer that makes its channels.
+    """A group of coupled channels, named after the first layer that produces them.
 
-    A unit is what must be removed together. ``locked`` says why none may go; it is empty where units may. ``stream``: the
-    channels pass through a sum of branches, as a residual stream does, so that many layers write and read each unit.
-    ``branch`` names the last layer of the residual branch that the group lies in, if that may go whole: all groups of one
-    branch may lose all their units together, and the last layer then gives a constant.
+    A unit is a set of channels that must be removed together. ``locked`` says why no unit may be removed; empty if they may.
+    ``stream``: the channels pass through a sum of branches, such as a residual stream, so that several layers write and read
+    each unit. ``branch`` names the last layer of the residual branch around the group if the branch may be removed whole: all
+    its groups may lose all their units together, and its last layer then gives a constant.
     """
 
     name: str
@@ -48,7 +49,7 @@ class ChannelGroup:
 
     @property
     def producers(self) -> tuple[Member, ...]:
-        """The layers whose kernels the units are."""
+        """The layers whose kernels produce the units."""
         return tuple(m for m in self.members if m.side == "out" and m.kind in ("conv", "depthwise", "linear"))
 
     @property

@@ -1,4 +1,4 @@
-"""Groups that stay whole: tried out, and locked with the reason."""
+"""Lock the groups that must stay whole: test each, and give the reason."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ HEAD_LOCK = "its units are the classes of the head."
 
 
 def lock_overlaps(groups: list[ChannelGroup]) -> list[ChannelGroup]:
-    """Channels that belong to two groups cannot be cut by either alone."""
+    """Lock groups that share channels: neither can be cut alone."""
     owner: dict[tuple[str, Side, int], str] = {}
     clash: dict[str, str] = {}
     for group in groups:
@@ -34,7 +34,7 @@ def lock_overlaps(groups: list[ChannelGroup]) -> list[ChannelGroup]:
 
 
 def lock_shared_weights(groups: list[ChannelGroup], module: nn.Module) -> list[ChannelGroup]:
-    """Layers that share a parameter cannot be cut by the group of either."""
+    """Lock groups with layers that share a parameter."""
     owners: dict[int, list[str]] = defaultdict(list)
     for name, child in module.named_modules():
         for parameter in child.parameters(recurse=False):
@@ -49,7 +49,7 @@ def lock_shared_weights(groups: list[ChannelGroup], module: nn.Module) -> list[C
 
 
 def try_out(module: nn.Module, groups: list[ChannelGroup], example: Tensor) -> tuple[ChannelGroup, ...]:
-    """Lock every group whose removal breaks the network or differs from masking what it gives its readers."""
+    """Lock every group whose removal breaks the network or differs from masking its units where they are read."""
     reasons: dict[str, str] = {}
     open_groups = [group for group in groups if not group.locked]
     exact = [group for group in open_groups if all(member.kind != "mixing_norm" for member in group.members)]
@@ -70,7 +70,7 @@ def try_out(module: nn.Module, groups: list[ChannelGroup], example: Tensor) -> t
 def difference(
     module: nn.Module, groups: Sequence[ChannelGroup], example: Tensor, compare: bool, whole: bool = False
 ) -> str:
-    """Cut every second unit of the groups, or the ``whole`` of them; say what went wrong, or nothing."""
+    """Cut every second unit of the groups, or all of them if ``whole``; what went wrong, or an empty string."""
     removed = {group.name: range(group.units) if whole else range(0, group.units - 1, 2) for group in groups}
     try:
         small = apply_cut(module, cut_of(groups, removed), example)
@@ -79,7 +79,7 @@ def difference(
             pick_logits(small.train()(torch.cat([example, example])))
     except InputError:
         return "its channels are split or rearranged on the way."
-    except Exception as error:  # a wrongly followed network fails anywhere in its forward
+    except Exception as error:  # a network that was followed wrongly may fail anywhere
         return f"without some of its units the network fails ({first_line(error)[:160]})."
     with torch.no_grad():
         unchanged = pick_logits(module(example))

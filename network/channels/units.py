@@ -1,4 +1,4 @@
-"""The units of a group: root channels merged where a layer ties them together, and each layer's channels by unit."""
+"""The units of a group: root channels that layers tie together, and each layer's channels by unit."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from .group import ChannelGroup, Member, Side
 
 @dataclass(frozen=True)
 class Reached:
-    """One side of a layer (or a parameter) whose channels go with a group's root channels.
+    """One side of a layer (or a parameter) whose channels depend on a group's root channels.
 
-    ``pairs``: (channel of the layer, root channel that it goes with). ``width`` is the layer's own count of channels.
+    ``pairs``: (channel of the layer, root channel). ``width`` is the layer's number of channels on that side.
     """
 
     module: Any
@@ -30,13 +30,13 @@ class Reached:
 
 
 def group_of(name: str, width: int, reached: Sequence[Reached], locked: str = "") -> ChannelGroup:
-    """The group that grows from a layer's output channels.
+    """The group of a layer's output channels.
 
     Args:
-        name: of the layer.
-        width: its output channels, the root channels.
-        reached: the layers that these reach, the layer itself among them.
-        locked: a reason why the group must stay whole that is already known; otherwise the first found here.
+        name: the layer's name.
+        width: its number of output channels, the root channels.
+        reached: the layers that depend on these channels, including the layer itself.
+        locked: the reason why the group must stay whole, if already known; else the first reason found here.
     """
     roots = DisjointSet(range(width))
     for each in reached:
@@ -53,7 +53,7 @@ def group_of(name: str, width: int, reached: Sequence[Reached], locked: str = ""
 
 
 def _merge(roots: DisjointSet, reached: Reached) -> str:
-    """Merge root channels that share a channel of the layer or that it ties together; why it cannot be cut, if so."""
+    """Merge root channels that share a channel of the layer or that it ties together; the reason if it cannot be cut."""
     by_channel: dict[int, list[int]] = defaultdict(list)
     for channel, root in reached.pairs:
         by_channel[channel].append(root)
@@ -78,7 +78,7 @@ def _merge_all(roots: DisjointSet, channels: Sequence[int]) -> None:
 
 
 def _unsupported(reached: Reached) -> str:
-    """Why a layer's channels cannot be cut, whatever the others are."""
+    """The reason why a layer of this kind cannot be cut; empty if it can."""
     module = reached.module
     if isinstance(module, nn.MultiheadAttention | nn.LSTM | nn.Embedding):
         return f"its channels pass through {reached.layer} ({type(module).__name__})."
@@ -96,7 +96,7 @@ def _member(reached: Reached, unit_of: dict[int, int], units: int) -> Member:
 
 
 def _tied_parts(module: nn.Module) -> int:
-    """Into how many equal parts a layer divides its channels, each of which must lose the same places."""
+    """Into how many equal parts a layer divides its channels; each part must lose the same positions."""
     if isinstance(module, _ConvNd) and module.groups > 1 and not _is_depthwise(module):
         return module.groups
     if isinstance(module, nn.GroupNorm) and module.num_groups > 1:

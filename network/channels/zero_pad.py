@@ -13,18 +13,16 @@ from ..graph.trace import has_channel_padding, trace
 
 
 def followable(module: nn.Module, example: Tensor) -> nn.Module:
-    """A copy that torch-pruning can follow: zero-padded channels as modules, all parameters differentiable.
+    """A copy that torch-pruning can follow: channel padding is a module, and all parameters require gradients.
 
-    The layer names in groups and cuts are this copy's; they are the network's own but for the padding modules.
+    Groups and cuts use this copy's layer names, which are the network's own apart from the padding modules.
     """
     result = copy.deepcopy(module).eval()
     if not any(isinstance(child, ZeroPadChannels) for child in result.modules()):
         try:
             traced = trace(result, example)
         except InputError:
-            traced = (
-                None  # torch-pruning follows autograd, not torch.fx: padding is then met, and locked, by trying out
-            )
+            traced = None  # torch-pruning follows autograd, so that the tests of ``locks`` find and lock any padding
         if traced is not None and has_channel_padding(traced):
             result = traced.eval()
             with torch.no_grad():
@@ -33,7 +31,7 @@ def followable(module: nn.Module, example: Tensor) -> nn.Module:
 
 
 class _PadPruner(torch_pruning.BasePruningFunc):  # type: ignore[misc]
-    """How torch-pruning takes channels out of :class:`ZeroPadChannels`: a layer with inputs and outputs of its own."""
+    """Lets torch-pruning remove channels of :class:`ZeroPadChannels`, whose inputs and outputs are counted separately."""
 
     TARGET_MODULES = ZeroPadChannels
 

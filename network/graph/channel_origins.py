@@ -1,6 +1,6 @@
-"""Where the channels of a value come from: back through a traced network to the places whose channels are told apart.
+"""Where the channels of a value come from: backwards through a traced network to the sites whose channels are known.
 
-Known operations that keep channels apart are passed; what an unknown operation on one tensor does to channels is tried out.
+Operations known to keep channels apart are passed. What any other operation on one tensor does to channels is probed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,11 +22,11 @@ from .tracer import is_shape
 
 PROBE_BYTES = 2**27
 FAR = 16
-"""By how much a channel is moved at least, in units of the map's size, to see what moves with it."""
+"""The least change of a channel in a probe, in units of the map's mean magnitude."""
 CHAIN = 8
-"""Operations on one tensor, one after the other, that are looked through together."""
+"""The longest chain of operations on one tensor that is probed as one."""
 NONE = -1
-"""A channel that shows no player: padding, or a constant."""
+"""The player of a channel that depends on none: padding, or a constant."""
 _NOBODY = torch.tensor([NONE])
 
 CHANNEL_DIM = 1
@@ -43,7 +43,7 @@ ELEMENTWISE = tuple(kind for kind in PER_CHANNEL if kind not in (_BatchNorm, nn.
 class Site:
     """A place whose channels are nodes of a graph and players of a game.
 
-    ``node`` gives its value; ``reading`` the same behind its own normalisation and activation, where the next read it.
+    ``node`` gives its value, ``reading`` the value after its own normalisation and activation, which the next sites read.
     ``dim`` is the dimension of the channels. ``classes``: its channels are the classes.
     """
 
@@ -61,7 +61,7 @@ class Origin:
     """Where the channels of a value come from.
 
     ``sources`` are sites in network order; their channels, one site after the other, are the players. ``players``, int64
-    ``[channels]``, says which player each channel shows (``NONE``: none). It is None where channels mix, by ``mixer``.
+    ``[channels]``, says on which player each channel depends (``NONE``: none). It is None if ``mixer`` mixes the channels.
     """
 
     sources: tuple[str, ...]
@@ -70,10 +70,10 @@ class Origin:
 
 
 class OriginFinder:
-    """Finds origins in a traced network; it goes back to the ``sites``, which are added from input to output.
+    """Finds origins in a traced network, tracing back to the ``sites``, which are added from input to output.
 
     ``values`` holds every node's value for one image, ``dependent`` the nodes that depend on the image, ``modules`` the
-    network's by name.
+    network's modules by name.
     """
 
     def __init__(self, view: fx.GraphModule, example: Tensor) -> None:
@@ -88,11 +88,11 @@ class OriginFinder:
         self._origins: dict[tuple[fx.Node, int], Origin] = {}
 
     def add(self, site: Site) -> None:
-        """From here on values behind a site come from it."""
+        """Add a site, the origin of the values that follow it."""
         self.sites[site.name] = self._of_node[site.node] = site
 
     def origin(self, node: fx.Node, dim: int) -> Origin:
-        """Of the channels that lie along ``dim`` of a node's value."""
+        """The origin of the channels along ``dim`` of a node's value."""
         dim %= self.values[node].dim()
         key = node, dim
         if key not in self._origins:
@@ -140,7 +140,7 @@ class OriginFinder:
         return self._mixed(node, [source for source in node.all_input_nodes if source in self.dependent])
 
     def _side_by_side(self, origins: list[Origin]) -> Origin:
-        """The channels of several values one after the other; a player that several of them show counts once."""
+        """The channels of several values one after the other; a player that occurs in several counts once."""
         names = self._in_order(name for origin in origins for name in origin.sources)
         first = dict(zip(names, accumulate((self.sites[name].channels for name in names), initial=0), strict=False))
         players = []
@@ -157,7 +157,7 @@ class OriginFinder:
         return tuple(sorted(set(names), key=lambda name: self._order[self.sites[name].node]))
 
     def _mixed(self, node: fx.Node, sources: Iterable[fx.Node]) -> Origin:
-        """Channels cannot be told apart: all that reaches the sources reaches every channel."""
+        """Channels are mixed: every channel depends on all that the sources depend on."""
         found: set[str] = set()
         for source in sources:
             while not isinstance(self.values[source], Tensor):  # a tuple: what it was made from
@@ -173,9 +173,9 @@ class OriginFinder:
         return Origin(self._in_order(found), None, f"{name}{kind}")
 
     def _through(self, node: fx.Node, first: fx.Node, dim: int) -> Origin:
-        """Through operations on one tensor: tried out which channel of it each channel of the result depends on.
+        """Through operations on one tensor, by probing on which of its channels each channel of the result depends.
 
-        From as far back as such operations go, if that tells channels apart: a shuffle splits them and puts them together.
+        The whole chain of such operations is probed first: a shuffle splits channels and joins them again.
         """
         chain: list[fx.Node] = []
         source: fx.Node | None = first
@@ -196,17 +196,17 @@ class OriginFinder:
         return self._mixed(node, [first])
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
-        """The values that a node depends on, other than through their shapes."""
+        """The values that a node depends on, except through their shapes."""
         given = node.all_input_nodes[:1] if node.target in _SHAPED_AS else node.all_input_nodes
         return [source for source in given if source in self.dependent and not is_shape(source)]
 
     def _only_source(self, node: fx.Node) -> fx.Node | None:
-        """The one value that a node depends on, other than through its shape; None if there are several."""
+        """The one value that a node depends on, except through its shape; None if there are several."""
         sources = self._sources(node)
         return sources[0] if len(sources) == 1 else None
 
     def _probe(self, node: fx.Node, source: fx.Node, source_dim: int, dim: int) -> Tensor | None:
-        """For each channel of ``node`` the one channel of ``source`` that it depends on, ``NONE`` for none; None if several."""
+        """For each channel of ``node`` the channel of ``source`` that it depends on (``NONE``: none); None if on several."""
         value = self.values[source]
         width, generator = value.shape[source_dim], torch.Generator().manual_seed(0)
         segment = Segment(self.view, source, [node])
@@ -219,7 +219,7 @@ class OriginFinder:
             for channels in _few_then_all(width, max(1, PROBE_BYTES // (2 * size))):
                 rows = torch.zeros(2 * len(channels) + 1, dtype=torch.long)
                 varied = base.repeat(len(rows), *[1] * (value.dim() - 1))
-                for row, channel in enumerate(channels.tolist()):  # up and down: the greatest of several shows only one
+                for row, channel in enumerate(channels.tolist()):  # up and down: a maximum may hide one of them
                     own = far[0].select(source_dim - 1, channel)
                     varied[row].select(source_dim - 1, channel).add_(own)
                     varied[row + len(channels)].select(source_dim - 1, channel).sub_(own)
@@ -235,21 +235,21 @@ class OriginFinder:
 
 
 def keeps_apart(module: nn.Module | None, dim: int) -> bool:
-    """Whether a module acts on each channel of ``dim`` by itself, and on each image: not if it normalises by the batch."""
+    """Whether a module acts on each channel of ``dim`` and each image separately; not if it normalises by the batch."""
     if isinstance(module, ELEMENTWISE) or dim != CHANNEL_DIM:
         return isinstance(module, ELEMENTWISE)
     return isinstance(module, nn.PReLU) or (isinstance(module, _BatchNorm) and module.running_mean is not None)
 
 
 def broadcast_origin(origin: Origin, channels: int) -> Origin:
-    """One channel stands for all that it is broadcast to."""
+    """The origin of ``channels`` channels to which one may be broadcast."""
     if origin.players is None or len(origin.players) == channels:
         return origin
     return Origin(origin.sources, origin.players.expand(channels))
 
 
 def _picked(origin: Origin, shown: Tensor) -> Origin:
-    """The origin of channels that each show one of ``origin``'s, or none."""
+    """The origin of channels that each depend on one of ``origin``'s, or on none."""
     if origin.players is None:
         return origin
     picked = origin.players[shown.clamp(min=0).cpu()]
@@ -265,7 +265,7 @@ def same_origin(first: Origin, second: Origin) -> bool:
 
 
 def _few_then_all(count: int, most: int) -> Iterator[Tensor]:
-    """Indices in parts of at most ``most``; first a few, which tell enough where all mix with all."""
+    """Indices in parts of at most ``most``; the first is small, since it suffices if all channels mix."""
     start = 0
     while start < count:
         stop = min(count, start + min(most, 8 if start == 0 else most))

@@ -1,4 +1,4 @@
-"""Running a traced network node by node: all of it, or only the part that depends on one place."""
+"""Run a traced network node by node: all of it, or the part between given and wanted nodes."""
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,16 +12,16 @@ from .tracer import is_shape
 
 Values = Mapping[fx.Node, Any]
 Changes = Mapping[fx.Node, Callable[[Tensor], Tensor]]
-"""For a node what its readers get instead of its value; the function leaves what it is given as it is."""
+"""For a node, a function of its value that its readers get instead; it must not change its argument."""
 
 
 def run_node(view: fx.GraphModule, node: fx.Node, read: Callable[[fx.Node], Any]) -> Any:
-    """Run one node; ``read`` gives the values of its sources. A placeholder is read from ``read`` as well."""
+    """Run one node; ``read`` gives the values of its inputs, and of the node itself if it is a placeholder."""
     if node.op == "placeholder":
         return read(node)
     arguments = fx.node.map_arg(node.args, read)
     options = fx.node.map_arg(node.kwargs, read)
-    if is_in_place(node) and isinstance(arguments[0], Tensor):  # others may read what it is given
+    if is_in_place(node) and isinstance(arguments[0], Tensor):  # other nodes may read the argument
         arguments = (arguments[0].clone(), *arguments[1:])
     if node.op == "call_module":
         return view.get_submodule(str(node.target))(*arguments, **options)
@@ -44,16 +44,16 @@ def is_in_place(node: fx.Node) -> bool:
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     assigning = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
     functional = getattr(node.target, "__module__", "") == "torch.nn.functional"
-    told = node.kwargs.get("inplace") is True or (functional and len(node.args) > 1 and node.args[1] is True)
-    return assigning or told or (name.endswith("_") and not name.endswith("__"))
+    requested = node.kwargs.get("inplace") is True or (functional and len(node.args) > 1 and node.args[1] is True)
+    return assigning or requested or (name.endswith("_") and not name.endswith("__"))
 
 
 def run_graph(
     view: fx.GraphModule, images: Tensor, wanted: Iterable[fx.Node], changes: Changes | None = None
 ) -> dict[fx.Node, Any]:
-    """The values of the wanted nodes for a batch ``[n, C, H, W]``; every other value is dropped after its last reader.
+    """The values of the wanted nodes for a batch ``[n, C, H, W]``; every other value is freed after its last use.
 
-    ``changes`` alter values on their way, and with them all that depends on them.
+    ``changes`` alter values on the way, and with them all that depends on them.
     """
     wanted = set(wanted)
     placeholder = next(node for node in view.graph.nodes if node.op == "placeholder")
@@ -63,9 +63,9 @@ def run_graph(
 
 
 def run_between(view: fx.GraphModule, given: Values, wanted: Iterable[fx.Node]) -> dict[fx.Node, Any]:
-    """The wanted nodes' values where those of the given nodes are known, which stand for all that lies before them.
+    """The wanted nodes' values from those of the given nodes, which replace all that comes before them.
 
-    The images are among them, as many as there are rows: a shape may be asked of what lies before.
+    ``given`` must hold the images, one per row, since nodes may need their shape.
     """
     needed = needed_for(wanted, stop=given.__contains__)
     return run_nodes(view, [node for node in view.graph.nodes if node in needed], given, set(wanted), {})
@@ -74,6 +74,7 @@ def run_between(view: fx.GraphModule, given: Values, wanted: Iterable[fx.Node]) 
 def run_nodes(
     view: fx.GraphModule, nodes: Sequence[fx.Node], start: Values, wanted: set[fx.Node], changes: Changes
 ) -> dict[fx.Node, Any]:
+    """Run ``nodes`` in their order from the values in ``start``; the values of the wanted ones."""
     last = {source: node for node in nodes for source in node.all_input_nodes}
     dropped: dict[fx.Node, list[fx.Node]] = {}
     for source, node in last.items():
@@ -91,7 +92,7 @@ def run_nodes(
 
 
 def image_dependent(view: fx.GraphModule) -> set[fx.Node]:
-    """The nodes whose values depend on the images, other than through their shapes."""
+    """The nodes whose values depend on the images, except through their shapes."""
     found: set[fx.Node] = set()
     for node in view.graph.nodes:
         flows = not is_shape(node) and any(source in found for source in node.all_input_nodes)
@@ -101,7 +102,7 @@ def image_dependent(view: fx.GraphModule) -> set[fx.Node]:
 
 
 def output_node(view: fx.GraphModule) -> fx.Node:
-    """The node whose value the network returns (a tuple or mapping of nodes stays wrapped in it)."""
+    """The node whose value the network returns, which may be a tuple or mapping."""
     node: fx.Node = next(node for node in view.graph.nodes if node.op == "output")
     return node
 

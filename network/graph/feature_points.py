@@ -1,4 +1,4 @@
-"""Where a network's stages end: the last feature map of each resolution that everything passes through."""
+"""Where a network's stages end: the last feature map of each resolution that lies on every path to the output."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +11,14 @@ from ...common.errors import InputError
 from .execution import image_dependent, is_image_map, run_graph
 from .trace import BLOCKS
 
-SAME_STAGE = 0.6  # of the first map's places: convolutions without padding nibble at it, strides halve both sides
+SAME_STAGE = (
+    0.6  # of the first map's positions: convolutions without padding shrink it a little, strides halve both sides
+)
 
 
 @dataclass(frozen=True)
 class FeaturePoint:
-    """A place of a traced network that gives a feature map: the name users see, the node, ``[C, H, W]``."""
+    """A node of a traced network that gives a feature map: the name for users, the node, ``[C, H, W]``."""
 
     name: str
     node: fx.Node
@@ -28,24 +30,24 @@ class FeaturePoint:
 def find_stages(
     view: fx.GraphModule, example: torch.Tensor, before: Collection[fx.Node] = ()
 ) -> tuple[FeaturePoint, ...]:
-    """The ends of the stages in network order: of each resolution the last map that every path to the output goes through.
+    """The ends of the stages in network order: the last map of each resolution that lies on every path to the output.
 
-    Maps with at least ``SAME_STAGE`` of the places of a stage's first one belong to it. A resolution without a convolution of
-    its own (a pool before the head) is no stage. In torchvision's VGG these are the layers
+    Maps with at least ``SAME_STAGE`` of the positions of a stage's first map belong to the stage. A resolution without a
+    convolution of its own (a pool before the head) is not a stage. In torchvision's VGG these are the layers
     before the pools, in its ResNets the stem and layer1 to layer4 (Cheng et al. 2023, section 3.2).
 
     Args:
-        before: nodes at the first of which to stop: what lies behind is no stage.
+        before: stop at the first of these nodes.
 
     Raises:
-        InputError: no map of the network is passed by everything.
+        InputError: no feature map lies on every path to the output.
     """
     maps = _maps(view, example)
     modules = dict(view.named_modules())
     passed = set(passed_by_everything(view))
     stages: list[FeaturePoint] = []
-    first = last = None  # of the stage that goes on
-    convolved = since_last = False  # whether a convolution made the stage's maps; and those after ``last``
+    first = last = None  # of the current stage
+    convolved = since_last = False  # whether there was a convolution in the stage; and after ``last``
     for node in view.graph.nodes:
         if node in before:
             break
@@ -64,17 +66,16 @@ def find_stages(
         stages.append(feature_point(view, last, maps[last]))
     if not stages:
         raise InputError(
-            "No feature map of this network is passed by everything, so it has no stages to be found. Name layers "
-            "with --layers."
+            "No feature map of this network lies on every path to its output, so it has no stages. Name layers with --layers."
         )
     return tuple(_distinct(stages))
 
 
 def named_points(view: fx.GraphModule, example: torch.Tensor, names: Sequence[str]) -> tuple[FeaturePoint, ...]:
-    """The feature maps that the named modules give: a layer, or a block whose last node it is; in network order.
+    """The feature maps that the named layers and blocks give, in network order.
 
     Raises:
-        InputError: no such module, or it gives no feature map.
+        InputError: there is no such module, or it gives no feature map.
     """
     maps = _maps(view, example)
     order = {node: index for index, node in enumerate(view.graph.nodes)}
@@ -97,7 +98,7 @@ def named_points(view: fx.GraphModule, example: torch.Tensor, names: Sequence[st
 
 
 def _distinct(stages: Sequence[FeaturePoint]) -> list[FeaturePoint]:
-    """Named apart where one module ends several stages."""
+    """The stages with distinct names, where one module ends several of them."""
     seen: dict[str, int] = {}
     named = []
     for point in stages:
@@ -113,25 +114,25 @@ def _maps(view: fx.GraphModule, example: torch.Tensor) -> dict[fx.Node, tuple[in
 
 
 def passed_by_everything(view: fx.GraphModule) -> list[fx.Node]:
-    """Nodes that every path from the input to the output goes through, in order (its dominators from the output back)."""
+    """The nodes on every path from the input to the output, in order (the dominators of the output)."""
     order = {node: index for index, node in enumerate(view.graph.nodes)}
-    flows = image_dependent(view)  # a shape alone carries nothing of the image
+    flows = image_dependent(view)  # a shape alone carries no image content
     passed: list[fx.Node] = []
     reach = -1
     for node, place in order.items():
         if node not in flows:
             continue
-        if reach <= place:  # nothing before it is read behind it
+        if reach <= place:  # nothing before it is read after it
             passed.append(node)
         reach = max([reach, *(order[reader] for reader in node.users if reader in flows)])
     return passed
 
 
 def feature_point(view: fx.GraphModule, node: fx.Node, shape: tuple[int, int, int]) -> FeaturePoint:
-    """Named by the outermost block that ends with it, else by its own module."""
+    """The feature point of a node, named after the outermost block that ends with it, else after its own module."""
     for scope in _scopes(node):
         if scope == str(node.target):
-            break  # its own module: a block that it ended when the network was first traced says more
+            break  # its own module: prefer a block that it ended when the network was first traced
         if [other for other in view.graph.nodes if scope in _scopes(other)][-1] is node:
             return FeaturePoint(scope, node, *shape)
     for block, end in view.meta.get(BLOCKS, {}).items():  # of a network that was traced before

@@ -1,4 +1,4 @@
-"""The modules that functional calls amount to: ``F.relu`` is a ReLU, ``a + b`` an Add."""
+"""The modules that are equivalent to functional calls: ``F.relu`` to ReLU, ``a + b`` to Add."""
 
 import operator
 from typing import Any
@@ -42,7 +42,7 @@ _PRODUCTS: tuple[Any, ...] = (operator.mul, operator.imul, torch.mul, "mul", "mu
 
 
 def as_module(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:
-    """The module that a functional call amounts to, with the tensors it takes; None to leave the call as it is."""
+    """The module equivalent to a functional call, with its tensor arguments; None to leave the call unchanged."""
     if node.op not in ("call_function", "call_method"):
         return None
     target, arguments = node.target, node.args

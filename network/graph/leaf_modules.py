@@ -1,4 +1,4 @@
-"""Modules that stand for functional calls in a traced network."""
+"""Modules for functional calls in a traced network, which torch.fx does not trace into."""
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class Multiply(nn.Module):
 
 
 class Concatenate(nn.Module):
-    """Branches side by side along ``dim``."""
+    """The concatenation of branches along ``dim``."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -33,8 +33,8 @@ class Concatenate(nn.Module):
 class ZeroPadChannels(nn.Module):
     """Zero channels before and after the input's: the parameter-free shortcut of CIFAR ResNets ("option A").
 
-    ``source[j]`` is the input channel that output channel ``j`` shows, or -1 for none; ``fill[j]`` is what a channel
-    without a source shows instead: zero, or what a repair puts there. Cutting channels edits both.
+    ``source[j]`` is the input channel that output channel ``j`` copies, or -1 for none. A channel without a source is
+    ``fill[j]`` instead: zero, or the value that a repair sets. Cutting channels edits both.
     """
 
     source: Tensor
@@ -52,7 +52,7 @@ class ZeroPadChannels(nn.Module):
         return len(self.source)
 
     def settle(self, in_channels: int) -> None:
-        """Fix the number of input channels, known once the network has run."""
+        """Set the number of input channels, which is known once the network has run."""
         none = torch.full((1,), -1)
         own = torch.arange(in_channels)
         self.in_channels = in_channels
@@ -68,7 +68,7 @@ class ZeroPadChannels(nn.Module):
         return x.index_select(1, self.source.clamp(min=0)) * shown + self.fill.to(x.dtype).view(1, -1, 1, 1)
 
     def drop_inputs(self, channels: list[int]) -> None:
-        """Take input channels away: outputs that showed them fall back to their fill."""
+        """Remove input channels: outputs that copied them become their ``fill``."""
         kept = [channel for channel in range(self.in_channels) if channel not in set(channels)]
         place = {channel: index for index, channel in enumerate(kept)}
         self.source = torch.tensor([place.get(channel, -1) for channel in self.source.tolist()])
@@ -76,10 +76,12 @@ class ZeroPadChannels(nn.Module):
         self._forget_padding()
 
     def drop_outputs(self, channels: list[int]) -> None:
-        """Take output channels away."""
+        """Remove output channels."""
         kept = torch.tensor([channel for channel in range(self.out_channels) if channel not in set(channels)])
         self.source, self.fill = self.source[kept], self.fill[kept]
         self._forget_padding()
 
     def _forget_padding(self) -> None:
-        self.before = self.after = self.out_channels + 1  # never equal again: the general form from here on
+        self.before = self.after = (
+            self.out_channels + 1
+        )  # never equal again, so that ``forward`` takes the general form

@@ -1,4 +1,4 @@
-"""The part of a traced network that depends on one place, run on its own."""
+"""The part of a traced network that depends on one node, run by itself."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from .reach import dependents, needed_for
 
 
 class Segment:
-    """The part of a traced network that depends on ``source``, as far as the wanted nodes need it.
+    """The part of a traced network that depends on ``source`` and that the wanted nodes need.
 
-    ``reads`` are the nodes outside whose values it takes, none where ``source`` carries everything. To run it from other values
-    of ``source`` than the network's own, more rows than images among them, give the values of ``reads`` from one run of the
-    whole network, and for every row the image it belongs to.
+    ``reads`` are the nodes outside whose values it needs; there are none if ``source`` carries everything. To run it from other
+    values of ``source``, possibly with several rows per image, give the values of ``reads`` from one run of the whole network,
+    and for every row the image that it belongs to.
 
     Raises:
         ValueError: a wanted node does not depend on ``source``.
@@ -38,14 +38,14 @@ class Segment:
         """The wanted nodes' values for other values of ``source``.
 
         Args:
-            values: what ``source`` gives, ``[rows, …]``.
+            values: the values of ``source``, ``[rows, …]``.
             images: the images, ``[n, C, H, W]``.
             known: the values of ``reads`` for these images.
-            rows: for every row its image, int64 ``[rows]``.
+            rows: the index of every row's image, int64 ``[rows]``.
         """
         start: dict[fx.Node, Any] = {self.source: values}
         shaped = [node for node in self.reads if node not in self._per_image]
-        if shaped:  # a number of images among them, say: it follows the rows
+        if shaped:  # the number of images, for example, which is now that of rows
             start |= run_graph(self.view, images.index_select(0, rows), shaped)
         for node in self.reads:
             if node in self._per_image:

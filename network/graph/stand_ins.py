@@ -1,13 +1,13 @@
-"""What stands in a network where a layer was cut away whole, so that its ``forward`` runs on unchanged."""
+"""Stand-ins for layers that were removed whole, so that the network's ``forward`` runs unchanged."""
 
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 
 class Subsample(nn.Module):
-    """For a layer that has no kernel left: a copy of its input at every ``stride``-th place, unchanged otherwise.
+    """Stands in for a layer without kernels: a copy of its input at every ``stride``-th position.
 
-    A copy, because an activation in place may follow, and the input is also that of the branch beside it.
+    A copy, because an in-place activation may follow and another branch may read the same input.
     """
 
     def __init__(self, stride: tuple[int, int]) -> None:
@@ -19,7 +19,7 @@ class Subsample(nn.Module):
 
 
 class Constant(nn.Module):
-    """For a convolution that has nothing left to read: ``bias``, ``[C]``, at every place of its output."""
+    """Stands in for a convolution without input channels: ``bias``, ``[C]``, at every position of its output."""
 
     def __init__(self, bias: Tensor, stride: tuple[int, int]) -> None:
         super().__init__()

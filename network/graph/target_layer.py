@@ -1,4 +1,4 @@
-"""The late layer whose filters are told apart by classes: found, named, or put in anew."""
+"""The target layer of class-specific clusters: found, named by the user, or inserted."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,16 +19,16 @@ from .topology import class_nodes
 from .trace import reading_nodes, trace
 
 NEW_LAYER = "class_specific"
-"""The name of a layer that was put in."""
+"""The name of an inserted layer."""
 NEW_TARGET = f"{NEW_LAYER}.0"
-"""The name of its convolution (or linear layer), by which it is a target."""
+"""The name of its convolution (or linear layer), which is the target."""
 
 
 @dataclass(frozen=True)
 class NewLayer:
-    """A convolution (a linear layer where the features have no places), its BatchNorm and ReLU, put in behind ``after``.
+    """A convolution, BatchNorm and ReLU (a linear layer and ReLU if the features have no positions) to insert after ``after``.
 
-    What read the features before reads ``filters`` channels now and starts from new weights.
+    The layers that read these features now read ``filters`` channels and start from new weights.
     """
 
     after: str
@@ -36,17 +36,17 @@ class NewLayer:
 
 
 def find_target(view: fx.GraphModule, example: Tensor, name: str | None = None) -> FeaturePoint:
-    """The place whose channels are the filters of the target layer: behind their own normalisation and activation.
+    """The target layer, as the place after its own normalisation and activation whose channels are its filters.
 
-    By default the last feature map that everything passes through, in front of the head: layer4 of a ResNet, the last
-    convolution of VGG. Where more than pools, norms and linear layers comes behind that map (the attention of a ViT, say), the
-    features that the last linear layer reads; ``height`` and ``width`` are 1 then.
+    By default it is the last feature map before the head that lies on every path: layer4 of a ResNet, the last convolution of
+    VGG. If more than pools, norms and linear layers follow that map (such as attention in a ViT), it is the features that the
+    last linear layer reads, with ``height`` and ``width`` 1.
 
     Args:
-        name: a layer or block instead.
+        name: the layer or block to use instead.
 
     Raises:
-        InputError: no such layer, not everything passes through it, or there is none in front of the head.
+        InputError: there is no such layer, or none that lies on every path to the head.
     """
     heads = class_nodes(view)
     if name is not None:
@@ -64,18 +64,20 @@ def find_target(view: fx.GraphModule, example: Tensor, name: str | None = None) 
         if value.dim() == 2 and node in passed_by_everything(view):
             return FeaturePoint(_name_of(node), node, value.shape[1], 1, 1)
     raise InputError(
-        "No late layer of this network is passed by everything in front of its head, so none of its layers can be the target "
-        "of class-specific clusters. Name one with --target."
+        "No late layer of this network lies on every path to its head, so no target layer was found for class-specific "
+        "clusters. Name one with --target."
     )
 
 
 def insert_layer(module: nn.Module, example: Tensor, layer: NewLayer, seed: int = 0) -> nn.Module:
-    """A copy of a network, as a graph of modules, with the new layer in it; its weights and those of the layers that read
-    it are drawn by ``seed``.
+    """A traced copy of a network with a new layer inserted.
+
+    Args:
+        seed: for the weights of the new layer and of the layers that read it.
 
     Raises:
-        InputError: the network cannot be traced, ``after`` is not passed by everything, or something behind it takes a
-            number of channels that is not understood.
+        InputError: the network cannot be traced, ``after`` is not on every path to the head, or what follows it cannot read
+            another number of channels.
     """
     view = trace(module, example)
     point = find_target(view, example, layer.after)
@@ -89,7 +91,7 @@ def insert_layer(module: nn.Module, example: Tensor, layer: NewLayer, seed: int 
         view.add_submodule(NEW_LAYER, nn.Sequential(*new, nn.ReLU()))
         _widen_readers(view, point, layer.filters)
     readers, node = list(point.node.users), point.node
-    for index in range(len(new) + 1):  # a node for each, as tracing would see them
+    for index in range(len(new) + 1):  # one node for each, as tracing records them
         with view.graph.inserting_after(node):
             node = view.graph.call_module(f"{NEW_LAYER}.{index}", (node,))
     for reader in readers:
@@ -102,14 +104,14 @@ def insert_layer(module: nn.Module, example: Tensor, layer: NewLayer, seed: int 
             view(example)
     except Exception as error:
         raise InputError(
-            f"The network does not run with {layer.filters} filters behind {layer.after} ({error}). Something behind it "
-            f"expects {point.channels} channels; leave the new layer out, or name a target right in front of the head."
+            f"The network does not run with {layer.filters} filters after {layer.after} ({error}). What follows expects "
+            f"{point.channels} channels. Leave out the new layer, or name a target directly before the head."
         ) from error
     return view
 
 
 def _widen_readers(view: fx.GraphModule, point: FeaturePoint, filters: int) -> None:
-    """Let what reads the channels take ``filters`` of them: the first layers behind the target, and norms on the way."""
+    """Make what reads the target's channels read ``filters`` channels: the next layers, and the norms before them."""
     carrying = {point.node}
     for node in view.graph.nodes:
         if node in carrying or not carrying.intersection(node.all_input_nodes):
@@ -138,7 +140,7 @@ def _widen_readers(view: fx.GraphModule, point: FeaturePoint, filters: int) -> N
 
 
 def _in_front_of_pools(view: fx.GraphModule, example: Tensor, point: FeaturePoint) -> FeaturePoint:
-    """Without pools and dropout that leave a map of its size as it is: of maps with one place, say."""
+    """The point before pools, dropout and identities, which change nothing about a map's channels."""
     node = point.node
     while node.op == "call_module" and isinstance(view.get_submodule(str(node.target)), _PASSING):
         node = node.all_input_nodes[0]
@@ -155,7 +157,7 @@ _PASSING = (
 
 
 def _by_layer(view: fx.GraphModule, point: FeaturePoint) -> FeaturePoint:
-    """Named by the layer whose map it is, unless it ends a block."""
+    """The point named after its layer, unless it ends a block."""
     if point.name not in (str(point.node.target), point.node.name) and ", call " not in point.name:
         return point
     own = [layer for layer, nodes in reading_nodes(view).items() if nodes == (point.node,)]
@@ -176,8 +178,8 @@ def _named(view: fx.GraphModule, example: Tensor, name: str, heads: frozenset[fx
     if point.node not in passed or order[point.node] >= min(order[node] for node in heads):
         stages = ", ".join(stage.name for stage in find_stages(view, example, heads))
         raise InputError(
-            f"{name} cannot be the target: not everything passes through it on the way to the head, so that masking its "
-            f"filters would leave ways around them. The ends of the stages would do: {stages}."
+            f"{name} cannot be the target: there are paths to the head around it, which masking its filters would leave open. "
+            f"Name the end of a stage: {stages}."
         )
     return point
 

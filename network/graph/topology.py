@@ -1,11 +1,11 @@
 """Which kernel feeds which: the links between layers, joins and the classifier of any network that torch.fx traces.
 
-A *site* is a place whose channels are told apart: the image, a convolution, a linear layer, a sum of branches (a join), a
-product of branches (a gate). A *link* leads from one site to the next that reads it. Between two sites there are only
-operations that keep channels apart (normalisation in evaluation mode, activations, pooling, slices, shuffles), so that every
-channel which the target reads is a function of one channel of one source: then what the target sees is a sum over its sources'
-channels, or for a join a function of two, and Shapley values have a closed form. Where something mixes channels on the way
-(LayerNorm, GroupNorm, attention) the link is not exact, and says by what.
+A *site* is a place whose channels are known: the image, a convolution, a linear layer, a sum of branches (a join), a product
+of branches (a gate). A *link* leads from a site to the next site that reads it. Operations between two sites usually keep
+channels apart (normalisation in evaluation mode, activations, pooling, slices, shuffles), so that every channel that the target
+reads is a function of one channel of one source. The target's value is then a sum over its sources' channels, or for a join a
+function of two, and Shapley values have a closed form. If an operation on the way mixes channels (LayerNorm, GroupNorm,
+attention), the link is not exact and names the operation.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ IMAGE, CONVOLUTION, LINEAR, JOIN, GATE = "image", "convolution", "linear", "join
 
 @dataclass(frozen=True)
 class Operand:
-    """A value that a target reads, along which dimension its channels lie, and where they come from."""
+    """A value that a target reads: its node, the dimension of its channels, and their origin."""
 
     node: fx.Node
     dim: int
@@ -43,7 +43,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Target:
-    """A site with the values that it reads: one for a layer, two for a join or gate."""
+    """A site with the values that it reads: one for a layer, two or more for a join or gate."""
 
     site: Site
     operands: tuple[Operand, ...]
@@ -62,7 +62,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Link:
-    """From one site to the next that reads it. ``mixer`` names what keeps its Shapley values from being exact, if anything."""
+    """A link from a site to the next that reads it. ``mixer`` names the operation that mixes channels, if there is one."""
 
     source: str
     target: str
@@ -83,14 +83,14 @@ class Topology:
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """All links, those from the image among them."""
+        """All links, including those from the image."""
         return tuple(
             Link(source, name, target.mixer) for name, target in self.targets.items() for source in target.sources
         )
 
     @property
     def kernel_targets(self) -> dict[str, Target]:
-        """Targets that no channel of the image feeds directly."""
+        """The targets that read kernels only, not the image."""
         images = {name for name, site in self.sites.items() if site.kind == IMAGE}
         fed = {name: target for name, target in self.targets.items() if target.sources}
         return {name: target for name, target in fed.items() if not images & set(target.sources)}
@@ -100,17 +100,17 @@ def find_topology(view: fx.GraphModule, example: Tensor) -> Topology:
     """The sites and links of a traced network.
 
     A layer that is called several times has a site for every call. A sum or product of two functions of the same channels
-    (``x * sigmoid(x)``) is an activation, no join.
+    (``x * sigmoid(x)``) is an activation rather than a join.
 
     Args:
-        view: what ``trace`` gave, in evaluation mode.
-        example: ``[n, C, H, W]``; one image of it is run.
+        view: the network from ``trace``, in evaluation mode.
+        example: ``[n, C, H, W]``, of which the first image is run.
     """
     return _Finder(view, example[:1]).find()
 
 
 def own_modules(view: fx.GraphModule, site: Site) -> list[nn.Module]:
-    """The modules that act on a site's output alone, from behind its operation to where the next read it."""
+    """The normalisation and activation of a site: the modules between its operation and its readers, in order."""
     found: list[nn.Module] = []
     node = site.reading
     while node is not site.node:
@@ -120,12 +120,12 @@ def own_modules(view: fx.GraphModule, site: Site) -> list[nn.Module]:
 
 
 def class_nodes(view: fx.GraphModule) -> frozenset[fx.Node]:
-    """The calls of layers behind which no other lies on the way to the output: their channels are the classes."""
+    """The calls of the last layers before the output, whose channels are the classes."""
     return frozenset(node for node in _down_to_classes(view) if _is_layer(view, node))
 
 
 def _down_to_classes(view: fx.GraphModule) -> set[fx.Node]:
-    """From the output back to the last layers: all of these tell the classes."""
+    """The nodes from the last layers to the output."""
     return needed_for([output_node(view)], stop=lambda node: _is_layer(view, node))
 
 
@@ -178,14 +178,14 @@ class _Finder:
         self.targets[site.name] = Target(site, operands, mixer)
 
     def _root(self, node: Any) -> fx.Node:
-        """What a value is an elementwise function of."""
+        """The node of which a value is an elementwise function."""
         while node.op == "call_module" and isinstance(self.modules[str(node.target)], ELEMENTWISE):
             node = node.args[0]
         assert isinstance(node, fx.Node)
         return node
 
     def _dim_of_join(self, node: fx.Node) -> int:
-        """Second, or last where only that keeps channels apart (as in networks that keep channels last)."""
+        """The dimension of a join's channels: the second, or the last if only that keeps channels apart (channels-last)."""
         sources = [source for source in node.all_input_nodes if source in self.dependent]
         apart = {
             dim: sum(self.origins.origin(source, dim).players is not None for source in sources)
@@ -194,7 +194,7 @@ class _Finder:
         return -1 if apart[-1] > apart[CHANNEL_DIM] else CHANNEL_DIM
 
     def _widened(self, operand: Operand, channels: int) -> Operand:
-        """One channel that is broadcast to all stands for all."""
+        """The operand with a single channel broadcast to all."""
         return Operand(operand.node, operand.dim, broadcast_origin(operand.origin, channels))
 
     def _add_site(self, node: fx.Node, kind: str, dim: int, classes: bool = False) -> Site:
@@ -221,13 +221,13 @@ class _Finder:
         return Operand(node, dim % self.values[node].dim(), self.origins.origin(node, dim))
 
     def _reaching_output(self) -> list[fx.Node]:
-        """Nodes that depend on the image and reach the output with more than a shape, in order."""
+        """The nodes between image and output, in order, not counting those that pass a shape alone."""
         needed = needed_for([output_node(self.view)], stop=is_shape)
         return [node for node in self.view.graph.nodes if node in needed and node in self.dependent]
 
 
 def _site_name(node: fx.Node, kind: str) -> str:
-    """A layer by its name, a join by that of the block that it closes."""
+    """A layer's name, or for a join the name of the block that it ends."""
     if kind in (CONVOLUTION, LINEAR):
         return str(node.target)
     if kind == IMAGE:

@@ -1,7 +1,7 @@
-"""One torch.fx view of a network in which functional calls are modules, each called once.
+"""Trace a network with torch.fx into a graph in which functional calls are modules, each called once.
 
-Hooks, attribution libraries and torch-pruning all look at modules. A network that calls ``F.relu``, adds in place, or
-runs one ``ReLU`` module at many places hides its structure from them; the traced view shows it.
+Hooks, attribution libraries and torch-pruning work on modules. A network that calls ``F.relu``, adds in place, or calls one
+``ReLU`` module in several places hides its structure from them; the traced view shows it.
 """
 
 import copy
@@ -41,31 +41,31 @@ ACTIVATIONS = (
 PER_CHANNEL = (*ACTIVATIONS, _BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)
 
 BLOCKS = "secateur_blocks"
-"""Where a traced network keeps which module ends each of the network's blocks: a graph traced again has none of its own."""
+"""The ``meta`` key for the module that ends each block: a graph that is traced again has no blocks of its own."""
 _LEAVES = (Add, Multiply, Concatenate, ZeroPadChannels, Subsample, Constant, _ConvNd, nn.Linear)
 
 
 def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
-    """A copy of the network as a graph of modules; parameter names stay, the original is untouched.
+    """A copy of the network as a graph of modules, with the same parameter names; the original is unchanged.
 
-    Activations, sums, products, concatenations, pools and channel padding become modules of their own, those in place
-    plain ones; a parameter-free module that is called at several places becomes several. Decisions on
-    shapes fall as they do for ``example``, ``[n, C, H, W]``; without one they cannot be traced.
+    Activations, sums, products, concatenations, pools and channel padding become modules, out of place; a parameter-free module
+    that is called several times becomes several modules. Control flow that depends on shapes is traced as for ``example``,
+    ``[n, C, H, W]``; without an example it cannot be traced.
 
     Raises:
-        InputError: the network's ``forward`` cannot be traced (control flow that depends on values).
+        InputError: the network's ``forward`` cannot be traced: its control flow depends on values.
     """
     root = copy.deepcopy(module).eval()
     try:
         graph = ShapeTracer(_LEAVES, example).trace(root)
-    except Exception as error:  # tracing runs the user's forward: whatever it raises comes from there
+    except Exception as error:  # tracing runs the user's forward, which may raise anything
         raise InputError(
-            f"{type(module).__name__}.forward cannot be traced by torch.fx ({describe(error)}). Control flow "
-            "that depends on values must go; or do without tracing: "
+            f"{type(module).__name__}.forward cannot be traced by torch.fx ({describe(error)}). Remove control "
+            "flow that depends on values, or use what needs no tracing: "
             "--rank-by magnitude --allocation uniform --repair bn."
         ) from error
     traced = fx.GraphModule(root, graph)
-    _read_what_was_changed(traced)
+    _remove_in_place_operations(traced)
     called: set[str] = set()
     for node in list(traced.graph.nodes):
         replacement = as_module(node)
@@ -84,7 +84,7 @@ def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
 
 
 def _block_ends(traced: fx.GraphModule, module: nn.Module) -> dict[str, str]:
-    """For each block the module whose call ends it; of a graph that was traced before, as it knew them then."""
+    """For each block the module whose call ends it; blocks recorded by an earlier tracing are kept."""
     ends: dict[str, str] = {}
     for node in traced.graph.nodes:
         for path, _ in node.meta.get("nn_module_stack", {}).values():
@@ -95,10 +95,10 @@ def _block_ends(traced: fx.GraphModule, module: nn.Module) -> dict[str, str]:
 
 
 def reading_points(traced: fx.GraphModule) -> dict[str, tuple[str, ...]]:
-    """For each convolution and linear layer the modules whose outputs the next layers read, one for every call of it.
+    """For each convolution and linear layer the modules whose outputs the next layers read, one for every call.
 
-    From the layer on, through its own normalisation, activation and dropout, for as long as nothing else reads in
-    between. All names are submodules of ``traced``.
+    These follow the layer's own normalisation, activation and dropout, as long as nothing else reads the values in between.
+    All names are submodules of ``traced``.
     """
     nodes = reading_nodes(traced)
     return {layer: tuple(dict.fromkeys(str(node.target) for node in found)) for layer, found in nodes.items()}
@@ -122,7 +122,7 @@ def reading_nodes(traced: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
 
 
 def following_norms(module: nn.Module, example: Tensor | None = None) -> dict[str, tuple[str, _BatchNorm]]:
-    """For each layer the BatchNorm that alone reads its output: (name, module). Empty where tracing fails."""
+    """For each layer the BatchNorm that is its only reader, as (name, module). Empty if the network cannot be traced."""
     try:
         traced = trace(module, example)
     except InputError:
@@ -143,13 +143,13 @@ def following_norms(module: nn.Module, example: Tensor | None = None) -> dict[st
 
 
 def has_channel_padding(traced: fx.GraphModule) -> bool:
-    """Whether the network pads channels with zeros, which torch-pruning follows only as a module."""
+    """Whether the network pads channels with zeros, which torch-pruning can follow only as a module."""
     return any(isinstance(child, ZeroPadChannels) for child in traced.modules())
 
 
-def _read_what_was_changed(traced: fx.GraphModule) -> None:
-    """Whoever reads a tensor after an in-place operation reads its result, also under the tensor's old name; and the
-    operation no longer writes where torch has it in another form."""
+def _remove_in_place_operations(traced: fx.GraphModule) -> None:
+    """Make what reads a tensor after an in-place operation read the operation's result, and the operation out of place
+    where torch has such a form."""
     modules = dict(traced.named_modules())
     order = {node: index for index, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:
@@ -173,7 +173,7 @@ _OPERATORS: dict[Any, Any] = {
 
 
 def _take_out_of_place(node: fx.Node) -> None:
-    """``relu_`` becomes ``relu``, ``inplace=True`` false."""
+    """Replace ``relu_`` by ``relu``, and drop ``inplace=True``."""
     if node.op == "call_module":
         return
     if "inplace" in node.kwargs:
@@ -203,7 +203,7 @@ def _replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, arguments
 
 
 def _give_own_module(traced: fx.GraphModule, node: fx.Node, called: set[str]) -> None:
-    """A module called before, without parameters or buffers, is copied for this call."""
+    """Copy a module without parameters and buffers for a further call of it."""
     target = str(node.target)
     module = traced.get_submodule(target)
     if target in called and not list(module.parameters()) and not list(module.buffers()):

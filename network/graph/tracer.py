@@ -1,8 +1,8 @@
-"""A torch.fx tracer that lets a network ask for shapes.
+"""A torch.fx tracer for networks whose ``forward`` depends on shapes.
 
-torch.fx runs a network's ``forward`` on stand-ins. Where Python must decide on a shape (``if x.shape[-1] < 64``) the answer is
-taken from a real example; a decision on values is refused: it may fall otherwise on other images. Tensors made from shapes
-(``torch.zeros(x.size(0), …)``) are recorded, and slices of a ``Sequential`` are looked into.
+torch.fx runs a network's ``forward`` on proxies. If control flow depends on a shape (``if x.shape[-1] < 64``), the tracer takes
+the decision from a real example. Control flow that depends on values is refused, since it may differ for other images. Tensors
+created from shapes (``torch.zeros(x.size(0), …)``) are recorded, and slices of a ``Sequential`` are traced into.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 
 from .reach import needed_for
 
-_MAKERS = ("zeros", "ones", "full", "empty", "arange")
+_CONSTRUCTORS = ("zeros", "ones", "full", "empty", "arange")
 _SHAPE_METHODS = ("size", "dim", "numel", "ndimension")
 
 
 class ShapeTracer(fx.Tracer):
-    """Traces with an example at hand (none: every decision is refused). ``leaves`` are module types not looked into."""
+    """Traces with an example; without one, all data-dependent control flow is refused. ``leaves`` are not traced into."""
 
     def __init__(self, leaves: tuple[type[nn.Module], ...], example: Tensor | None) -> None:
         super().__init__()
@@ -34,22 +34,22 @@ class ShapeTracer(fx.Tracer):
         try:
             return super().path_of_module(mod)
         except NameError:
-            if isinstance(mod, nn.Sequential):  # a slice of one: its layers have names, it has none
+            if isinstance(mod, nn.Sequential):  # a slice has no name of its own, but its layers have
                 return ""
             raise
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        if self._example is None or not _asks_for_shapes(obj.node):
+        if self._example is None or not _depends_on_shapes_alone(obj.node):
             return super().to_bool(obj)
         with torch.no_grad():
             return bool(self._value(obj.node))
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with _recording_makers():
+        with _recording_constructors():
             return super().trace(root, concrete_args)
 
     def _value(self, node: fx.Node) -> Any:
-        """What a recorded node gives for the example."""
+        """A recorded node's value for the example."""
         if node in self._values:
             return self._values[node]
         arguments = fx.node.map_arg(node.args, self._value)
@@ -72,22 +72,22 @@ class ShapeTracer(fx.Tracer):
         return result
 
 
-def _asks_for_shapes(node: fx.Node) -> bool:
-    """Whether a node depends on its tensors through their shapes alone."""
+def _depends_on_shapes_alone(node: fx.Node) -> bool:
+    """Whether a node depends on tensors only through their shapes."""
     needed = needed_for([node], stop=is_shape)
     return all(is_shape(each) or each.op in ("call_function", "call_method") for each in needed)
 
 
 def is_shape(node: fx.Node) -> bool:
-    """Whether a node asks a tensor for its shape, and for nothing else."""
+    """Whether a node reads a tensor's shape only."""
     if node.op == "call_method":
         return node.target in _SHAPE_METHODS
     return node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim")
 
 
 @contextlib.contextmanager
-def _recording_makers() -> Iterator[None]:
-    """While inside, torch's makers of new tensors are recorded when given stand-ins; otherwise they work as ever."""
+def _recording_constructors() -> Iterator[None]:
+    """Record calls of torch's tensor constructors that have proxies among their arguments; others run as usual."""
 
     def recording(original: Any) -> Any:
         def make(*arguments: Any, **options: Any) -> Any:
@@ -100,6 +100,6 @@ def _recording_makers() -> Iterator[None]:
         return make
 
     with contextlib.ExitStack() as stack:
-        for name in _MAKERS:
+        for name in _CONSTRUCTORS:
             stack.enter_context(mock.patch.object(torch, name, recording(getattr(torch, name))))
         yield

@@ -1,4 +1,4 @@
-"""A traced network in two parts that share its layers: the trunk up to one feature map, and the head behind it."""
+"""A traced network in two parts that share its layers: the trunk up to one feature map, and the head after it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from .segment import Segment
 
 
 class TwoParts(nn.Module):
-    """A network cut in two at a node that everything passes through.
+    """A network split in two at a node on every path to the output.
 
-    ``trunk`` and ``head`` hold the very layers of ``view``; to train the parts is to train the network. ``trunk`` gives
-    the features and whatever else the head needs to know of the images (their number, say), ``head`` the class scores.
-    ``asks_beside``: whether there is anything of that kind.
+    ``trunk`` and ``head`` share their layers with ``view``, so that training the parts trains the network. ``trunk`` returns
+    the features and any other values that the head needs (such as the number of images), ``head`` the class scores.
+    ``asks_beside``: whether there are such other values.
     """
 
     def __init__(self, view: fx.GraphModule, target: fx.Node) -> None:
@@ -29,7 +29,7 @@ class TwoParts(nn.Module):
         self.asks_beside = bool(segment.reads)
 
     def trunk(self, images: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
-        """Features ``[n, N, …]`` of images ``[n, C, H, W]``, and what the head asks beside them."""
+        """Features ``[n, N, …]`` of images ``[n, C, H, W]``, and the other values that the head needs."""
         features, *beside = self._trunk(images)
         return features, tuple(beside)
 
@@ -41,13 +41,13 @@ class TwoParts(nn.Module):
         return self.head(*self.trunk(images))
 
     def whole_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers by the names that they have in the network."""
+        """Parameters and buffers by their names in the network."""
         return {**self._trunk.state_dict(), **self._head.state_dict()}
 
 
 @contextlib.contextmanager
 def keeping_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm in training mode normalises by its batch as ever, but its running averages do not move."""
+    """Freeze BatchNorm's running statistics; in training mode it still normalises by the batch."""
     norms = [child for child in module.modules() if isinstance(child, _BatchNorm) and child.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     counts = [None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone() for norm in norms]
@@ -63,12 +63,12 @@ def keeping_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Means over places, ``[n, N]``, of features ``[n, N, …]``."""
+    """Means over positions, ``[n, N]``, of features ``[n, N, …]``."""
     return features if features.dim() == 2 else features.flatten(2).mean(2)
 
 
 def masked(features: Tensor, mask: Tensor) -> Tensor:
-    """Features ``[n, N, …]`` times a mask ``[n, N]``, the same at every place."""
+    """Features ``[n, N, …]`` times a mask ``[n, N]``, the same at every position."""
     return features * mask.reshape(*mask.shape, *[1] * (features.dim() - 2)).to(features.dtype)
 
 

@@ -1,5 +1,5 @@
-"""Images from every form of ``--data``: found, checked, split and handed out in normalised batches.
+"""Images from every form of ``--data``: found, checked, split, and read in normalised batches.
 
-In: a folder, a torchvision set, a function or the embedded digits. Out: :class:`~secateur.network.images.splits.Splits`.
+Input: a folder, a torchvision data set, a function, or the digits. Output: :class:`~secateur.network.images.splits.Splits`.
 Open ``load.py`` first.
 """

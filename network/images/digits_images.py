@@ -13,7 +13,7 @@ SPLIT_SEED, VALIDATION_IMAGES, TEST_IMAGES = 0, 360, 360
 
 
 def load_digits_splits(preprocessing: Preprocessing) -> Splits:
-    """The 1,797 digits of 8x8 pixels in their fixed split; 17 grey levels spread over 0 to 255."""
+    """The 1,797 digits of 8x8 pixels in a fixed stratified split; their 17 grey levels are scaled to 0 to 255."""
     from sklearn.datasets import load_digits
 
     found = load_digits()

@@ -1,4 +1,4 @@
-"""Which picture files a data folder holds, in which split and of which class. Nothing is opened here."""
+"""List the picture files of a data folder by split and class, without opening them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ TEST_SHARE, FEWEST_PICTURES = 0.2, 5  # of a folder of pictures only
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The picture files of one split, and for each the index of its class; None where they lie in no class folders."""
+    """The picture files of one split with the class index of each; None if they are not in class folders."""
 
     files: tuple[Path, ...]
     labels: tuple[int, ...] | None
@@ -23,7 +23,7 @@ class SplitFiles:
 
 @dataclass(frozen=True)
 class FolderListing:
-    """The files of ``train``, ``test`` and, if there is one, ``val``; no class names where no split has labels."""
+    """The files of ``train``, ``test`` and, if there is one, ``val``. ``class_names`` is empty if no split has labels."""
 
     splits: dict[str, SplitFiles]
     class_names: tuple[str, ...]
@@ -31,33 +31,31 @@ class FolderListing:
 
 
 def list_folder(root: Path, seed: int = 0) -> FolderListing:
-    """List ``train/``, ``test/`` and, if there is one, ``val/``; or a folder of pictures only, split by the seed.
+    """List ``train/``, ``test/`` and, if there is one, ``val/``; or a folder of pictures only, which the seed splits.
 
-    A split's folders are its classes, and hold its pictures at any depth. Pictures that lie directly in it have no labels;
-    both at once are refused.
+    The folders in a split are its classes and hold pictures at any depth. Pictures directly in a split have no labels; a split
+    may not hold both.
 
     Raises:
-        InputError: something else lies there.
+        InputError: the folder has another structure.
     """
     if not root.exists():
         raise InputError(
-            f"The data {str(root)!r} do not exist. Expected: digits, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, "
+            f"The data {str(root)!r} do not exist. Expected digits, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, "
             "file.py:function, or a folder with train/ and test/ that hold one folder per class, or pictures without labels."
         )
     if not root.is_dir():
-        raise InputError(
-            f"The data {root} are a file. Expected a folder with train/ and test/ (and, if you like, val/)."
-        )
+        raise InputError(f"The data {root} are a file. Expected a folder with train/, test/ and optionally val/.")
     folders = {name: root / name for name in SPLITS if (root / name).is_dir()}
     if not folders and (pictures := _loose_pictures(root, "train/ and test/, or pictures only")):
         return _split_by_seed(root, pictures, seed)
     for needed in ("train", "test"):
         if needed not in folders:
             raise InputError(
-                f"{root} has no {needed}/ folder. Expected {root}/train/CLASS/IMAGE and {root}/test/CLASS/IMAGE (without "
-                f"labels: {root}/{needed}/IMAGE); test images are used once, for the report."
+                f"{root} has no {needed}/ folder. Expected {root}/train/CLASS/IMAGE and {root}/test/CLASS/IMAGE (or, "
+                f"without labels, {root}/{needed}/IMAGE). Test images are used once, for the report."
             )
-    expected = "class folders only, or, for images without labels, pictures only"
+    expected = "class folders only or, for images without labels, pictures only"
     loose = {name: _loose_pictures(folder, expected) for name, folder in folders.items()}
     labelled = [name for name in folders if not loose[name]]
     class_names = _class_folders(folders[labelled[0]]) if labelled else ()
@@ -66,7 +64,8 @@ def list_folder(root: Path, seed: int = 0) -> FolderListing:
         if odd:
             raise InputError(
                 f"{folders[name]} and {folders[labelled[0]]} differ in their class folders: "
-                f"{', '.join(map(repr, odd[:5]))}. Both need the same ones; pictures without labels lie in no folder."
+                f"{', '.join(map(repr, odd[:5]))}. All splits need the same class "
+                "folders; put pictures without labels directly into the split's folder."
             )
     splits = {
         name: SplitFiles(loose[name], None) if loose[name] else _by_class(folder, class_names)
@@ -76,7 +75,7 @@ def list_folder(root: Path, seed: int = 0) -> FolderListing:
 
 
 def _loose_pictures(folder: Path, expected: str) -> tuple[Path, ...]:
-    """The pictures directly in a folder, sorted; refused beside folders that hold pictures too."""
+    """The pictures directly in a folder, sorted; there may not be folders with pictures beside them."""
     pictures = tuple(sorted(path for path in folder.iterdir() if _is_picture(path) and not path.is_dir()))
     if not pictures:
         return ()
@@ -84,7 +83,7 @@ def _loose_pictures(folder: Path, expected: str) -> tuple[Path, ...]:
     if others:
         raise InputError(
             f"{folder} holds {_counted([path.name for path in pictures], 'picture')} beside "
-            f"{_counted(others, 'folder')} of pictures. Expected {expected}: move the ones or the others."
+            f"{_counted(others, 'folder')} of pictures. Expected {expected}. Move one or the other."
         )
     return pictures
 
@@ -92,8 +91,8 @@ def _loose_pictures(folder: Path, expected: str) -> tuple[Path, ...]:
 def _split_by_seed(root: Path, pictures: Sequence[Path], seed: int) -> FolderListing:
     if len(pictures) < FEWEST_PICTURES:
         raise InputError(
-            f"{root} holds {len(pictures)} pictures, too few to take test and validation images from. Add pictures, or "
-            "bring train/ and test/ folders."
+            f"{root} holds {len(pictures)} pictures, too few to draw test and validation images from. Add pictures, or "
+            "make train/ and test/ folders."
         )
     count = round(TEST_SHARE * len(pictures))
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed)).tolist()

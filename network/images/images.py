@@ -1,4 +1,4 @@
-"""Images, with labels or without: read from wherever they lie and handed out in normalised batches."""
+"""Images with or without labels, read on demand and returned in normalised batches."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ CACHE_BYTES = 2**30
 
 
 class PixelStore:
-    """Decoded pixels of one data set, kept while they fit into ``CACHE_BYTES``."""
+    """The pixels of one data set, decoded on demand and cached if all of them fit into ``CACHE_BYTES``."""
 
     def __init__(self, count: int, read: Callable[[int], Tensor]) -> None:
         self._count, self._read = count, read
@@ -25,6 +25,7 @@ class PixelStore:
         self._too_large = False
 
     def pixels(self, indices: Tensor) -> Tensor:
+        """The pixels ``[n, C, H, W]`` of the images at ``indices``."""
         if self._too_large:
             return torch.stack(self._decode(indices.tolist()))
         missing = sorted(set(indices[~self._cached[indices]].tolist()))
@@ -51,8 +52,8 @@ class PixelStore:
 class Images:
     """Images of one split.
 
-    ``labels`` is int64 ``[n]``; ``names`` identify each image (a path below the data folder, or an index). Where
-    ``labelled`` is False the images came without labels: these are -1, then what a network predicted (``label_images``).
+    ``labels`` is int64 ``[n]``; ``names`` identify each image by its path in the data folder or its index. If ``labelled`` is
+    False, the images came without labels: ``labels`` is -1 until ``label_images`` sets them to a network's predictions.
     """
 
     labels: Tensor
@@ -66,24 +67,24 @@ class Images:
         return len(self.labels)
 
     def pixels(self, indices: Tensor | None = None) -> Tensor:
-        """uint8 (or float in [0, 1]) pixels ``[n, C, H, W]`` of the images asked for."""
+        """Pixels ``[n, C, H, W]``, uint8 or float in [0, 1], of the images at ``indices`` (all of them, if None)."""
         chosen = self._indices if indices is None else self._indices[indices]
         return self._store.pixels(chosen)
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (normalised images ``[n, C, H, W]``, labels ``[n]``) in the given order (as stored, if None)."""
+        """Yield (normalised images ``[n, C, H, W]``, labels ``[n]``) in the order of the indices ``order`` (all, if None)."""
         order = torch.arange(len(self)) if order is None else order
         for start in range(0, len(order), size):
             part = order[start : start + size]
             yield self.preprocessing.normalise(self.pixels(part)), self.labels[part]
 
     def subset(self, indices: Tensor) -> "Images":
-        """The images at ``indices``, in that order; decoded pixels are shared, not copied."""
+        """The images at ``indices``, in that order; cached pixels are shared, not copied."""
         names = tuple(self.names[index] for index in indices.tolist())
         return replace(self, labels=self.labels[indices], names=names, _indices=self._indices[indices])
 
     def sample(self, count: int, seed: int) -> "Images":
-        """A seeded, stratified sample of ``count`` images (all of them if there are no more), in random order."""
+        """A seeded, stratified sample of ``count`` images (at most all of them), in random order."""
         if count >= len(self):
             return self.subset(torch.randperm(len(self), generator=seeded_generator(seed)))
         chosen, _ = stratified_split(self.labels, count, seed)
@@ -94,8 +95,8 @@ def images_from_tensor(pixels: Tensor, labels: Tensor, preprocessing: Preprocess
     """Images from pixels in memory, uint8 or float in [0, 1], ``[n, C, H, W]``, and int64 labels ``[n]``."""
     if tuple(pixels.shape[1:]) != preprocessing.input_shape:
         raise InputError(
-            f"The images are {in_words(pixels.shape[1:])} but the model expects {in_words(preprocessing.input_shape)} "
-            "(channels x height x width). Give images of that size, or another --input-shape."
+            f"The images are {in_words(pixels.shape[1:])}, but the model expects {in_words(preprocessing.input_shape)} "
+            "(channels x height x width). Use images of that size, or pass another --input-shape."
         )
     store = PixelStore(len(pixels), lambda index: pixels[index])
     names = tuple(str(index) for index in range(len(pixels)))

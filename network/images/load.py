@@ -1,4 +1,4 @@
-"""Images from every form of ``--data``, checked before any work."""
+"""Load images from every form of ``--data``, and check them before any work."""
 
 import hashlib
 from collections import Counter
@@ -22,12 +22,12 @@ def load_images(data: str, preprocessing: Preprocessing, *, validation_share: fl
     """Load ``digits``, a folder in ImageFolder form, a torchvision set (``cifar10:DIR``, ``cifar100:DIR``,
     ``fashion-mnist:DIR``) or ``file.py:function``.
 
-    A data set without a validation split gets a seeded, stratified one carved from its training images; where these have
-    no labels, ``label_images`` and then ``carve_validation`` do that. A split of a folder may hold pictures without labels
-    instead of class folders, and so may the whole folder, which is then split by the seed.
+    If there is no validation split, a seeded, stratified one is taken from the training images; for images without labels,
+    call ``label_images`` and then ``carve_validation``. A split of a folder may hold pictures without labels instead of class
+    folders, and so may the whole folder, which the seed then splits.
 
     Raises:
-        InputError: the data do not exist, a class folder is empty, an image cannot be read, labels are off.
+        InputError: the data do not exist, a class folder is empty, an image cannot be read, or labels are out of range.
 
     Examples:
         >>> import secateur
@@ -41,18 +41,20 @@ def load_images(data: str, preprocessing: Preprocessing, *, validation_share: fl
     try:
         data.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"The path {data!r} is not UTF-8, so no report could name it. Rename the folder.") from error
+        raise InputError(f"The path {data!r} is not UTF-8, which reports need. Rename the folder.") from error
     if data == "digits":
         return load_digits_splits(preprocessing)
     found = _read(data, preprocessing, seed)
     parts, classes = dict(found.parts), len(found.class_names)
     for name, images in parts.items():
         if images.labelled and len(images) and int(images.labels.min()) < 0:
-            raise InputError(f"{data}: the {name} split has the label {int(images.labels.min())}; labels count from 0.")
+            raise InputError(
+                f"{data}: the {name} split has the label {int(images.labels.min())}; labels must start from 0."
+            )
         if images.labelled and len(images) and int(images.labels.max()) >= classes:
             raise InputError(
                 f"{data}: labels of the {name} split run from {int(images.labels.min())} to "
-                f"{int(images.labels.max())}, but there are {classes} classes."
+                f"{int(images.labels.max())}, but there are {classes} classes. Correct the labels or the class names."
             )
     parts.setdefault("val", parts["train"].subset(torch.arange(0)))
     splits = make_splits(parts, found.class_names, found.notes)
@@ -69,13 +71,26 @@ def _read(data: str, preprocessing: Preprocessing, seed: int) -> Found:
 
 
 def check_readable(images: Images, what: str, report: Callable[[int], None] = lambda count: None) -> str:
-    """Decode every image once, so that a corrupt one is named before hours are spent; the SHA-256 of all pixels."""
+    """Decode every image once, so that a corrupt one is found before the work starts.
+
+    Args:
+        what: the split as messages name it.
+        report: called with the number of images of every batch.
+
+    Returns:
+        The SHA-256 of all labels and pixels.
+
+    Raises:
+        InputError: an image cannot be read, or holds NaN or infinity.
+    """
     digest = hashlib.sha256(str(images.labels.tolist()).encode())
     for start in range(0, len(images), 256):
         part = torch.arange(start, min(start + 256, len(images)))
         pixels = images.pixels(part)
         if pixels.is_floating_point() and not bool(torch.isfinite(pixels).all()):
-            raise InputError(f"The {what} images between number {start} and {start + len(part)} hold NaN or infinity.")
+            raise InputError(
+                f"The {what} images {start} to {start + len(part) - 1} hold NaN or infinity. Remove or repair them."
+            )
         digest.update(pixels.contiguous().numpy().tobytes())
         report(len(part))
     return digest.hexdigest()

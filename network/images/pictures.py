@@ -1,4 +1,4 @@
-"""Picture files: opened safely, brought to the network's size and channels."""
+"""Open picture files safely, and convert them to the network's size and channels."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -31,18 +31,22 @@ class Preprocessing:
     resize: int | None = None
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 or [0, 1] float pixels ``[n, C, H, W]`` to the network's input, float32."""
+        """Normalise pixels ``[n, C, H, W]``, uint8 or float in [0, 1], to the network's float32 input."""
         values = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
         mean = torch.tensor(self.mean, device=values.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=values.device).view(1, -1, 1, 1)
         return (values - mean) / std
 
     def to_pixels(self, picture: Image.Image) -> Tensor:
-        """A PIL picture to uint8 ``[C, H, W]``."""
+        """Convert a PIL picture to uint8 ``[C, H, W]``.
+
+        Raises:
+            InputError: the network's input has neither 1 nor 3 channels.
+        """
         channels, height, width = self.input_shape
         if channels not in (1, 3):
             raise InputError(
-                f"Pictures have 1 or 3 channels; the model expects {channels}. Give its images by file.py:function."
+                f"Pictures have 1 or 3 channels; the model expects {channels}. Provide its images by --data file.py:function."
             )
         picture = _to_eight_bits(picture)
         picture = picture.convert("L" if channels == 1 else "RGB")
@@ -62,7 +66,7 @@ def open_picture(path: Path) -> Image.Image:
     """Open and decode a picture file.
 
     Raises:
-        InputError: missing, truncated, corrupt, or too large to open safely.
+        InputError: the file is missing, truncated, corrupt, or too large to open safely.
     """
     try:
         with warnings.catch_warnings():
@@ -74,14 +78,14 @@ def open_picture(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise InputError(f"The image {path} does not exist.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"The image {path} cannot be read ({error}). Mend it or take it out.") from error
+        raise InputError(f"The image {path} cannot be read ({error}). Replace or remove it.") from error
 
 
 def picture_mode(path: Path) -> str:
     """Pillow's mode of a picture file, from its header alone.
 
     Raises:
-        InputError: no picture, or too large to open safely.
+        InputError: the file is not a picture, or is too large to open safely.
     """
     try:
         with warnings.catch_warnings():
@@ -92,11 +96,11 @@ def picture_mode(path: Path) -> str:
     except Image.DecompressionBombError as error:
         raise InputError(f"The image {path} is too large to open safely: {error}") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"The image {path} cannot be read ({error}). Mend it or take it out.") from error
+        raise InputError(f"The image {path} cannot be read ({error}). Replace or remove it.") from error
 
 
 def mode_notes(modes: Mapping[str, int], channels: int) -> tuple[str, ...]:
-    """What the reader of a report must know of conversions; ``modes`` counts the files of each of Pillow's modes."""
+    """Notes for the report on conversions; ``modes`` counts the files of each of Pillow's modes."""
     wanted = "L" if channels == 1 else "RGB"
     words = {"L": "grey", "LA": "grey with alpha", "P": "palette", "1": "bilevel", "I": "16-bit grey"}
     words |= dict.fromkeys(("I;16", "I;16L", "I;16B"), "16-bit grey")
@@ -108,19 +112,17 @@ def mode_notes(modes: Mapping[str, int], channels: int) -> tuple[str, ...]:
 
 
 def in_words(shape: Iterable[int]) -> str:
-    """A shape as messages give it: ``3x32x32``."""
+    """A shape as in messages: ``3x32x32``."""
     return "x".join(str(size) for size in shape)
 
 
 def _check_size(path: Path, picture: Image.Image) -> None:
     if picture.mode == "F":
-        raise InputError(
-            f"The image {path} has floating-point pixels, whose range is not known. Save it with 8 or 16 bits."
-        )
+        raise InputError(f"The image {path} has floating-point pixels of unknown range. Save it with 8 or 16 bits.")
     if picture.width * picture.height > LARGEST_PIXELS:
         megapixels = picture.width * picture.height / 1e6
         raise InputError(
-            f"The image {path} has {megapixels:.0f} megapixels; more than {LARGEST_PIXELS / 1e6:.0f} are refused. Shrink it."
+            f"The image {path} has {megapixels:.0f} megapixels; at most {LARGEST_PIXELS / 1e6:.0f} are read. Resize it."
         )
 
 

@@ -1,4 +1,4 @@
-"""Labels for images that came without any: the network's own predictions."""
+"""Label images without labels by the network's predictions."""
 
 from dataclasses import replace
 
@@ -20,13 +20,13 @@ def label_images(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Splits:
-    """Give images without labels the network's top-1 predictions; ``labelled`` stays False. Other splits stay as they are.
+    """Label images without labels by the network's top-1 predictions; their ``labelled`` stays False.
 
-    The network's classes and the data's must have been brought together (``match_classes``), for predictions count in the
-    order of its outputs.
+    Splits with labels stay as they are. Call ``match_classes`` before, since predictions are in the order of the network's
+    outputs.
 
     Args:
-        progress: called with (images done, images in all).
+        progress: called with (images done, total images).
 
     Examples:
         >>> import secateur, torch
@@ -55,9 +55,9 @@ def label_images(
         name: replace(part, labels=predict(logits_of, part, device=device).argmax(1)) for name, part in missing.items()
     }
     words = " and ".join(_WORDS[name] for name in missing)
-    notes = [f"No labels for the {words} images: the original network's own predictions stand in for them."]
+    notes = [f"No labels for the {words} images: the original network's predictions are used instead."]
     if "test" in missing:
         notes.append(
-            "Accuracy on test images is agreement with the original network's predictions: its own is 100% by definition."
+            "Accuracy on the test images is agreement with the original network's predictions; its own is 100% by definition."
         )
     return replace(splits, notes=(*splits.notes, *notes), **found)

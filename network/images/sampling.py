@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def stratified_split(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of ``count`` items in which every class has its share (largest remainders), and of the rest.
+    """Indices of ``count`` items with every class in proportion (largest remainders), and of the rest.
 
-    Both come in seeded random order. Of more classes than items, chance decides among equals which are drawn.
+    Both are in seeded random order. If there are more classes than items, ties between classes are broken at random.
     """
     generator = seeded_generator(seed)
     classes = sorted(set(labels.tolist()))
@@ -34,4 +34,5 @@ def stratified_split(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Ten
 
 
 def seeded_generator(seed: int) -> torch.Generator:
+    """A generator with a seed, on the CPU."""
     return torch.Generator().manual_seed(seed)

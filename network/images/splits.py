@@ -1,4 +1,4 @@
-"""Training, validation and test images that belong together."""
+"""The training, validation and test images of a data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +15,8 @@ from .sampling import stratified_split
 class Splits:
     """The three splits of a data set.
 
-    ``listing_sha256`` hashes names and labels (null for images without any) of all three; ``notes`` say what the reader
-    of a report must know. ``class_names`` is empty where no split has labels and no network has named the classes yet.
+    ``listing_sha256`` hashes the names and labels (null for images without) of all three. ``notes`` are for the report.
+    ``class_names`` is empty if no split has labels, until ``match_classes`` sets it.
     """
 
     train: Images
@@ -28,13 +28,13 @@ class Splits:
 
     @property
     def unlabelled(self) -> tuple[str, ...]:
-        """Which of ``train``, ``validation`` and ``test`` came without labels."""
+        """The splits among ``train``, ``validation`` and ``test`` that came without labels."""
         return tuple(name for name in ("train", "validation", "test") if not getattr(self, name).labelled)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Images as they were found: ``train``, ``test`` and, if there is one, ``val``."""
+    """Images before validation images are split off: ``train``, ``test`` and, if there is one, ``val``."""
 
     parts: dict[str, Images]
     class_names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Found:
 def carve_validation(splits: Splits, share: float, seed: int) -> Splits:
     """Take a seeded, stratified share of the training images for validation, if there is no validation split.
 
-    Every class gets an image at least, where labels were given.
+    With labels, the number of images is at least that of classes.
 
     Raises:
         InputError: there are too few training images.
@@ -56,7 +56,7 @@ def carve_validation(splits: Splits, share: float, seed: int) -> Splits:
     if wanted * 2 > len(train):
         among = f" for {len(splits.class_names)} classes" if train.labelled else ""
         raise InputError(
-            f"The data have {len(train)} training images, too few to take a validation split{among} from. Add a val/ "
+            f"The data have {len(train)} training images, too few to take a validation split{among}. Add a val/ "
             "folder, or more images."
         )
     validation, rest = stratified_split(train.labels, wanted, seed)
@@ -65,12 +65,14 @@ def carve_validation(splits: Splits, share: float, seed: int) -> Splits:
         "val": train.subset(validation.sort().values),
         "test": splits.test,
     }
-    note = f"Validation: {wanted} images carved from the training images (seed {seed}); supplied weights may have seen them."
+    note = (
+        f"Validation: {wanted} images carved from the training images (seed {seed}); given weights may have seen them."
+    )
     return make_splits(parts, splits.class_names, (*splits.notes, note))
 
 
 def reorder_classes(splits: Splits, class_names: Sequence[str]) -> Splits:
-    """The same images with their classes counted in another order; ``class_names`` are the splits' own, rearranged."""
+    """The same images with labels for another order of the classes: ``class_names`` is a permutation of the splits' own."""
     order = torch.tensor([list(class_names).index(name) for name in splits.class_names])
     relabelled = {
         name: replace(part, labels=order[part.labels])
@@ -81,7 +83,7 @@ def reorder_classes(splits: Splits, class_names: Sequence[str]) -> Splits:
 
 
 def make_splits(parts: dict[str, Images], class_names: Sequence[str], notes: Sequence[str]) -> Splits:
-    """Bring ``train``, ``val`` and ``test`` together with the hash of their listing."""
+    """Splits from ``train``, ``val`` and ``test``, with the hash of their listing."""
     listing = {
         name: [list(parts[name].names), parts[name].labels.tolist() if parts[name].labelled else None]
         for name in ("train", "val", "test")

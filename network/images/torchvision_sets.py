@@ -1,4 +1,4 @@
-"""torchvision's data sets, read from the folder that torchvision stored them in."""
+"""Read torchvision's data sets from the folder in which torchvision stored them."""
 
 import numpy as np
 import torch
@@ -12,15 +12,16 @@ TORCHVISION_SETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist
 
 
 def read_torchvision(kind: str, place: str, preprocessing: Preprocessing) -> Found:
-    """A data set as torchvision stores it in the folder ``place``; ``kind`` is a key of ``TORCHVISION_SETS``.
+    """Read a data set as torchvision stores it in the folder ``place``; ``kind`` is a key of ``TORCHVISION_SETS``.
 
     Raises:
-        InputError: the folder does not hold it.
+        UsageError: no folder is given.
+        InputError: the folder does not hold the data set.
     """
     import torchvision
 
     if not place:
-        raise UsageError(f"--data {kind} needs its folder: {kind}:DIR.")
+        raise UsageError(f"--data {kind} needs a folder: {kind}:DIR.")
     constructor = getattr(torchvision.datasets, TORCHVISION_SETS[kind])
     parts: dict[str, Images] = {}
     for name, is_train in (("train", True), ("test", False)):
@@ -28,7 +29,7 @@ def read_torchvision(kind: str, place: str, preprocessing: Preprocessing) -> Fou
             found = constructor(place, train=is_train, download=False)
         except (RuntimeError, OSError, EOFError) as error:
             raise InputError(
-                f"{place} does not hold {TORCHVISION_SETS[kind]} as torchvision writes it ({error}). Download it with "
+                f"{place} does not hold {TORCHVISION_SETS[kind]} as torchvision stores it ({error}). Download it with "
                 f"torchvision.datasets.{TORCHVISION_SETS[kind]}({place!r}, download=True)."
             ) from error
         data = torch.as_tensor(np.asarray(found.data))

@@ -1,4 +1,4 @@
-"""Images that a user's function returns."""
+"""Read images from the data sets that a user's function returns."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from .splits import Found
 
 
 def read_function(data: str, preprocessing: Preprocessing) -> Found:
-    """What ``file.py:function`` returns: a mapping with ``train``, ``test`` and, if it likes, ``val`` and ``class_names``.
+    """Read what ``file.py:function`` returns: a dict with ``train``, ``test`` and optionally ``val`` and ``class_names``.
 
     Each split is a map-style data set of (PIL image or ``[C, H, W]`` tensor, label).
 
     Raises:
-        InputError: it fails, or returns something else.
+        InputError: the function fails or returns something else.
     """
     function = import_function(data, "--data")
     try:
@@ -28,7 +28,7 @@ def read_function(data: str, preprocessing: Preprocessing) -> Found:
         raise InputError(f"--data {data}: calling it failed with {describe(error)}") from error
     if not isinstance(found, dict) or not {"train", "test"} <= set(found):
         raise InputError(
-            f"{data} must return a dict with 'train' and 'test' (and, if you like, 'val' and 'class_names'), each split "
+            f"{data} must return a dict with 'train', 'test' and optionally 'val' and 'class_names', each split "
             f"a data set of (image, label). It returned {type(found).__name__}."
         )
     parts = {
@@ -47,9 +47,9 @@ def _dataset_images(dataset: Any, what: str, preprocessing: Preprocessing) -> Im
     try:
         count = len(dataset)
     except TypeError as error:
-        raise InputError(f"{what} has no length; a map-style data set of (image, label) is needed.") from error
+        raise InputError(f"{what} has no length. Return a map-style data set of (image, label).") from error
     if count == 0:
-        raise InputError(f"{what} is empty.")
+        raise InputError(f"{what} is empty. Return at least one image.")
 
     dtypes: list[torch.dtype] = []
 
@@ -61,7 +61,7 @@ def _dataset_images(dataset: Any, what: str, preprocessing: Preprocessing) -> Im
         dtypes.append(tensor.dtype)
         if tensor.dtype != dtypes[0]:
             raise InputError(
-                f"{what}: image {index} is {tensor.dtype}, others {dtypes[0]}. Return one kind throughout."
+                f"{what}: image {index} is {tensor.dtype}, others are {dtypes[0]}. Return one dtype for all images."
             )
         if tuple(tensor.shape) != preprocessing.input_shape:
             raise InputError(
@@ -69,7 +69,7 @@ def _dataset_images(dataset: Any, what: str, preprocessing: Preprocessing) -> Im
             )
         if tensor.is_floating_point() and (float(tensor.min()) < 0 or float(tensor.max()) > 1):
             raise InputError(
-                f"{what}: image {index} has values outside [0, 1]. Return uint8 or [0, 1]; secateur normalises by itself."
+                f"{what}: image {index} has values outside [0, 1]. Return uint8 or values in [0, 1]; secateur normalises them."
             )
         return tensor
 
@@ -78,7 +78,7 @@ def _dataset_images(dataset: Any, what: str, preprocessing: Preprocessing) -> Im
     try:
         labels = [int(label) for label in found]
     except (TypeError, ValueError) as error:
-        raise InputError(f"{what}: labels must be whole numbers from 0 ({error}).") from error
+        raise InputError(f"{what}: labels must be integers from 0 ({error}).") from error
     names = tuple(str(index) for index in range(count))
     return Images(torch.tensor(labels), names, preprocessing, PixelStore(count, read), torch.arange(count))
 
@@ -88,16 +88,16 @@ def _as_tensor(image: Any, index: int, what: str) -> Tensor:
         return torch.as_tensor(image)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{what}: image {index} is a {type(image).__name__}; a picture or a tensor was expected."
+            f"{what}: image {index} is a {type(image).__name__}; expected a PIL image or a tensor."
         ) from error
 
 
 def _row(dataset: Any, index: int, what: str) -> tuple[Any, Any]:
-    """(image, label) of one row of a user's data set."""
+    """The (image, label) at an index of a user's data set."""
     try:
         image, label = dataset[index]
     except InputError:
         raise
     except Exception as error:  # the user's code may raise anything
-        raise InputError(f"{what}: row {index} cannot be read as (image, label): {describe(error)}") from error
+        raise InputError(f"{what}: item {index} is not an (image, label): {describe(error)}") from error
     return image, label

@@ -39,7 +39,7 @@ def bad_usage():
     yield "unknown repair", ["--repair", "glue"], "none, mean, bn"
     yield "unknown option", ["--maks", "0.5"], "maks"
     yield "negative epochs", ["--epochs", "-1"], "epochs"
-    yield "mean without std", ["--mean", "0.5"], "belong together"
+    yield "mean without std", ["--mean", "0.5"], "go together"
     yield "round to a word", ["--round-to", "much"], "round-to"
     yield "contradicting providers", ["--provider", "cpu", "--require-provider", "cuda"], "contradicts"
     yield "speedup below zero", ["--require-speedup", "-2"], "above 0"

@@ -170,7 +170,7 @@ PLAIN = "def Net():\n    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.
 
 
 @pytest.mark.parametrize(
-    ("function", "words"), [("whole_numbers", "int64"), ("negative", "count from 0"), ("leaves", "SystemExit")]
+    ("function", "words"), [("whole_numbers", "int64"), ("negative", "start from 0"), ("leaves", "SystemExit")]
 )
 def test_data_that_cannot_be_used_are_refused_in_words(function, words, user_file, tmp_path):
     path = user_file(PLAIN)

@@ -91,7 +91,7 @@ REFUSED = {
     "a class folder without pictures": (("train/cat/readme.txt", *TEST), "'dog'"),
     "an empty class": (("train/a.png", "test/cat/readme.txt", "test/dog/1.png"), "test/cat holds no image"),
     "classes that differ": (("train/a.png", "val/cat/1.png", *TEST), r"val.*'dog'"),
-    "one folder more": (("train/images/a.png", *TEST), r"'images'.*without labels lie in no folder"),
+    "one folder more": (("train/images/a.png", *TEST), r"'images'.*pictures without labels directly"),
     "too few": (("a.png", "b.png", "c.png", "d.png"), "4 pictures, too few"),
 }
 
