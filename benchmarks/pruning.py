@@ -51,6 +51,7 @@ from secateur.prune.settings import BudgetSettings, RecoverySettings
 from secateur.prune.widths.sensitivity import Sensitivity, measure_sensitivity
 
 RESULTS = Path(__file__).parent / "results" / "pruning.json"
+PICTURE = Path(__file__).parents[1] / "docs" / "benchmarks" / "pruning.svg"
 SHARED = Path(os.environ.get("SECATEUR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 BUDGETS = (0.77, 0.67, 0.5, 0.33)
 NETWORKS = ("resnet20", "resnet56")
@@ -234,7 +235,7 @@ def main() -> None:
             }
             write_json(RESULTS, content)
     show(rows)
-    draw(rows)
+    draw(rows, PICTURE)
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -270,7 +271,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     Console(width=150).print(table)
 
 
-def draw(rows: Sequence[Mapping[str, Any]]) -> None:
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Drop against the MACs that are left, a panel per network and number of epochs: secateur's default and every peer."""
     import matplotlib
 
@@ -310,7 +311,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> None:
         axis.set_ylabel("points of top-1 accuracy lost")
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize="small", title="torch-pruning by", title_fontsize="small")
-    figure.savefig(RESULTS.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
 

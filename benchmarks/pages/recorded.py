@@ -1,0 +1,78 @@
+"""Blocks of figures that earlier runs logged; each says by which command and on which machine."""
+
+from typing import Any
+
+from benchmarks.pages.blocks import interval, table
+
+RESULTS = "recorded.json"
+
+
+def single_runs(results: Any) -> list[str]:
+    """Runs of ResNet-20 that no benchmark repeats."""
+    rows = []
+    for name in ("one epoch", "distilled"):
+        row = results["resnet20"][name]
+        drop = interval(row["drop_points"], row["low"], row["high"])
+        rows.append((f"`{row['command']}`", f"{100 * row['macs_left']:.1f}%", f"{100 * row['accuracy']:.2f}%", drop))
+    header = ("ResNet-20", "MACs left", "accuracy", "drop, points (95% CI)")
+    return [f"{results['machine']}:", "", *table(header, rows)]
+
+
+def rounds(results: Any) -> list[str]:
+    """Several rounds, ResNet-20."""
+    rows = [
+        (
+            f"{row['budget']:g}",
+            str(row["rounds"]),
+            interval(row["drop_points"], row["low"], row["high"]) if "low" in row else f"{row['drop_points']:.2f}",
+        )
+        for row in results["resnet20"]["rounds"]["rows"]
+    ]
+    return [f"{results['machine']}:", "", *table(("MACs left", "rounds", "drop, points"), rows)]
+
+
+def other_statistic(results: Any) -> list[str]:
+    """A ranking by another statistic of the contributions."""
+    rows = results["resnet20"]["mean absolute contribution, zero"]["rows"]
+    said = " and ".join(f"{row['drop_points']:.2f} points at {row['budget']:g}" for row in rows)
+    return [f"Ranking by the mean absolute contribution against zero lost {said} of the MACs."]
+
+
+def uniform_speed(results: Any) -> list[str]:
+    """A cut that saves MACs and no time."""
+    row = results["resnet20"]["uniform two thirds, batch 32"]
+    return [
+        "ResNet-20 at two thirds of its MACs by uniform shares ran no faster on ONNX Runtime's CPU "
+        f"({row['speedup_low']:.2f} to {row['speedup_high']:.2f} at batch 32)."
+    ]
+
+
+def latency(results: Any) -> list[str]:
+    """What a latency budget of 0.7 came out at."""
+    found = results["latency budget"]
+    rows = [(row["network"], interval(row["measured"], row["low"], row["high"], 3)) for row in found["rows"]]
+    return [f"`{found['command']}`:", "", *table(("network", "measured fraction (95% CI)"), rows)]
+
+
+def precisions(results: Any) -> list[str]:
+    """Accuracy and speedup by precision."""
+    found = results["precisions"]
+    rows = [(row["network"], *(f"{row[name]:.2f}%" for name in ("fp32", "fp16", "int8"))) for row in found["rows"]]
+    speedups = found["speedup of the cut network at batch 1, CPU"]
+    rows.append(
+        ("speedup of the cut one, batch 1, CPU", *(f"{speedups[name]:.2f}" for name in ("fp32", "fp16", "int8")))
+    )
+    return [f"`{found['command']}`:", "", *table(("ResNet-20", "fp32", "fp16", "int8"), rows)]
+
+
+def agic_designs(results: Any) -> list[str]:
+    """Designs of AGIC's scores that were tried."""
+    found = results["agic designs"]
+    rows = [
+        (
+            row["scores"],
+            *(f"{row[f'{share} bn']:.1f} / {row[f'{share} reconstructed']:.1f}" for share in ("30%", "50%")),
+        )
+        for row in found["rows"]
+    ]
+    return table(("scores", "30%", "50%"), rows)
