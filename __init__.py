@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from .common.errors import SecateurError as SecateurError
     from .common.errors import UsageError as UsageError
     from .explain.ranking import rank_kernels as rank_kernels
-    from .explain.ranking import score_units as score_units
     from .explain.scores import RankingTask as RankingTask
+    from .explain.unit_scores import score_units as score_units
     from .export.measure.accuracy import measure_accuracy as measure_accuracy
     from .export.measure.latency import compare_latency as compare_latency
     from .export.onnx.model import export_onnx as export_onnx
@@ -105,7 +105,7 @@ _HOMES = {
     "recover": "prune.repair.fine_tune",
     "repair": "prune.repair.repair",
     "save": "prune.surgery",
-    "score_units": "explain.ranking",
+    "score_units": "explain.unit_scores",
 }
 __all__ = ["__version__", *_HOMES]
 

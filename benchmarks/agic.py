@@ -29,9 +29,10 @@ from secateur.explain.faithfulness.curves import faithfulness_curves
 from secateur.explain.faithfulness.graph_classifier import READOUTS, ClassifierSettings, train_classifier
 from secateur.explain.faithfulness.graph_controls import CONTROLS, ControlledGraphs
 from secateur.explain.faithfulness.readout_scoring import ScoringSettings, kernel_scores, train_scoring
-from secateur.explain.ranking import rank_kernels, score_units
+from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import KernelScores, RankingTask
 from secateur.explain.settings import AgicSettings
+from secateur.explain.unit_scores import score_units
 from secateur.network.channels.cut import cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.network.graph.feature_points import find_stages

@@ -21,8 +21,9 @@ from benchmarks.kept_rows import Case, Rows, Work, run_sections
 from secateur.common.environment import choose_device
 from secateur.common.files import sha256_json
 from secateur.explain.consensus import MEMBERS
-from secateur.explain.ranking import UnitScores, rank_kernels
+from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import KernelScores, RankingTask
+from secateur.explain.unit_scores import UnitScores
 from secateur.network.channels.cut import cut_to_json
 from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import predict

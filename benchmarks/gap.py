@@ -33,8 +33,9 @@ from secateur.explain.gap.decisions import ClassDecision
 from secateur.explain.gap.decomposition import Decomposer
 from secateur.explain.gap.levels import DecompositionSettings
 from secateur.explain.gap.near_duplicates import Selection
-from secateur.explain.ranking import UnitScores, rank_kernels, score_units
+from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import KernelScores, RankingTask
+from secateur.explain.unit_scores import UnitScores, score_units
 from secateur.network.channels.cut import cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import divergence

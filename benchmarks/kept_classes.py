@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmarks.kept_rows import Case, Rows, Work, run_sections
-from secateur.explain.ranking import score_units
 from secateur.explain.registry import get_ranker
 from secateur.explain.scores import RankingTask
+from secateur.explain.unit_scores import score_units
 from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import predict
 from secateur.network.images.images import Images

@@ -20,10 +20,10 @@ from secateur.explain.picnn.entanglement import Entanglement, measure_entangleme
 from secateur.explain.picnn.membership import fit_membership, with_membership
 from secateur.explain.picnn.pathway import Pathway
 from secateur.explain.picnn.training import train_picnn, with_new_layer
-from secateur.explain.ranking import score_units
 from secateur.explain.registry import get_ranker
 from secateur.explain.scores import RankingTask
 from secateur.explain.settings import PicnnSettings
+from secateur.explain.unit_scores import score_units
 from secateur.network.channels.follow import find_groups
 from secateur.network.digits import DigitsNetwork
 from secateur.network.evaluation import predict

@@ -28,8 +28,9 @@ from rich.table import Table
 from secateur import __version__
 from secateur.common.environment import describe_environment, seed_everything
 from secateur.common.files import write_json
-from secateur.explain.ranking import rank_kernels, score_units
+from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import RankingTask
+from secateur.explain.unit_scores import score_units
 from secateur.network.channels.cut import cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.network.channels.group import ChannelGroup

@@ -29,8 +29,9 @@ from torch import nn
 from secateur import __version__
 from secateur.common.environment import describe_environment, seed_everything
 from secateur.common.files import write_json
-from secateur.explain.ranking import rank_kernels, score_units
+from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import RankingTask
+from secateur.explain.unit_scores import score_units
 from secateur.export.measure.latency import TimingSettings, compare_latencies
 from secateur.export.measure.telemetry import observed_conditions
 from secateur.export.onnx.model import INPUT_NAME, export_onnx

@@ -34,7 +34,6 @@ def doctor_command(
 @command("rankers")
 def rankers_command(json: Json = False) -> None:
     """List the rankings there are."""
-    from ..explain import ranking  # noqa: F401 (registers them)
     from ..explain.registry import rankers
     from .terminal import show_table
 

@@ -12,7 +12,7 @@ from ..common.files import sha256_json
 from ..network.graph.trace import following_norms
 from .gap.contributions import contributions
 from .registry import register
-from .scores import KernelScores, RankingTask
+from .scores import LayerScores, RankingTask
 
 
 def kernels(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -31,13 +31,13 @@ def kernels(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     unit="none",
     source="the floor of every comparison",
 )
-def score_random(task: RankingTask) -> KernelScores:
+def score_random(task: RankingTask) -> LayerScores:
     """Independent of the network but for its layer names and widths."""
     layers = {}
     for name, weight in kernels(task.network.module):
         seed = int(sha256_json([task.seed, name])[:12], 16)
         layers[name] = torch.rand(len(weight), generator=torch.Generator().manual_seed(seed))
-    return KernelScores("random", "none", layers, details={"seed": task.seed})
+    return LayerScores(layers, details={"seed": task.seed})
 
 
 @register(
@@ -47,10 +47,10 @@ def score_random(task: RankingTask) -> KernelScores:
     unit="sum of |weight|",
     source="Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017",
 )
-def score_magnitude(task: RankingTask) -> KernelScores:
+def score_magnitude(task: RankingTask) -> LayerScores:
     """``sum |w|`` of each kernel."""
     layers = {name: weight.abs().sum(1).float() for name, weight in kernels(task.network.module)}
-    return KernelScores("magnitude", "sum of |weight|", layers)
+    return LayerScores(layers)
 
 
 @register(
@@ -60,7 +60,7 @@ def score_magnitude(task: RankingTask) -> KernelScores:
     unit="|gamma|",
     source="Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017",
 )
-def score_bn_scale(task: RankingTask) -> KernelScores:
+def score_bn_scale(task: RankingTask) -> LayerScores:
     """Layers that no BatchNorm follows have no score and are left out.
 
     Raises:
@@ -74,7 +74,7 @@ def score_bn_scale(task: RankingTask) -> KernelScores:
         raise InputError(
             "bn-scale needs convolutions followed by BatchNorm; this network has none. Use another ranker."
         )
-    return KernelScores("bn-scale", "|gamma|", layers)
+    return LayerScores(layers)
 
 
 @register(
@@ -84,10 +84,10 @@ def score_bn_scale(task: RankingTask) -> KernelScores:
     unit="sum of Euclidean distances",
     source="He et al., Filter Pruning via Geometric Median, CVPR 2019",
 )
-def score_fpgm(task: RankingTask) -> KernelScores:
+def score_fpgm(task: RankingTask) -> LayerScores:
     """``sum_j ||w_i - w_j||_2`` within each layer (their eq. 8)."""
     layers = {name: torch.cdist(weight, weight).sum(1).float() for name, weight in kernels(task.network.module)}
-    return KernelScores("fpgm", "sum of Euclidean distances", layers)
+    return LayerScores(layers)
 
 
 @register(
@@ -97,7 +97,7 @@ def score_fpgm(task: RankingTask) -> KernelScores:
     unit="ratio in (0, 1]",
     source="Lee et al., Layer-Adaptive Sparsity for Magnitude-based Pruning, ICLR 2021, by kernel instead of weight",
 )
-def score_lamp(task: RankingTask) -> KernelScores:
+def score_lamp(task: RankingTask) -> LayerScores:
     """``||w_i||^2 / sum of ||w_j||^2 over j with ||w_j|| >= ||w_i||`` (their eq. 3, ties in index order)."""
     layers = {}
     for name, weight in kernels(task.network.module):
@@ -107,7 +107,7 @@ def score_lamp(task: RankingTask) -> KernelScores:
         scores = torch.empty_like(squares)
         scores[order] = squares[order] / tails.clamp(min=torch.finfo(torch.float64).tiny)
         layers[name] = scores.float()
-    return KernelScores("lamp", "ratio in (0, 1]", layers)
+    return LayerScores(layers)
 
 
 @register(
@@ -117,7 +117,7 @@ def score_lamp(task: RankingTask) -> KernelScores:
     unit="nats^2",
     source="Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, eq. 8 on a gate",
 )
-def score_taylor(task: RankingTask) -> KernelScores:
+def score_taylor(task: RankingTask) -> LayerScores:
     """Mean over images of ``(sum over places of dL/dF * F)^2``: a gate behind the kernel's own BatchNorm and activation."""
     found = contributions(
         task.network,
@@ -128,4 +128,4 @@ def score_taylor(task: RankingTask) -> KernelScores:
         progress=task.progress,
     )
     layers = {name: part.alpha(summed=True).square().mean(0) for name, part in found.layers.items()}
-    return KernelScores("taylor", "nats^2", layers, details={"images": len(task.images)})
+    return LayerScores(layers, details={"images": len(task.images)})

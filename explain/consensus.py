@@ -6,7 +6,7 @@ for one that knows nothing. Neither validation nor test images take part. The me
 are made by each of them too, and the one whose cut is measured to stay nearest to the original goes on (``prune/orders.py``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ..common.errors import InputError, UsageError
-from ..common.progress import in_parts
+from ..common.progress import Progress, in_parts
 from ..network.images.images import Images
 from ..network.images.sampling import stratified_split
 from .faithfulness.curves import FaithfulnessCurves, faithfulness_curves
 from .registry import get_ranker, register
-from .scores import KernelScores, RankingTask
+from .scores import KernelScores, LayerScores, RankingTask
 
 MEMBERS = ("agic", "gap", "picnn")
 UNIT = "weighted fractional rank"
@@ -32,13 +32,13 @@ UNIT = "weighted fractional rank"
     unit=UNIT,
     source="fractional ranks, weighted by the area between deletion curves (Petsiuk et al., RISE, BMVC 2018, for kernels)",
 )
-def score_consensus(task: RankingTask) -> KernelScores:
-    """The consensus of ``MEMBERS``; what :func:`score_together` says."""
-    return score_together(task, MEMBERS)
+def score_consensus(task: RankingTask) -> LayerScores:
+    """The consensus of ``MEMBERS``, as :func:`score_together` describes it."""
+    return _together(task, MEMBERS)
 
 
 def score_together(task: RankingTask, methods: Sequence[str]) -> KernelScores:
-    """Several methods' scores in one: for each layer the weighted mean of the kernels' fractional ranks, within (0, 1].
+    """Several methods' scores combined: for each layer the weighted mean of the kernels' fractional ranks, within (0, 1].
 
     A method that cannot run on this network or these images is left out, and ``details`` says what it lacked. Layers that only
     some methods score are ranked by those. ``details`` hold the weights, the areas behind them, and for each method what
@@ -49,21 +49,14 @@ def score_together(task: RankingTask, methods: Sequence[str]) -> KernelScores:
         UsageError: fewer than two methods, one twice, an unknown one, or a consensus inside a consensus.
         InputError: no method can run, or there are too few images to halve.
     """
+    return _together(task, methods).named("consensus", UNIT)
+
+
+def _together(task: RankingTask, methods: Sequence[str]) -> LayerScores:
     check_members(methods)
     ranking_half, judging_half = halves(task.images, task.seed)
     part = in_parts(task.progress, *((method, 5) for method in methods), ("judging", 2 + len(methods)))
-    found: dict[str, KernelScores] = {}
-    left_out: dict[str, str] = {}
-    for method in methods:
-        own = replace(task, images=ranking_half, progress=part(method), scratch=_own_folder(task, method))
-        try:
-            found[method] = get_ranker(method).score(own)
-        except InputError as error:
-            left_out[method] = str(error)
-    if not found:
-        reasons = " ".join(f"{method}: {reason}" for method, reason in left_out.items())
-        raise InputError(f"None of {', '.join(methods)} can rank this network. {reasons}")
-
+    found, left_out = _members(task, methods, ranking_half, part)
     done, total = 0, 2 * len(found) + 1
 
     def judged(scores: KernelScores) -> float:
@@ -77,12 +70,13 @@ def score_together(task: RankingTask, methods: Sequence[str]) -> KernelScores:
     weights = weights_of(areas)
     ranks = {method: fractional_ranks(scores.layers) for method, scores in found.items()}
     whole = combined(ranks, weights)
-    area = judged(_scores(whole))
+    area = judged(LayerScores(whole).named("consensus", UNIT))
     without = {}
     for method in found if len(found) > 1 else ():
         others = {name: ranks[name] for name in found if name != method}
         rest = combined(others, weights_of({name: areas[name] for name in others}))
-        without[method] = {"kernels that change sides": changed_sides(whole, rest), "area": judged(_scores(rest))}
+        left = judged(LayerScores(rest).named("consensus", UNIT))
+        without[method] = {"kernels that change sides": changed_sides(whole, rest), "area": left}
     details = {
         "members": list(found),
         "weights": weights,
@@ -93,7 +87,29 @@ def score_together(task: RankingTask, methods: Sequence[str]) -> KernelScores:
         "images that ranked": len(ranking_half),
         "images that judged": len(judging_half),
     }
-    return KernelScores("consensus", UNIT, whole, details=details, members=found)
+    return LayerScores(whole, details=details, members=found)
+
+
+def _members(
+    task: RankingTask, methods: Sequence[str], images: Images, part: Callable[[str], Progress]
+) -> tuple[dict[str, KernelScores], dict[str, str]]:
+    """Each method's scores on the images, and what the others lacked.
+
+    Raises:
+        InputError: no method can run.
+    """
+    found: dict[str, KernelScores] = {}
+    left_out: dict[str, str] = {}
+    for method in methods:
+        own = replace(task, images=images, progress=part(method), scratch=_own_folder(task, method))
+        try:
+            found[method] = get_ranker(method).score(own)
+        except InputError as error:
+            left_out[method] = str(error)
+    if not found:
+        reasons = " ".join(f"{method}: {reason}" for method, reason in left_out.items())
+        raise InputError(f"None of {', '.join(methods)} can rank this network. {reasons}")
+    return found, left_out
 
 
 def check_members(methods: Sequence[str]) -> None:
@@ -173,10 +189,6 @@ def changed_sides(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> 
             changed += len(lower[0] ^ lower[1])
             kernels += len(values)
     return changed / max(1, kernels)
-
-
-def _scores(layers: dict[str, Tensor]) -> KernelScores:
-    return KernelScores("consensus", UNIT, layers)
 
 
 def _own_folder(task: RankingTask, method: str) -> Path | None:

@@ -1,16 +1,30 @@
-"""The registry of rankers."""
+"""The registry of rankers: a ranker is a function of a :class:`~.scores.RankingTask`, registered under a name."""
 
-from collections.abc import Callable
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..common.errors import UsageError
-from .scores import KernelScores, RankingTask
+from .scores import KernelScores, LayerScores, RankingTask
+
+_MODULES = (
+    "baselines",
+    "consensus",
+    "agic.ranker",
+    "attribution.rankers",
+    "faithfulness.ablation",
+    "gap.rankers",
+    "picnn.ranker",
+    "shapley.ranker",
+)
+"""The modules that register rankers. A new module with a ranker is listed here."""
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """A registered way to score kernels. ``needs``: weights, images, or labels as well."""
+    """A registered way to score kernels. ``needs`` is ``weights``, ``images``, or ``labels`` (images with labels)."""
 
     name: str
     summary: str
@@ -23,24 +37,45 @@ class Ranker:
 _RANKERS: dict[str, Ranker] = {}
 
 
-def register(name: str, *, summary: str, needs: str, unit: str, source: str) -> Callable[..., Any]:
-    """Register a function as the ranker ``name``.
+def register(
+    name: str, *, summary: str, needs: str, unit: str, source: str
+) -> Callable[[Callable[[RankingTask], LayerScores]], Callable[[RankingTask], KernelScores]]:
+    """Register a function as the ranker ``name``; its scores then carry that name and ``unit``.
+
+    Args:
+        name: as in ``--rank-by``.
+        summary: one line for ``secateur rankers``.
+        needs: ``weights``, ``images``, or ``labels`` (images with labels).
+        unit: of a score.
+        source: paper and equation.
 
     Raises:
         ValueError: the name is taken.
     """
 
-    def wrap(function: Callable[[RankingTask], KernelScores]) -> Callable[[RankingTask], KernelScores]:
+    def wrap(function: Callable[[RankingTask], LayerScores]) -> Callable[[RankingTask], KernelScores]:
         if name in _RANKERS:
             raise ValueError(f"a ranker named {name!r} is registered already")
-        _RANKERS[name] = Ranker(name, summary, needs, unit, source, function)
-        return function
+
+        @functools.wraps(function)
+        def score(task: RankingTask) -> KernelScores:
+            return function(task).named(name, unit)
+
+        _RANKERS[name] = Ranker(name, summary, needs, unit, source, score)
+        return score
 
     return wrap
 
 
+def load_rankers() -> None:
+    """Import the modules that register rankers. What they need beyond torch they import when they run."""
+    for module in _MODULES:
+        importlib.import_module(f".{module}", __package__)
+
+
 def rankers() -> tuple[Ranker, ...]:
     """All registered rankers, by name."""
+    load_rankers()
     return tuple(_RANKERS[name] for name in sorted(_RANKERS))
 
 
@@ -50,6 +85,19 @@ def get_ranker(name: str) -> Ranker:
     Raises:
         UsageError: no such ranker; the valid names are listed.
     """
+    load_rankers()
     if name not in _RANKERS:
         raise UsageError(f"unknown ranker {name!r}. There are: {', '.join(sorted(_RANKERS))}.")
     return _RANKERS[name]
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[None]:
+    """Rankers registered inside the ``with`` block are removed at its end."""
+    load_rankers()
+    before = dict(_RANKERS)
+    try:
+        yield
+    finally:
+        _RANKERS.clear()
+        _RANKERS.update(before)

@@ -1,4 +1,4 @@
-"""Scores of kernels, and the registry of the rankers that make them."""
+"""What a ranker is given and what it returns: the task, scores by layer, and scores with their method and unit."""
 
 import json
 from collections.abc import Mapping
@@ -92,6 +92,24 @@ class KernelScores:
 
     def _about(self) -> dict[str, Any]:
         return {"method": self.method, "unit": self.unit, "details": dict(self.details)}
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """What a ranker returns: :class:`KernelScores` without method and unit, which the registry adds."""
+
+    layers: Mapping[str, Tensor]
+    per_class: Mapping[str, Tensor] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    members: Mapping[str, KernelScores] = field(default_factory=dict)
+
+    def named(self, method: str, unit: str) -> KernelScores:
+        """The same as scores by ``method`` in ``unit``.
+
+        Raises:
+            InputError: a score is NaN or infinite.
+        """
+        return KernelScores(method, unit, self.layers, self.per_class, self.details, self.members)
 
 
 @dataclass(frozen=True)

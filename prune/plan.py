@@ -8,7 +8,7 @@ from typing import Any
 
 from ..common.errors import InputError, UsageError
 from ..common.files import read_json, write_json
-from ..explain.ranking import UnitScores
+from ..explain.unit_scores import UnitScores
 from ..network.channels.cut import Cut, cut_from_json, cut_of, cut_to_json
 from ..network.channels.group import ChannelGroup, Side
 from .cost import Cost, CostModel

@@ -17,7 +17,7 @@ from torchvision import models
 import networks as tiny_networks
 from browser import chromium, started
 from secateur.common.progress import Observer
-from secateur.explain.ranking import UnitScores
+from secateur.explain.unit_scores import UnitScores
 from secateur.network.channels.follow import find_groups
 from secateur.network.images.images import images_from_tensor
 from secateur.network.images.pictures import Preprocessing

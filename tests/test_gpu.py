@@ -9,9 +9,9 @@ import torch
 
 from secateur import load_images, load_model, match_classes, prune_and_export, rank_kernels
 from secateur.common.errors import ExitCode
-from secateur.explain.ranking import score_units
 from secateur.explain.registry import rankers
 from secateur.explain.scores import RankingTask
+from secateur.explain.unit_scores import score_units
 from secateur.export.report.report import schema
 from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import predict

@@ -202,6 +202,7 @@ def test_graphs_and_samplers_load_when_they_are_needed():
     )
     code = (
         f"import sys, {', '.join(f'secateur.{module}' for module in modules)}\n"
+        "secateur.explain.registry.load_rankers()\n"
         "print(sorted({'torch_geometric', 'shap', 'captum'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ from ...network.graph.topology import find_topology
 from ...network.graph.trace import trace
 from ...network.images.images import Images
 from ..registry import register
-from ..scores import KernelScores, RankingTask
+from ..scores import LayerScores, RankingTask
 from ..settings import AgicSettings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ LEAST_A_CLASS = 10
     unit="share of keep rates",
     source="Zheng et al., Neural Networks 179, 2024 (reconstruction from the abstract)",
 )
-def score_agic(task: RankingTask) -> KernelScores:
+def score_agic(task: RankingTask) -> LayerScores:
     """How readily each kernel is kept, within (0, 1); by class over each class's graphs.
 
     Works within ``task.agic``: so many images, steps of the encoder and steps of scoring.
@@ -51,7 +51,7 @@ def score_agic(task: RankingTask) -> KernelScores:
         layers, per_class, graphs = _scores(task, images, settings, task.scratch or Path(temporary))
     merged, merged_per_class = _by_layer(layers), _by_layer(per_class)
     details = {**asdict(settings), "images": len(images), "seed": task.seed, **_about(graphs, layers)}
-    return KernelScores("agic", "share of keep rates", merged, merged_per_class, details)
+    return LayerScores(merged, merged_per_class, details)
 
 
 def _scores(

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..registry import register
-from ..scores import KernelScores, RankingTask
+from ..scores import LayerScores, RankingTask
 from .attributions import BASELINE, attribute
 from .lrp import EPSILON
 from .path_methods import STEPS, STEPS_BY_LAYER
@@ -17,13 +17,13 @@ IMAGES = 128
 """At most: a seeded, stratified sample, as the path methods run the network at every step for each image."""
 
 
-def _score(task: RankingTask, method: str, unit: str, **details: Any) -> KernelScores:
+def _score(task: RankingTask, method: str, **details: Any) -> LayerScores:
     images = task.images.sample(IMAGES, task.seed)
     found = attribute(
         task.network, images, method, batch_size=task.batch_size, device=task.device, progress=task.progress
     )
     about = {"images": len(images), "statistic": "root_mean_square", "captum": version("captum"), **details}
-    return KernelScores(method, unit, found.root_mean_square(), found.per_class(), about)
+    return LayerScores(found.root_mean_square(), found.per_class(), about)
 
 
 @register(
@@ -33,9 +33,9 @@ def _score(task: RankingTask, method: str, unit: str, **details: Any) -> KernelS
     unit="logits",
     source="Dhamdhere et al., How Important Is a Neuron?, ICLR 2019, eq. 3; Shrikumar et al. 2018",
 )
-def score_conductance(task: RankingTask) -> KernelScores:
+def score_conductance(task: RankingTask) -> LayerScores:
     """Root mean square over images of the summed conductance; over a layer that everything passes it sums to F(x) - F(0)."""
-    return _score(task, "conductance", "logits", steps=STEPS, baseline=BASELINE)
+    return _score(task, "conductance", steps=STEPS, baseline=BASELINE)
 
 
 @register(
@@ -45,10 +45,9 @@ def score_conductance(task: RankingTask) -> KernelScores:
     unit="logits per unit of activation",
     source="Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, ITC 2018, def. 1",
 )
-def score_internal_influence(task: RankingTask) -> KernelScores:
+def score_internal_influence(task: RankingTask) -> LayerScores:
     """Root mean square over images of the influence summed over places. It does not see how strong the kernel itself is."""
-    unit = "logits per unit of activation"
-    return _score(task, "internal-influence", unit, steps=STEPS, baseline=BASELINE)
+    return _score(task, "internal-influence", steps=STEPS, baseline=BASELINE)
 
 
 @register(
@@ -58,9 +57,9 @@ def score_internal_influence(task: RankingTask) -> KernelScores:
     unit="logits",
     source="Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML 2017, eq. 1, on a layer's output",
 )
-def score_integrated_gradients(task: RankingTask) -> KernelScores:
+def score_integrated_gradients(task: RankingTask) -> LayerScores:
     """Root mean square over images of the integral along the straight line between a layer's two outputs, layer by layer."""
-    return _score(task, "integrated-gradients", "logits", steps=STEPS_BY_LAYER, baseline=BASELINE)
+    return _score(task, "integrated-gradients", steps=STEPS_BY_LAYER, baseline=BASELINE)
 
 
 @register(
@@ -70,9 +69,9 @@ def score_integrated_gradients(task: RankingTask) -> KernelScores:
     unit="logits",
     source="Shrikumar et al., Learning Important Features Through Propagating Activation Differences, ICML 2017, section 3.5.1",
 )
-def score_deep_lift(task: RankingTask) -> KernelScores:
+def score_deep_lift(task: RankingTask) -> LayerScores:
     """Root mean square over images of multiplier times difference; over a layer that all passes it sums to F(x) - F(0)."""
-    return _score(task, "deep-lift", "logits", baseline=BASELINE)
+    return _score(task, "deep-lift", baseline=BASELINE)
 
 
 @register(
@@ -82,9 +81,9 @@ def score_deep_lift(task: RankingTask) -> KernelScores:
     unit="logits",
     source="Bach et al., Pixel-wise Explanations by Layer-wise Relevance Propagation, PLoS ONE 10(7), 2015, eq. 58",
 )
-def score_lrp(task: RankingTask) -> KernelScores:
+def score_lrp(task: RankingTask) -> LayerScores:
     """Root mean square over images of the summed relevance.
 
     With ReLU alone the epsilon rule is gradient times activation (Ancona et al., ICLR 2018, proposition 1): gAP against zero.
     """
-    return _score(task, "lrp", "logits", rule="epsilon", epsilon=EPSILON, batch_norm="folded into the convolution")
+    return _score(task, "lrp", rule="epsilon", epsilon=EPSILON, batch_norm="folded into the convolution")

@@ -18,7 +18,7 @@ from ...network.network import Network
 from ..gap.contributions import STATISTICS, class_means
 from ..kernel_maps import KernelMaps, fill_values, kernel_maps
 from ..registry import register
-from ..scores import KernelScores, RankingTask
+from ..scores import LayerScores, RankingTask
 
 PASS_BYTES = 2**22  # of the largest map in a pass of many (image, kernel) rows: more falls out of a processor's caches
 PASS_BYTES_ON_DEVICE = 2**28  # an accelerator wants many rows
@@ -244,7 +244,7 @@ def _bytes_an_image(view: fx.GraphModule, example: Tensor) -> dict[fx.Node, int]
     unit="points of accuracy",
     source="Abbasi-Asl and Yu, Structural Compression of Convolutional Neural Networks, arXiv:1705.07356, 2017",
 )
-def score_car(task: RankingTask) -> KernelScores:
+def score_car(task: RankingTask) -> LayerScores:
     """Accuracy of the whole network minus that without the kernel, on at most ``CAR_IMAGES`` images.
 
     Accuracy moves in steps of one image, so many kernels tie. Half a step times the mean drop of the class's probability,
@@ -265,4 +265,4 @@ def score_car(task: RankingTask) -> KernelScores:
         for layer, points in found.accuracy_reduction().items()
     }
     details = {"images": len(images), "seed": task.seed, "fill": "zero", "ties": "mean drop of the class's probability"}
-    return KernelScores("car", "points of accuracy", layers, found.accuracy_reduction_per_class(), details)
+    return LayerScores(layers, found.accuracy_reduction_per_class(), details)

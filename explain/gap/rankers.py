@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..registry import register
-from ..scores import KernelScores, RankingTask
+from ..scores import LayerScores, RankingTask
 from .contributions import class_means, contributions
 from .decisions import ClassDecision
 from .decomposition import Decomposer
@@ -27,7 +27,7 @@ DECISIONS_KEPT = 16  # for each image and stage: more than a person wants to see
     unit="logits per place",
     source="Cheng et al., IJCV 131(5), 2023, eqs. 3-4",
 )
-def score_gap(task: RankingTask) -> KernelScores:
+def score_gap(task: RankingTask) -> LayerScores:
     """Root mean square of the mean-baseline contributions over images; the signed per-class means beside it.
 
     Of the statistics that ``benchmarks.gap`` compares, plans by this one lose least at two thirds and at half of the MACs of
@@ -36,9 +36,7 @@ def score_gap(task: RankingTask) -> KernelScores:
     found = contributions(
         task.network, task.images, batch_size=task.batch_size, device=task.device, progress=task.progress
     )
-    return KernelScores(
-        "gap",
-        "logits per place",
+    return LayerScores(
         found.statistic(STATISTIC, BASELINE),
         found.per_class(BASELINE),
         {"images": len(task.images), "statistic": STATISTIC, "baseline": BASELINE},
@@ -52,7 +50,7 @@ def score_gap(task: RankingTask) -> KernelScores:
     unit="share of the decision",
     source="Cheng et al., IJCV 131(5), 2023, sections 3.2 and 4.1",
 )
-def score_gap_hierarchical(task: RankingTask) -> KernelScores:
+def score_gap_hierarchical(task: RankingTask) -> LayerScores:
     """Root mean square over images of each kernel's importance, against mean activations; signed per-class means beside it."""
     settings = DecompositionSettings(selection=SELECTED, most=DECISIONS_KEPT, between=True)
     decomposer = Decomposer(task.network, settings, device=task.device)
@@ -73,9 +71,7 @@ def score_gap_hierarchical(task: RankingTask) -> KernelScores:
         "kernels for each decision": SELECTED.top,
         "decisions kept": DECISIONS_KEPT,
     }
-    return KernelScores(
-        "gap-hierarchical",
-        "share of the decision",
+    return LayerScores(
         {layer: part.square().mean(0).sqrt() for layer, part in whole.items()},
         {layer: class_means(part, task.images.labels, classes) for layer, part in whole.items()},
         details,

@@ -14,7 +14,7 @@ from ...network.hooks import frozen
 from ...network.images.images import Images
 from ..gap.contributions import Contributions, class_means, contributions
 from ..registry import register
-from ..scores import KernelScores, RankingTask
+from ..scores import LayerScores, RankingTask
 from .membership import Membership, fit_membership
 from .pathway import Pathway
 
@@ -30,7 +30,7 @@ REMOVAL_BYTES = 2**36
     unit="nats of the classes' loss, or of it per place",
     source="Guo et al., AAAI 2024; links: Cheng et al., IJCV 131(5), 2023",
 )
-def score_picnn(task: RankingTask) -> KernelScores:
+def score_picnn(task: RankingTask) -> LayerScores:
     """Scores from class-specific clusters, the network as it is.
 
     P is learned post hoc on the calibration images. A filter i of the target layer scores ``sum_y p[y, i] * loss_y(i)``: by how
@@ -96,7 +96,7 @@ def score_picnn(task: RankingTask) -> KernelScores:
         "filters of each class": torch.bincount(membership.classes_of_filters, minlength=classes).tolist(),
         **{name: value for name, value in asdict(settings).items() if name.startswith("post_hoc")},
     }
-    return KernelScores("picnn", "nats of the classes' loss, or of it per place", layers, per_class, details)
+    return LayerScores(layers, per_class, details)
 
 
 def _reduced(found: Contributions, layers: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

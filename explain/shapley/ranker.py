@@ -10,10 +10,9 @@ from ...network.graph.channel_origins import NONE, Site
 from ...network.graph.topology import CONVOLUTION, LINEAR, Topology, find_topology
 from ...network.graph.trace import trace
 from ..registry import register
-from ..scores import KernelScores, RankingTask
+from ..scores import LayerScores, RankingTask
 from .explainer import BACKGROUND, ShapleyExplainer, ShapleyValues
 
-UNIT = "share of what its readers take"
 MOST_IMAGES = 1000
 
 
@@ -21,10 +20,10 @@ MOST_IMAGES = 1000
     "shapley",
     summary="the kernel's share in what every layer and join that reads it takes, by exact Shapley values",
     needs="images",
-    unit=UNIT,
+    unit="share of what its readers take",
     source="Shapley 1953; Lundberg and Lee, NeurIPS 2017; between kernels as in Zheng et al., Neural Networks 179, 2024",
 )
-def score_shapley(task: RankingTask) -> KernelScores:
+def score_shapley(task: RankingTask) -> LayerScores:
     """Sum over all that read a kernel of the mean of ``|phi[i -> j]| / sum_i' |phi[i' -> j]|`` over images and channels j.
 
     The first ``MOST_IMAGES`` images, against ``BACKGROUND`` of them, drawn by the seed. A layer that is called several times
@@ -83,9 +82,7 @@ def score_shapley(task: RankingTask) -> KernelScores:
             "(--calibration)."
         )
     counts = torch.bincount(images.labels, minlength=classes).clamp(min=1).unsqueeze(1)
-    return KernelScores(
-        "shapley",
-        UNIT,
+    return LayerScores(
         {layer: (total.sum(0) / len(images)).float() for layer, total in by_layer.items()},
         {layer: (total / counts).float() for layer, total in by_layer.items()},
         {"images": len(images), "background": len(background), "no closed form": mixers},

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from ...common.errors import InputError
 from ...common.progress import Progress, in_parts, silent
-from ...explain.ranking import UnitScores, score_units
 from ...explain.scores import KernelScores
+from ...explain.unit_scores import UnitScores, score_units
 from ...network.channels.group import ChannelGroup
 from ...network.images.images import Images
 from ...network.network import Network

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ...common.errors import InputError
 from ...common.files import read_json, write_json
-from ...explain.ranking import UnitScores
+from ...explain.unit_scores import UnitScores
 from ...network.channels.group import ChannelGroup, Member
 from ...network.channels.zero_pad import followable
 from ...network.evaluation import divergence, predict

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from ...explain.ranking import UnitScores
+from ...explain.unit_scores import UnitScores
 from ...network.channels.group import ChannelGroup, Side
 from ..budget_search.layer_times import BLOCK
 from ..cost import CostModel

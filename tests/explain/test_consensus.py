@@ -17,13 +17,21 @@ from secateur.explain.consensus import (
     weights_of,
 )
 from secateur.explain.faithfulness.curves import faithfulness_curves
-from secateur.explain.ranking import members_of, rank_kernels, score_units
+from secateur.explain.ranking import members_of, rank_kernels
 from secateur.explain.registry import get_ranker
-from secateur.explain.scores import KernelScores, RankingTask
+from secateur.explain.scores import KernelScores, LayerScores, RankingTask
 from secateur.explain.settings import AgicSettings, PicnnSettings
+from secateur.explain.unit_scores import score_units
 from secateur.network.channels.follow import find_groups
 from secateur.pipeline.inputs import load_inputs
 from secateur.pipeline.recipe.recipe import Recipe
+
+
+@pytest.fixture
+def own_rankers():
+    """What a test registers is gone after it."""
+    with registry.temporary():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +79,14 @@ def test_a_ranking_and_its_opposite_are_worth_the_same_with_another_sign(task):
     assert areas[1] == pytest.approx(-areas[0], abs=0.02)  # equal scores go in the order of their index, both ways
 
 
+@pytest.mark.usefixtures("own_rankers")
 def test_each_method_ranks_on_one_half_and_is_judged_on_the_other(task, monkeypatch):
-    monkeypatch.setattr(registry, "_RANKERS", dict(registry._RANKERS))
     seen = []
 
     @registry.register("watched", summary="s", needs="labels", unit="u", source="me")
     def score(own):
         seen.append(own.images.names)
-        return replace(score_magnitude(own), method="watched")
+        return LayerScores(score_magnitude(own).layers)
 
     judged = []
     monkeypatch.setattr(
@@ -133,17 +141,13 @@ def test_where_nothing_can_run_all_reasons_are_given(task):
 
 
 def registry_with_refusing(task):
-    before = dict(registry._RANKERS)
-    try:
+    with registry.temporary():
 
         @registry.register("refusing", summary="s", needs="labels", unit="u", source="me")
         def score(own):
             raise InputError("it refuses")
 
         return score_together(task, ("agic", "refusing"))
-    finally:
-        registry._RANKERS.clear()
-        registry._RANKERS.update(before)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from secateur.common.errors import InputError, UsageError
-from secateur.explain.ranking import rank_kernels, score_units
+from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import KernelScores, RankingTask
+from secateur.explain.unit_scores import score_units
 from secateur.network.channels.follow import find_groups
 
 

@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from secateur.common.errors import InputError, UsageError
-from secateur.explain import registry
-from secateur.explain.registry import get_ranker, rankers, register
-from secateur.explain.scores import KernelScores, RankingTask
+from secateur.explain.registry import get_ranker, rankers, register, temporary
+from secateur.explain.scores import KernelScores, LayerScores, RankingTask
 
 
 @pytest.fixture
@@ -87,16 +86,34 @@ def test_rankers_say_what_they_are():
     assert {ranker.needs for ranker in found} <= {"weights", "images", "labels"}
 
 
-def test_a_name_is_registered_once(monkeypatch):
-    monkeypatch.setattr(registry, "_RANKERS", dict(registry._RANKERS))
-
+def test_a_name_is_registered_once():
     def score(task):
-        return KernelScores("mine", "", {})
+        return LayerScores({})
 
-    register("mine", summary="s", needs="weights", unit="u", source="me")(score)
-    assert get_ranker("mine").score is score
-    with pytest.raises(ValueError, match="'mine' is registered already"):
-        register("mine", summary="s", needs="weights", unit="u", source="me")(score)
+    with temporary():
+        registered = register("mine", summary="s", needs="weights", unit="u", source="me")(score)
+        assert get_ranker("mine").score is registered
+        with pytest.raises(ValueError, match="'mine' is registered already"):
+            register("mine", summary="s", needs="weights", unit="u", source="me")(score)
+
+
+def test_a_temporary_ranker_is_gone_afterwards():
+    before = rankers()
+    with temporary():
+        register("mine", summary="s", needs="weights", unit="u", source="me")(lambda task: LayerScores({}))
+        assert len(rankers()) == len(before) + 1
+    assert rankers() == before
+
+
+def test_scores_carry_the_name_and_unit_of_their_ranker():
+    with temporary():
+        register("mine", summary="s", needs="weights", unit="points", source="me")(
+            lambda task: LayerScores({"a": torch.ones(2)}, {"a": torch.ones(3, 2)}, {"images": 7})
+        )
+        found = get_ranker("mine").score(None)
+    assert (found.method, found.unit, found.details) == ("mine", "points", {"images": 7})
+    assert found.layers["a"].tolist() == [1, 1]
+    assert found.per_class["a"].shape == (3, 2)
 
 
 @pytest.mark.parametrize(("size", "wanted"), [(8, 128), (32, 128), (224, 16)])

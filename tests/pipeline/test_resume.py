@@ -16,6 +16,7 @@ from secateur import prune_and_export
 from secateur.common.progress import Observer
 from secateur.explain import registry
 from secateur.explain.baselines import score_magnitude
+from secateur.explain.scores import LayerScores
 from secateur.pipeline.recipe.recipe import Recipe
 from secateur.pipeline.single_commands import explain_into
 
@@ -79,21 +80,21 @@ class Stopped(BaseException):
 
 
 @pytest.fixture
-def kept(monkeypatch):
+def kept():
     """A ranker that is stopped at its first call; gives what each call found in its scratch folder, and the folders."""
-    monkeypatch.setattr(registry, "_RANKERS", dict(registry._RANKERS))
     found, folders = [], []
 
-    @registry.register("long", summary="s", needs="weights", unit="u", source="me")
     def score(task):
         folders.append(task.scratch)
         found.append(sorted(path.name for path in task.scratch.iterdir()))
         (task.scratch / "half").write_text("half of it")
         if len(found) == 1:
             raise Stopped
-        return replace(score_magnitude(task), method="long")
+        return LayerScores(score_magnitude(task).layers)
 
-    return found, folders
+    with registry.temporary():
+        registry.register("long", summary="s", needs="weights", unit="u", source="me")(score)
+        yield found, folders
 
 
 @pytest.fixture

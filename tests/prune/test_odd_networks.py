@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.explain.ranking import UnitScores
+from secateur.explain.unit_scores import UnitScores
 from secateur.network.channels.cut import apply_cut, cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.network.load import load_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from secateur.common.errors import InputError, UsageError
-from secateur.explain.ranking import UnitScores
+from secateur.explain.unit_scores import UnitScores
 from secateur.network.channels.follow import find_groups
 from secateur.network.channels.group import ChannelGroup, Member
 from secateur.network.load import load_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from secateur.common.errors import InputError, SecateurError
-from secateur.explain.ranking import UnitScores
+from secateur.explain.unit_scores import UnitScores
 from secateur.network.channels.cut import apply_cut, cut_of, rest_of_cut
 from secateur.network.channels.follow import find_groups
 from secateur.network.load import load_model

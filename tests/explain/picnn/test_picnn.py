@@ -12,10 +12,10 @@ from secateur.explain.picnn.entanglement import measure_entanglement
 from secateur.explain.picnn.membership import fit_membership
 from secateur.explain.picnn.ranker import removal_losses, score_picnn
 from secateur.explain.picnn.training import train_picnn, with_new_layer
-from secateur.explain.ranking import score_units
 from secateur.explain.registry import get_ranker
 from secateur.explain.scores import RankingTask
 from secateur.explain.settings import PicnnSettings
+from secateur.explain.unit_scores import score_units
 from secateur.network.channels.follow import find_groups
 from secateur.network.digits import DigitsNetwork
 from secateur.network.images.digits_images import load_digits_splits

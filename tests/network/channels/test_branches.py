@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.common.errors import InputError
-from secateur.explain.ranking import UnitScores
+from secateur.explain.unit_scores import UnitScores
 from secateur.export.onnx.model import export_onnx
 from secateur.network.channels.cut import apply_cut, cut_of, rest_of_cut
 from secateur.network.channels.follow import find_groups

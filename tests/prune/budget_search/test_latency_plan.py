@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.explain.ranking import UnitScores
+from secateur.explain.unit_scores import UnitScores
 from secateur.network.channels.cut import cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.prune.budget_search.layer_times import LatencyTable, LayerTimes

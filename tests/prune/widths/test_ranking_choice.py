@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from secateur.common.errors import InputError
-from secateur.explain.ranking import score_units
 from secateur.explain.scores import KernelScores
+from secateur.explain.unit_scores import score_units
 from secateur.network.channels.follow import find_groups
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import PruningPlan, plan_pruning

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from secateur.common.errors import InputError
-from secateur.explain.ranking import UnitScores
+from secateur.explain.unit_scores import UnitScores
 from secateur.network.channels.cut import apply_cut, cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.prune.repair.least_squares import ReconstructionSettings
