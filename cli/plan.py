@@ -42,7 +42,7 @@ def plan_command(
     out: Out = Path("secateur-run"),
     explain: Annotated[
         str | None,
-        typer.Option(help="Say why each kernel of this layer stays or goes by the plan.", rich_help_panel=OUTPUT),
+        typer.Option(help="Say why each kernel of this layer stays or goes.", rich_help_panel=OUTPUT),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -1,4 +1,4 @@
-"""What a person sees while secateur works: a line per stage, a bar on what takes long (in a log: a line now and then)."""
+"""What a person sees while secateur works: a line per stage, a bar for long stages, tables and trees."""
 
 import contextlib
 import re
@@ -24,7 +24,7 @@ FIGURE = re.compile(r"[-+–~]?[\d.,]*\d|[-–]$|not measured")
 """How a cell begins that is a figure, or stands for one."""
 BAR_AFTER_SECONDS = 2.0
 LOG_EVERY_SECONDS = 20.0
-"""Where there is no terminal, as in CI, how far a long stage has come is said so often."""
+"""Seconds between two lines about the progress of a long stage where there is no terminal, as in CI."""
 
 
 class TerminalObserver(Observer):

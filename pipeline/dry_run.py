@@ -79,7 +79,7 @@ class _Pace:
 def dry_run(recipe: Recipe, observer: Observer | None = None) -> DryRun:
     """Check everything that a run checks before its work, and estimate the rest from a timed forward pass.
 
-    Nothing is written. The estimate is rough: it is meant to tell minutes from hours.
+    Nothing is written. The estimate is rough: its purpose is to distinguish minutes from hours.
 
     Raises:
         SecateurError: what the run itself would raise before its work.

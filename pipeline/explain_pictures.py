@@ -39,7 +39,7 @@ MOST_OF_ANYTHING = 2**31
 
 @dataclass(frozen=True)
 class EvidenceSettings:
-    """What ``secateur explain IMAGE`` is asked: the decision, the chain, the regions to cover.
+    """What to explain: the decision, the layers to go through, the regions to cover.
 
     ``class_name`` is a class's name or index, ``kernel`` (layer, kernel, row, column); with neither, the class predicted.
     ``baseline`` is ``zero`` or ``mean``.
@@ -61,10 +61,10 @@ def evidence_settings(
     baseline: str | None,
     occlude: Sequence[str] | None,
 ) -> EvidenceSettings:
-    """The options of ``secateur explain IMAGE`` as they were typed.
+    """The settings that the options of ``secateur explain IMAGE`` give.
 
     Raises:
-        UsageError: one has another form.
+        UsageError: an option is malformed.
     """
     place = None
     if kernel is not None:
@@ -93,11 +93,11 @@ def evidence_settings(
 def explain_pictures(
     recipe: Recipe, pictures: Sequence[Path], settings: EvidenceSettings, out: Path, observer: Observer
 ) -> Iterator[tuple[EvidenceTree, Path]]:
-    """Write ``evidence/NAME.json`` and ``evidence/NAME.png`` for each picture; the trees and where their pictures are.
+    """Write ``evidence/NAME.json`` and ``evidence/NAME.png`` for each picture; yield each tree with the path of its picture.
 
-    In the end a page of all of them, ``evidence/evidence.html``, with the kernels where there are data to look at them with.
+    Last comes a page of all of them, ``evidence/evidence.html``, which shows kernels as well if the recipe names data.
 
-    The recipe's data name the classes where the model does not, and give the means. All pictures are looked at before the
+    The recipe's data name the classes where the model does not, and give the means. All pictures are opened before the
     first is explained; what was explained is written before the next.
 
     Raises:
@@ -149,7 +149,7 @@ def explain_pictures(
 
 
 def _page_task(recipe: Recipe, network: Network, splits: Splits | None, out: Path) -> PageTask:
-    """What a page of named pictures shows of kernels: with data, and with what a run left in the folder."""
+    """What the page of these pictures shows about kernels: needs data, and uses what a run left in the folder."""
     device = choose_device(recipe.device)
     if splits is None:
         return PageTask(network, recipe, device)

@@ -38,7 +38,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Request:
-    """What a recipe asks of this machine: the provider that really runs, and the report of the release to compare with."""
+    """The provider that runs on this machine, and the report of the release to compare with."""
 
     provider: ProviderChoice
     release: Mapping[str, Any] | None
@@ -51,7 +51,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
     same as before are taken from the run folder.
 
     Raises:
-        SecateurError: of the kind whose exit code fits; nothing in ``out`` has changed then.
+        SecateurError: its kind gives the exit code; nothing in ``out`` has changed.
 
     Examples:
         >>> import secateur

@@ -220,12 +220,12 @@ def ranking_notes(scores: KernelScores) -> list[str]:
 
 
 def order_notes(plan: PruningPlan) -> list[str]:
-    """Which order of a consensus the plan goes by, what was measured of each, and how many groups each decides."""
+    """Which order of a consensus the plan follows, what was measured of each, and how many groups each decides."""
     notes = []
     if plan.tried:
         measured = ", ".join(f"{order} {value:.3g}" for order, value in plan.tried.items())
         notes.append(
-            f"The plan goes by {plan.order}. Divergence from the original on validation images, in nats, of each order's cut "
+            f"The plan follows {plan.order}. Divergence from the original on validation images, in nats, of each order's cut "
             f"after its repair: {measured}."
         )
     counts = Counter(group.decided_by for group in plan.groups if not group.locked)

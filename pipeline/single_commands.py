@@ -1,7 +1,7 @@
 """The single commands: parts of a run, each on the files that the one before left in the run folder.
 
 They run the stages of the main job. What a stopped command kept lies in ``.secateur/COMMAND``, is continued when the same
-command is given again, and goes once the command is done.
+command is given again, and is removed once the command is done.
 """
 
 from collections.abc import Iterator
@@ -115,7 +115,9 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> PruningPlan:
         provider = choose_provider(recipe.measurement.provider if by_time else "cpu")
         whole = find_channels(inputs, store)
         if by_time:
-            observer.say("The plan goes by measured layers; only `prune-and-export` times its cut and plans again.")
+            observer.say(
+                "The plan follows measured layers; only `prune-and-export` also times its cut and plans again."
+            )
             table = table_stage(inputs, whole, provider.provider)
             whole = with_times(whole, TimedLayers(*store.run(table), table.key))
         key = sha256_json([sha256_file(out / SCORES_FILE), circumstances(inputs), inputs.content["calibration"]])
@@ -131,7 +133,7 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> PruningPlan:
 
 
 def explain_plan(recipe: Recipe, out: Path, layer: str) -> list[tuple[int, float | None, bool, str]]:
-    """Why each kernel of a layer stays or goes by the run folder's plan: (index, score, whether it stays, why)."""
+    """Why each kernel of a layer stays or goes, according to the run folder's plan: (index, score, whether it stays, why)."""
     chosen = PruningPlan.load(out / PLAN_FILE)
     network = load_model(recipe.model)
     return explain_layer(chosen, channels_of(network, "").groups, layer)

@@ -30,7 +30,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How two ONNX files are compared. Preprocessing comes from secateur's metadata in a file, or from here.
+    """How two ONNX files are compared. Preprocessing comes from secateur's metadata in a file, or from these settings.
 
     ``batches`` None: the only size that a file takes, or 1 and 32. ``threads``, ``cuda_graphs``: as for a run's latency.
     """
@@ -118,7 +118,9 @@ class Bench:
                 ("  images a second", *(f"{one.images_per_second or 0:.0f}" for one in both), ""),
                 ("  first against itself", "", "", f"{floor.ratio:.3f} ({floor.low:.3f} to {floor.high:.3f})"),
             ]
-        rows.append(("peak memory", *("not told" if one is None else f"{one / 1e6:.1f} MB" for one in self.memory), ""))
+        rows.append(
+            ("peak memory", *("not measured" if one is None else f"{one / 1e6:.1f} MB" for one in self.memory), "")
+        )
         rows.append(
             ("provider (nodes)", *(", ".join(f"{k} {v}" for k, v in one.items()) for one in self.placement), "")
         )
@@ -162,7 +164,7 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
         away = sum(nodes.values()) - nodes[choice.provider]
         if away:
             observer.say(f"{away} of the {sum(nodes.values())} nodes of {path.name} do not run on {choice.provider}.")
-    told = {**conditions.to_json(), "threads": timing.used_threads, "cuda_graphs": timing.cuda_graphs}
+    measured = {**conditions.to_json(), "threads": timing.used_threads, "cuda_graphs": timing.cuda_graphs}
     return Bench(
         (baseline, pruned),
         choice.provider,
@@ -172,23 +174,23 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
         measure,
         (memory[0], memory[1]),
         (placement[0], placement[1]),
-        told,
+        measured,
     )
 
 
 def _shape(side: Classifier, other: Classifier, given: tuple[int, ...] | None) -> Shape:
     """The image shape of a file; what it leaves open from the options, from its metadata, or from the other file."""
     if given is None and None in side.image_shape:
-        told = read_metadata(side.path).get("input_shape")
-        given = tuple(told) if told else None if None in other.image_shape else other.sizes()
+        stored = read_metadata(side.path).get("input_shape")
+        given = tuple(stored) if stored else None if None in other.image_shape else other.sizes()
     return side.sizes(given)
 
 
 def _batches(sides: tuple[Classifier, Classifier], given: tuple[int, ...] | None) -> tuple[int, ...]:
     fixed = {side.batch: side.path for side in sides if side.batch is not None}
     if len(fixed) > 1:
-        told = " and ".join(f"{path} batches of {batch} only" for batch, path in fixed.items())
-        raise InputError(f"{told}: there is no size that both take. Export one of them again with a free batch size.")
+        sizes = " and ".join(f"{path} takes batches of {batch} only" for batch, path in fixed.items())
+        raise InputError(f"{sizes}: no size works for both. Export one of them again with a free batch size.")
     for batch, path in fixed.items():
         if given is not None and set(given) != {batch}:
             raise InputError(f"{path} takes batches of {batch} only; leave --batches out or give {batch}.")
@@ -211,7 +213,7 @@ def _accuracies(
         if not test.labelled:
             for note in splits.notes:
                 observer.say(note)
-            observer.say("No labels for the test images: the second file is held against what the first predicts.")
+            observer.say("The test images have no labels: the second file is compared with what the first predicts.")
             test = replace(test, labels=torch.from_numpy(first.predictions))
             first = accuracy_of(first.predictions, test, names)
         second = measure_accuracy(sides[1].path, test, names, provider, progress)
@@ -220,7 +222,7 @@ def _accuracies(
 
 
 def _class_names(side: Classifier) -> tuple[str, ...]:
-    """A name for every output, which neither the data nor a network gives: numbers."""
+    """A number as the name of every output, where neither the data nor a file names the classes."""
     if side.classes is None:
         raise InputError(f"{side.path} leaves its number of classes open; give test images with labels.")
     return tuple(f"class {index}" for index in range(side.classes))

@@ -91,7 +91,7 @@ def _machine() -> list[Finding]:
 
 
 def _driver() -> str:
-    """The driver's version and the card, as nvidia-smi tells them; empty if it does not."""
+    """The driver's version and the card, from nvidia-smi; empty without it."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
@@ -121,7 +121,7 @@ def _provider(name: str) -> Finding:
 
 
 def _fix(provider: str) -> str:
-    """The command that may bring a provider; TensorRT's package is of the CUDA that onnxruntime was built for."""
+    """The command that may install a provider; TensorRT's package has to match the CUDA version of onnxruntime."""
     if provider != "tensorrt":
         return _FIXES.get(provider, "")
     try:

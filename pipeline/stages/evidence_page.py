@@ -198,7 +198,7 @@ def verdicts_of(network: Network, plan: PruningPlan) -> dict[str, Verdicts] | No
 
 def _asked(choice: Choice, misclassified: int, validation: Images) -> list[str]:
     if not validation.labelled:
-        return ["The images have no labels: the network's own predictions stand in for them, so none is misclassified."]
+        return ["The images have no labels: the network's own predictions replace them, so none is misclassified."]
     if misclassified > len(choice.wrong):
         return [
             f"{misclassified} misclassified images were asked for; of {choice.looked_at} validation images "

@@ -93,7 +93,7 @@ def search_by_latency(candidates: Candidates, timed: TimedLayers, provider: str)
     """The network that is measured to take the recipe's fraction of the baseline's time at the batch size that is judged.
 
     Every try plans by the table, cuts, exports and times the result in turns with the baseline; nothing is repaired or
-    fine-tuned before the widths are settled, as neither changes what a run takes.
+    fine-tuned before the widths are settled, as neither changes the latency.
 
     Raises:
         InputError, MachineError: the network cannot be exported, or does not run on the provider.
@@ -116,7 +116,7 @@ def search_by_latency(candidates: Candidates, timed: TimedLayers, provider: str)
 
 
 def timing_stage(inputs: Inputs, plan: PruningPlan, timed: TimedLayers, provider: str, label: str) -> Stage[Comparison]:
-    """What a plan's cut takes beside the baseline, as ONNX files."""
+    """The latency of a plan's cut against the baseline, as ONNX files."""
     network, settings = inputs.network, timing_settings(inputs, provider)
     batch = inputs.recipe.measurement.latency_batch
 

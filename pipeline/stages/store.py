@@ -67,7 +67,7 @@ class StageStore:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[Progress]:
-        """A stage without a stored result: it is done anew in every run."""
+        """A stage without a stored result, which every run repeats."""
         start = time.perf_counter()
         with self.observer.stage(name) as progress:
             yield progress

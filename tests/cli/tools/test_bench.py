@@ -81,7 +81,7 @@ def test_other_makes_give_the_same_classes(other, tmp_path, noise_images, record
     ("first", "second", "settings", "message"),
     [
         ({}, {"size": 9}, {}, "cannot be compared"),
-        ({"batch": 2}, {"batch": 3}, {}, "no size that both take"),
+        ({"batch": 2}, {"batch": 3}, {}, "no size works for both"),
         ({"batch": 2}, {}, {"batches": (1,)}, "batches of 2 only"),
         ({}, {}, {"input_shape": (3, 9, 9)}, "--input-shape says"),
         ({"size": "s"}, {"size": "s"}, {}, "leaves its image size open"),

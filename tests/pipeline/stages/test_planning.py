@@ -53,7 +53,7 @@ def test_every_orders_cut_is_repaired_and_the_nearest_to_the_original_is_shipped
 
 def test_the_report_says_what_was_tried_and_which_order_the_plan_goes_by(run):
     tried = PruningPlan.load(run.folder / "plan.json").tried
-    (note,) = (note for note in run.report["notes"] if note.startswith("The plan goes by"))
+    (note,) = (note for note in run.report["notes"] if note.startswith("The plan follows"))
     assert all(f"{name} {value:.3g}" in note for name, value in tried.items())
     assert note in (run.folder / "report.md").read_text()
 
@@ -74,7 +74,7 @@ def test_the_stage_on_its_own_makes_the_same_plan_and_says_which_order_it_is(run
     before, observer = (run.folder / "plan.json").read_bytes(), recorder()
     plan_into(SETTINGS, run.folder, observer)
     assert (run.folder / "plan.json").read_bytes() == before
-    assert any(text.startswith("The plan goes by") for text in observer.told)
+    assert any(text.startswith("The plan follows") for text in observer.told)
 
 
 def test_tries_that_were_done_before_a_stop_are_not_done_again(tmp_path, monkeypatch):
