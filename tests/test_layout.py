@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from checkout import copy_checkout
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,18 +88,22 @@ def test_rooms_import_only_what_lies_below_them():
 
 
 def imports_between_modules():
-    """For every module the modules it imports: anywhere in it, for types only, or when they are needed."""
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in package_files()}
+    """For every module the modules it imports: anywhere in it, for types only, or when they are needed.
+
+    A package's ``__init__.py`` counts as a module of the package's name. The root's is left out: it imports on first use only.
+    """
+    paths = [path.relative_to(ROOT) for path in package_files() if path != ROOT / "__init__.py"]
+    names = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
     edges = {}
     for name, path in names.items():
-        parts, edges[name] = name.split("."), set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        parts, edges[name] = path.with_suffix("").parts, set()
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
-                base = parts[: len(parts) - node.level] + (node.module.split(".") if node.module else [])
+                base = [*parts[: len(parts) - node.level], *(node.module.split(".") if node.module else [])]
                 for alias in node.names:
                     targets = (".".join([*base, alias.name]), ".".join(base))
                     edges[name] |= set([target for target in targets if target in names][:1])
-    return {name: targets for name, targets in edges.items() if not name.endswith("__init__")}
+    return edges
 
 
 def test_no_import_circle_not_even_a_lazy_one():
@@ -231,13 +236,7 @@ def test_lock_names_no_index_and_hashes_everything():
 @pytest.mark.skipif(not CHECKOUT, reason="needs the checkout, not an installed package")
 def test_wheel_is_whole_and_runs_in_an_empty_environment(tmp_path):
     source = tmp_path / "x-y"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if tracked.returncode:
-        pytest.skip("needs git to list the checkout's files")
-    for name in tracked.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, source / name)
+    copy_checkout(source)
     build = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True, check=True
