@@ -38,7 +38,8 @@ from secateur.export.onnx.model import INPUT_NAME, export_onnx
 from secateur.export.onnx.precision import file_name, to_precision
 from secateur.export.runtime import session as runtime
 from secateur.export.runtime.classifier import read_classifier
-from secateur.export.runtime.session import choose_provider, node_placement, open_session
+from secateur.export.runtime.provider_choice import choose_provider
+from secateur.export.runtime.session import node_placement, open_session
 from secateur.network.channels.follow import find_groups
 from secateur.network.images.images import Images, images_from_tensor
 from secateur.network.load import load_model

@@ -11,7 +11,7 @@ from ..common.progress import Observer
 from ..explain.ranking import members_of
 from ..export.report.release import check_images, check_machine
 from ..export.report.report import read_report
-from ..export.runtime.session import ProviderChoice, choose_provider
+from ..export.runtime.provider_choice import ProviderChoice, choose_provider
 from .deliver import deliver
 from .inputs import Inputs, load_run
 from .recipe.recipe import Recipe

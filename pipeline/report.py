@@ -18,7 +18,7 @@ from ..export.measure.variants import VariantFigures, candidate_rows, variant_ro
 from ..export.report.gates import BudgetCheck, Gate, exit_code, judge
 from ..export.report.release import judge_release
 from ..export.report.report import SCHEMA_VERSION
-from ..export.runtime.session import ProviderChoice
+from ..export.runtime.provider_choice import ProviderChoice
 from ..network.channels.group import ChannelGroup
 from ..network.channels.locks import HEAD_LOCK
 from ..prune.budget_search.by_latency import TOLERANCE, LatencyOutcome

@@ -17,7 +17,7 @@ from ..common.progress import Observer
 from ..explain.ranking import members_of
 from ..explain.scores import KernelScores
 from ..export.onnx.model import OnnxModel, export_onnx
-from ..export.runtime.session import choose_provider
+from ..export.runtime.provider_choice import choose_provider
 from ..network.channels.cut import apply_cut
 from ..network.load import load_model
 from ..network.network import Network, fingerprint

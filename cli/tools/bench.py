@@ -17,7 +17,8 @@ from ...export.measure.latency import Comparison, TimingSettings, compare_latenc
 from ...export.measure.telemetry import observed_conditions, peak_memory
 from ...export.onnx.model import read_metadata
 from ...export.runtime.classifier import Classifier, read_classifier
-from ...export.runtime.session import choose_provider, node_placement
+from ...export.runtime.provider_choice import choose_provider
+from ...export.runtime.session import node_placement
 from ...network.images.load import load_images
 from ...network.images.pictures import Preprocessing
 from ...network.images.splits import reorder_classes

@@ -12,7 +12,8 @@ import torch
 
 from ...common.environment import available_cores, installed_packages
 from ...common.errors import MachineError, UsageError
-from ...export.runtime.session import PROVIDERS, runtime_library, runtime_packages, why_not
+from ...export.runtime.provider_choice import why_not
+from ...export.runtime.providers import PROVIDERS, runtime_library, runtime_packages
 
 READY = "ready"
 _FIXES = {

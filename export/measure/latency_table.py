@@ -22,7 +22,7 @@ from ...network.network import Network
 from ...prune.budget_search.layer_times import BLOCK, LatencyTable, LayerTimes
 from ...prune.cost import CostModel
 from ...prune.widths.width_book import alignment
-from ..runtime.session import CUDA_OPTIONS, ON_GPU, runtime_packages
+from ..runtime.providers import CUDA_OPTIONS, ON_GPU, runtime_packages
 from .layer_graphs import LayerCase, empty_graph, layer_graph, read_cases
 from .stopwatch import AT_ONCE, SessionStopwatch, Stopwatch
 

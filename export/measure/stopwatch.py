@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..runtime.session import ON_GPU, SessionSettings, open_session
+from ..runtime.providers import ON_GPU
+from ..runtime.session import SessionSettings, open_session
 
 TURNS, TURN_SECONDS = 8, 1.5e-3
 AT_ONCE = 16

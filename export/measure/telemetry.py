@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.session import ON_GPU, failure
+from ..runtime.providers import ON_GPU, failure
 
 QUERY = {
     "clocks.sm": "gpu_sm_mhz",
@@ -95,7 +95,8 @@ def _grown(path: Path, batch: int, input_shape: tuple[int, ...], provider: str, 
     """The work of the process that is measured."""
     from ..runtime.bound_runs import bind
     from ..runtime.classifier import read_classifier
-    from ..runtime.session import SessionSettings, runtime_library
+    from ..runtime.providers import runtime_library
+    from ..runtime.session import SessionSettings
 
     images = np.random.default_rng(0).standard_normal((batch, *input_shape), dtype=np.float32)
     runtime_library()

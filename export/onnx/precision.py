@@ -32,7 +32,8 @@ from ...network.evaluation import predict
 from ...network.images.images import Images
 from ...network.network import Network
 from ..runtime.classifier import read_classifier
-from ..runtime.session import ON_GPU, open_session
+from ..runtime.providers import ON_GPU
+from ..runtime.session import open_session
 from .model import forget_origin, read_metadata
 
 CALIBRATION_BATCH = 32

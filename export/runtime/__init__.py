@@ -1,5 +1,6 @@
 """ONNX Runtime sessions that run on the provider that they name.
 
-In: an ONNX file and a provider. Out: a session, or the reason why the provider does not run here. Open ``session.py``
-first.
+In: an ONNX file and the name of a provider. Out: an open session, or the reason why the provider does not run on this
+machine. Open ``session.py`` first, then ``provider_choice.py``, which decides what ``auto`` means; ``classifier.py`` reads
+what a file expects and returns, ``bound_runs.py`` holds the two runs that are timed.
 """

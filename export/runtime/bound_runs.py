@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .classifier import Classifier
-from .session import ON_GPU, SessionSettings, open_session, runtime_library
+from .providers import ON_GPU, runtime_library
+from .session import SessionSettings, open_session
 
 
 @dataclass(frozen=True)

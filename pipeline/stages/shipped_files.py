@@ -13,7 +13,7 @@ from ...export.measure.latency import Comparison, compare_latencies
 from ...export.measure.telemetry import observed_conditions, peak_memory
 from ...export.measure.variants import Attempt, Variant, VariantFigures, VariantTask, export_variants
 from ...export.onnx.model import OnnxModel, export_onnx
-from ...export.runtime.session import ON_GPU
+from ...export.runtime.providers import ON_GPU
 from ...prune.budget_search.by_drop import Trial
 from ..inputs import Inputs
 from ..run_folder import BASELINE_ONNX, PRUNED_ONNX

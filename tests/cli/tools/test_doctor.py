@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from secateur.cli.tools import doctor
 from secateur.common.errors import MachineError, UsageError
-from secateur.export.runtime import session as runtime
+from secateur.export.runtime import provider_choice, providers
 
 KINDS = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 
@@ -32,14 +32,14 @@ def test_doctor_tries_and_says_how_to_fix(monkeypatch):
 def test_doctor_works_where_the_runtime_is_gone(monkeypatch):
     """Its own advice may have been followed by half: both packages uninstalled, nothing installed yet."""
     gone = Mock(side_effect=ImportError("No module named 'onnxruntime'"))
-    for module in (runtime, doctor):
+    for module in (provider_choice, doctor):
         monkeypatch.setattr(module, "runtime_library", gone)
         monkeypatch.setattr(module, "runtime_packages", dict)
-    runtime.why_not.cache_clear()
+    provider_choice.why_not.cache_clear()
     findings = {one.name: one for one in doctor.examine()}
-    runtime.why_not.cache_clear()
+    provider_choice.why_not.cache_clear()
     assert findings["ONNX Runtime"].advice == "pip install --upgrade secateur"
-    for name in runtime.PROVIDERS:
+    for name in providers.PROVIDERS:
         assert not findings[f"provider {name}"].works
         assert "onnxruntime cannot be imported: No module named 'onnxruntime'." in findings[f"provider {name}"].advice
     assert "tensorrt-cu" not in findings["provider tensorrt"].advice

@@ -10,8 +10,9 @@ from torch import nn
 from secateur.common.errors import InputError, MachineError, SecateurError
 from secateur.export.onnx import model as onnx_model
 from secateur.export.onnx.model import export_onnx, measure_parity, read_metadata
-from secateur.export.runtime import session as runtime
-from secateur.export.runtime.session import choose_provider, open_session
+from secateur.export.runtime import provider_choice, providers
+from secateur.export.runtime.provider_choice import choose_provider
+from secateur.export.runtime.session import open_session
 from secateur.network.images.pictures import Preprocessing
 from secateur.network.load import load_model
 from secateur.network.network import Network, Source
@@ -126,13 +127,13 @@ def test_what_torch_cannot_export_is_bad_input(tmp_path):
 
 def test_required_provider_that_is_not_there_is_exit_code_4(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    runtime.why_not.cache_clear()
+    provider_choice.why_not.cache_clear()
     try:
         with pytest.raises(MachineError, match="cuda"):
             choose_provider("cuda")
         assert choose_provider("auto").provider == "cpu"
     finally:
-        runtime.why_not.cache_clear()
+        provider_choice.why_not.cache_clear()
 
 
 def test_silent_fallback_is_caught(exported, monkeypatch):
@@ -145,14 +146,14 @@ def test_silent_fallback_is_caught(exported, monkeypatch):
 
 def test_fallback_with_a_gpu_is_said_aloud(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(runtime, "why_not", lambda provider: "its library is missing.")
+    monkeypatch.setattr(provider_choice, "why_not", lambda provider: "its library is missing.")
     choice = choose_provider("auto")
     assert choice.provider == "cpu"
     assert "its library is missing" in choice.note
 
 
 def test_both_onnxruntime_packages_are_refused(monkeypatch):
-    monkeypatch.setattr(runtime.metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr(providers.metadata, "version", lambda name: "1.0")
     with pytest.raises(MachineError, match="pip uninstall"):
         choose_provider("cpu")
 

@@ -79,7 +79,7 @@ def test_a_session_that_runs_elsewhere_is_caught(digits, monkeypatch):
         def get_providers(self):
             return ["CPUExecutionProvider"]
 
-    monkeypatch.setattr(runtime, "_session", lambda *args, **kwargs: Elsewhere())
+    monkeypatch.setattr(runtime, "start_session", lambda *args, **kwargs: Elsewhere())
     with pytest.raises(MachineError, match="was to run on cuda, but its session runs on CPU"):
         open_session(digits, "cuda")
 
