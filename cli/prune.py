@@ -50,7 +50,7 @@ def recover_command(
     A recovery that was stopped continues when the same command is given again.
     """
     settings = chosen_recipe(locals(), folder=out)
-    from ..export.report.report import pathway_rows
+    from ..export.report.tables import pathway_rows
     from ..pipeline.single_commands import recover_into
     from .terminal import show_pathways
 

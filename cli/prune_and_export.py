@@ -151,7 +151,7 @@ def prune_and_export_command(
 
 def _show(console: "Console", result: "RunResult", page: bool) -> None:
     """The closing table, the gates that did not pass, and where the pages lie."""
-    from ..export.report.report import closing_rows
+    from ..export.report.tables import closing_rows
     from .terminal import show_table
 
     show_table(console, ("", "baseline", "pruned", "change (95% CI)"), closing_rows(result.report))

@@ -20,7 +20,8 @@ def report_command(
     ] = None,
 ) -> None:
     """Write everything that is made from report.json again; or compare two reports: printed, and with --out as files."""
-    from ..export.report.report import read_report, write_report
+    from ..export.report.content import read_report
+    from ..export.report.report import write_report
     from ..pipeline.recipe.rerun_command import command_of
 
     console = console_of()

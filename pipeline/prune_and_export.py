@@ -9,8 +9,8 @@ from ..common.errors import ExitCode
 from ..common.files import locked_folder
 from ..common.progress import Observer
 from ..explain.ranking import members_of
+from ..export.report.content import read_report
 from ..export.report.release import check_images, check_machine
-from ..export.report.report import read_report
 from ..export.runtime.provider_choice import ProviderChoice, choose_provider
 from .deliver import deliver
 from .inputs import Inputs, load_run

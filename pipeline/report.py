@@ -15,9 +15,9 @@ from ..export.measure.accuracy import MEASURES, Accuracy, Drop, measure_drop, pa
 from ..export.measure.latency import Comparison
 from ..export.measure.paired_ratio import Ratio
 from ..export.measure.variants import VariantFigures, candidate_rows, variant_rows
+from ..export.report.content import SCHEMA_VERSION
 from ..export.report.gates import BudgetCheck, Gate, exit_code, judge
 from ..export.report.release import judge_release
-from ..export.report.report import SCHEMA_VERSION
 from ..export.runtime.provider_choice import ProviderChoice
 from ..network.channels.group import ChannelGroup
 from ..network.channels.locks import HEAD_LOCK

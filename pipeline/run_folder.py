@@ -12,7 +12,8 @@ from ..explain.scores import KernelScores
 from ..export.evidence.cluster_pictures import draw_membership
 from ..export.evidence.page import EVIDENCE_PAGE
 from ..export.onnx.precision import PrecisionFile, file_name
-from ..export.report.report import REPORT_FILES, to_html, to_markdown, write_report
+from ..export.report.rendering import to_html, to_markdown
+from ..export.report.report import REPORT_FILES, write_report
 from ..export.settings import PRECISIONS
 from ..network.network import Network
 from ..prune import surgery

@@ -17,7 +17,7 @@ from ..explain.picnn.pathway import Pathway
 from ..explain.picnn.training import TrainedPicnn, train_picnn, with_new_layer
 from ..explain.settings import PicnnSettings
 from ..export.evidence.cluster_pictures import draw_cluster_maps
-from ..export.report.report import pathway_rows
+from ..export.report.tables import pathway_rows
 from ..network.network import Network
 from ..network.saved import MODEL_FILE, PLAN_FILE, save_network
 from ..network.training import History

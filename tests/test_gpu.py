@@ -12,7 +12,7 @@ from secateur.common.errors import ExitCode
 from secateur.explain.registry import rankers
 from secateur.explain.scores import RankingTask
 from secateur.explain.unit_scores import score_units
-from secateur.export.report.report import schema
+from secateur.export.report.content import schema
 from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import predict
 from secateur.network.training import TrainingSettings, train

@@ -79,6 +79,25 @@ def lines_held(results: Any) -> list[str]:
     return table(header, rows)
 
 
+def worst_cells(results: Any) -> list[str]:
+    """The cells in which the consensus falls shortest of its best member and of its members' mean."""
+    lines = []
+    for network in ("resnet20", "resnet56"):
+        gaps = []
+        for budget in BUDGETS:
+            for seed in SEEDS:
+                own = _row(results, network, "consensus", budget, seed)
+                members = [_row(results, network, name, budget, seed)["drop"] for name in MEMBERS]
+                half, where = (own["high"] - own["low"]) / 2, f"{budget}, seed {seed}"
+                gaps.append((own["drop"] - min(members), own["drop"] - statistics.mean(members), half, where))
+        best, mean = max(gaps), max(gaps, key=lambda gap: gap[1])
+        lines.append(
+            f"- {_title(network)}: at most {best[0]:.2f} points behind its best member ({best[3]}; the half-width is "
+            f"{best[2]:.2f}), at most {mean[1]:.2f} behind the members' mean ({mean[3]})."
+        )
+    return lines
+
+
 def earlier(results: Any) -> list[str]:
     """What was tried before, ResNet-20, seed 0."""
     section = results["sections"]["resnet20"]

@@ -76,6 +76,20 @@ def curves(results: Any) -> list[str]:
     return table(header, rows)
 
 
+def who_deletes_better(results: Any) -> list[str]:
+    """How many rankers hurt more than gAP where the most important kernels go first."""
+    parts = []
+    for network in ("digits", "resnet20"):
+        found = {
+            key.partition(", ")[2]: row
+            for key, (row,) in results["sections"]["curves"].items()
+            if key.startswith(network)
+        }
+        better = [name for name, row in found.items() if row["deletion_area"] < found["gap"]["deletion_area"]]
+        parts.append(f"{len(better)} on {NETWORKS[network]} ({', '.join(better)})")
+    return [f"Rankers whose deletion hurts more than gAP's: {'; '.join(parts)}."]
+
+
 def surrogate(results: Any) -> list[str]:
     """How often the network predicts the same with k kernels a stage."""
     rows = []

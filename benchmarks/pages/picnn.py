@@ -34,10 +34,10 @@ def digits(results: Any) -> list[str]:
     rows = []
     for name, found in results["sections"]["digits"].items():
         trained, _, decay = name.partition(", decay ")
-        own = [row for row in found if "training seed" in row]
+        own = _seeds(found)
         cells = [_over_seeds([row[key] for row in own]) for key in ACCURACIES]
         rows.append((TRAINED[trained], decay, *cells, f"{statistics.mean(row['mis'] for row in own):.3f}"))
-    seeds = max(sum("training seed" in row for row in found) for found in results["sections"]["digits"].values())
+    seeds = max(len(_seeds(found)) for found in results["sections"]["digits"].values())
     header = (f"trained by, {seeds} seeds", "weight decay", "ACC1, %", "ACC2, %", "ACC3, %", "MIS")
     return table(header, rows, left=2)
 
@@ -114,6 +114,11 @@ def ranking(results: Any) -> list[str]:
         for row in found
     ]
     return table(("ranked by", "MACs left", "drop, points (95% CI)"), rows)
+
+
+def _seeds(rows: list[Row]) -> list[Row]:
+    """The rows of single seeds; the results hold their mean as well."""
+    return [row for row in rows if isinstance(row.get("training seed"), int)]
 
 
 def _cutting(results: Any, network: str, title: str) -> list[str]:

@@ -76,3 +76,22 @@ def agic_designs(results: Any) -> list[str]:
         for row in found["rows"]
     ]
     return table(("scores", "30%", "50%"), rows)
+
+
+def gpu_time(results: Any) -> list[str]:
+    """Where ResNet-50's time goes on a GPU."""
+    found = results["resnet50 on an H200"]
+    return [
+        f"`{found['command']}`: channels last takes the whole network from {found['whole channels first ms']:.2f} to "
+        f"{found['whole ms']:.2f} ms. Of these, {found['biases ms']:.1f} ms add biases and "
+        f"{found['relu and sums ms']:.1f} ms are ReLU and residual sums. Half of the MACs, "
+        f"by equal shares, leave {found['activations left']:.1f} of every activation.",
+    ]
+
+
+def picnn_tries(results: Any) -> list[str]:
+    """Other ways to lower ACC3 that were tried."""
+    found = results["picnn, one seed"]
+    rows = [(row["what"], f"{row['acc3']:.1f}") for row in found["rows"]]
+    caption = f"`{found['command']}` (the ceiling of MIS is {found['mis ceiling']:.3f} nats):"
+    return [caption, "", *table(("with", "ACC3, %"), rows)]

@@ -28,73 +28,98 @@ class _Placed:
 
 
 def draw_evidence(tree: EvidenceTree, path: Path) -> None:
-    """Write the tree as a picture (the suffix says which kind: png, svg, pdf).
+    """Write the tree as a picture (the suffix gives the format: png, svg, pdf).
 
     From left to right: the image and its guided gradient, then the layers from the last to the first. Each piece of evidence
     is two panels: its activation map over the image with the box of pixels that its strongest place sees, and the guided
-    gradient in that box. Lines lead from a decision to what supports it, the thicker the larger the share.
+    gradient in that box. Lines lead from a decision to what supports it; a thicker line is a larger share.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
+    drawing = _Drawing(tree)
+    drawing.add_image()
+    for one in drawing.placed:
+        drawing.add_evidence(one)
+    drawing.add_headings()
+    with replacing(path) as temporary:
+        drawing.figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", metadata=_without_date(path))
 
-    placed = list(_place(tree))
-    height = max([1, *(1 + one.row for one in placed)])
-    columns = 1 + len(tree.layers)
-    size = (columns * 2 * CELL_INCHES + (columns - 1) * GAP_INCHES + 0.3, height * (CELL_INCHES + ROW_GAP_INCHES) + 0.9)
-    figure = Figure(figsize=size, dpi=110)
 
-    def panel(column: int, side: int, row: float) -> Any:
+class _Drawing:
+    """A figure with a grid of panels, two for each piece of evidence."""
+
+    def __init__(self, tree: EvidenceTree) -> None:
+        from matplotlib.figure import Figure
+
+        self.tree, self.placed = tree, list(_place(tree))
+        self.height = max([1, *(1 + one.row for one in self.placed)])
+        columns = 1 + len(tree.layers)
+        self.size = (
+            columns * 2 * CELL_INCHES + (columns - 1) * GAP_INCHES + 0.3,
+            self.height * (CELL_INCHES + ROW_GAP_INCHES) + 0.9,
+        )
+        self.figure = Figure(figsize=self.size, dpi=110)
+        self.picture = pixels_picture(tree.pixels)
+
+    def add_image(self) -> None:
+        """The image and its guided gradient."""
+        tree, centre = self.tree, (self.height - 1) / 2
+        root = self._panel(0, 0, centre)
+        _show(root, self.picture)
+        root.set_title(
+            f"{tree.picture}\npredicted {tree.predicted} ({100 * tree.probability:.0f}%)",
+            fontsize=7,
+            loc="left",
+            parse_math=False,
+        )
+        _show(self._panel(0, 1, centre), gradient_picture(tree.guided))
+
+    def add_evidence(self, one: _Placed) -> None:
+        """The two panels of a piece of evidence, and the line from its parent."""
+        from matplotlib.lines import Line2D
+
+        found, box = one.evidence, one.evidence.box
+        mapped = self._panel(one.column, 0, one.row)
+        _show(mapped, overlay(found.activation_map.clamp(min=0), self.picture))
+        _outline(mapped, box)
+        same = (
+            f" = {', '.join(map(str, found.merged[:3]))}{'…' if len(found.merged) > 3 else ''}" if found.merged else ""
+        )
+        mapped.set_title(f"kernel {found.kernel}{same}: {100 * found.share:.0f}%", fontsize=7, loc="left", pad=2)
+        inside = found.guided[:, box.top : box.bottom, box.left : box.right]
+        _show(self._panel(one.column, 1, one.row), gradient_picture(inside))
+        start = self._edge(one.column - 1, one.parent, right=True)
+        end = self._edge(one.column, one.row, right=False)
+        width = 0.4 + 4 * max(0.0, found.share)
+        self.figure.add_artist(Line2D((start[0], end[0]), (start[1], end[1]), linewidth=width, color="#888888"))
+
+    def add_headings(self) -> None:
+        """The decision and the names of the layers."""
+        tree = self.tree
+        self.figure.text(
+            0.15 / self.size[0],
+            1 - 0.22 / self.size[1],
+            f"Evidence for {tree.decision} ({tree.value:.2f})",
+            fontsize=9,
+            parse_math=False,
+        )
+        for column, layer in enumerate(tree.layers, 1):
+            at = self._edge(column, 0, right=False)[0]
+            self.figure.text(at, 1 - 0.42 / self.size[1], layer, fontsize=8, weight="bold", parse_math=False)
+
+    def _panel(self, column: int, side: int, row: float) -> Any:
+        width, height = self.size
         left = 0.15 + column * (2 * CELL_INCHES + GAP_INCHES) + side * CELL_INCHES
-        top = size[1] - 0.75 - row * (CELL_INCHES + ROW_GAP_INCHES)
-        axes = figure.add_axes(
-            (left / size[0], (top - CELL_INCHES) / size[1], 0.95 * CELL_INCHES / size[0], 0.95 * CELL_INCHES / size[1])
+        top = height - 0.75 - row * (CELL_INCHES + ROW_GAP_INCHES)
+        axes = self.figure.add_axes(
+            (left / width, (top - CELL_INCHES) / height, 0.95 * CELL_INCHES / width, 0.95 * CELL_INCHES / height)
         )
         axes.set_xticks([])
         axes.set_yticks([])
         return axes
 
-    def edge(column: int, row: float, *, right: bool) -> tuple[float, float]:
+    def _edge(self, column: int, row: float, *, right: bool) -> tuple[float, float]:
+        width, height = self.size
         left = 0.15 + column * (2 * CELL_INCHES + GAP_INCHES) + (1.97 * CELL_INCHES if right else 0)
-        return left / size[0], (size[1] - 0.75 - row * (CELL_INCHES + ROW_GAP_INCHES) - CELL_INCHES / 2) / size[1]
-
-    centre = (height - 1) / 2
-    root, picture = panel(0, 0, centre), pixels_picture(tree.pixels)
-    _show(root, picture)
-    root.set_title(
-        f"{tree.picture}\npredicted {tree.predicted} ({100 * tree.probability:.0f}%)",
-        fontsize=7,
-        loc="left",
-        parse_math=False,
-    )
-    _show(panel(0, 1, centre), gradient_picture(tree.guided))
-    for one in placed:
-        found = one.evidence
-        mapped = panel(one.column, 0, one.row)
-        _show(mapped, overlay(found.activation_map.clamp(min=0), picture))
-        _outline(mapped, found.box)
-        same = (
-            f" = {', '.join(map(str, found.merged[:3]))}{'…' if len(found.merged) > 3 else ''}" if found.merged else ""
-        )
-        mapped.set_title(f"kernel {found.kernel}{same}: {100 * found.share:.0f}%", fontsize=7, loc="left", pad=2)
-        box = found.box
-        _show(
-            panel(one.column, 1, one.row), gradient_picture(found.guided[:, box.top : box.bottom, box.left : box.right])
-        )
-        start, end = edge(one.column - 1, one.parent, right=True), edge(one.column, one.row, right=False)
-        width = 0.4 + 4 * max(0.0, found.share)
-        figure.add_artist(Line2D((start[0], end[0]), (start[1], end[1]), linewidth=width, color="#888888"))
-    figure.text(
-        0.15 / size[0],
-        1 - 0.22 / size[1],
-        f"Evidence for {tree.decision} ({tree.value:.2f})",
-        fontsize=9,
-        parse_math=False,
-    )
-    for column, layer in enumerate(tree.layers, 1):
-        at = edge(column, 0, right=False)[0]
-        figure.text(at, 1 - 0.42 / size[1], layer, fontsize=8, weight="bold", parse_math=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", metadata=_without_date(path))
+        return left / width, (height - 0.75 - row * (CELL_INCHES + ROW_GAP_INCHES) - CELL_INCHES / 2) / height
 
 
 def _without_date(path: Path) -> dict[str, Any] | None:

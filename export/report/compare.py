@@ -12,7 +12,8 @@ from ...common.errors import InputError
 from ...common.files import write_text
 from ..measure.accuracy import MEASURES
 from .release import accuracy_change, image_differences, latency_change, machine_differences
-from .report import headline, templates
+from .rendering import templates
+from .tables import headline
 from .wording import count, figure, in_bytes, milliseconds, points, share
 
 Report = Mapping[str, Any]

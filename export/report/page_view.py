@@ -7,7 +7,9 @@ from urllib.parse import quote
 
 from ...network.intervals import wilson_interval
 from ..measure.accuracy import MEASURES
-from .charts.bars import CLASS_ROWS, class_chart, speedup_chart, throughput_chart, width_profile
+from .charts.classes import CLASS_ROWS, class_chart
+from .charts.throughput import speedup_chart, throughput_chart
+from .charts.widths import width_profile
 
 Row = dict[str, Any]
 Report = Mapping[str, Any]

@@ -109,6 +109,17 @@ def test_a_changed_picture_is_found(tmp_path):
     assert pictures.differing(root=tmp_path) == ["docs/benchmarks/pruning.svg"]
 
 
+def test_intervals_over_seeds_are_those_that_the_benchmark_wrote():
+    digits = json.loads((blocks.RESULTS / "picnn.json").read_text())["sections"]["digits"]
+    table = blocks.BLOCK.search(
+        PAGES["docs/benchmarks/picnn.md"], PAGES["docs/benchmarks/picnn.md"].index("picnn.digits") - 20
+    )["body"]
+    for rows in digits.values():
+        (mean,) = (row for row in rows if row["training seed"] == "mean")
+        for key in ("acc1", "acc2", "acc3"):
+            assert blocks.interval(mean[key], *mean[f"{key} interval"], 1) in table
+
+
 def test_an_unknown_block_says_what_is_missing():
     with pytest.raises(LookupError, match=r"benchmarks/pages/gap\.py has no nothing\(\)"):
         blocks.filled("<!-- figures: gap.nothing -->\n<!-- end -->")

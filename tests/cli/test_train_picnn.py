@@ -17,7 +17,8 @@ from secateur.common.progress import Observer
 from secateur.explain.picnn.entanglement import Entanglement, measure_entanglement
 from secateur.explain.picnn.membership import Membership, with_membership
 from secateur.explain.settings import PicnnSettings
-from secateur.export.report.report import schema, to_html, to_markdown
+from secateur.export.report.content import schema
+from secateur.export.report.rendering import to_html, to_markdown
 from secateur.network.images.digits_images import load_digits_splits
 from secateur.pipeline.recipe.recipe import Recipe
 from secateur.pipeline.single_commands import prune_into, recover_into

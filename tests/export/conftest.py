@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from secateur.export.report.report import schema
+from secateur.export.report.content import schema
 
 HOSTILE = "<script>alert('x')</script>|`a`"
 
@@ -12,6 +12,63 @@ HOSTILE = "<script>alert('x')</script>|`a`"
 @pytest.fixture(scope="session")
 def schema_of_reports():
     return schema()
+
+
+def layers_and_gates():
+    return {
+        "layers": [
+            {
+                "name": "conv1",
+                "group": "conv1",
+                "before": 8,
+                "after": 4,
+                "aligned": True,
+                "decided_by": "gap",
+                "locked": "",
+            }
+        ],
+        "gates": [
+            {"name": "budget", "value": 0.5, "limit": 0.5, "verdict": "pass", "meaning": "left"},
+            {"name": "drop", "value": 3.0, "limit": 2.5, "verdict": "fail", "meaning": "upper end"},
+            {"name": "speedup", "value": None, "limit": 1.2, "verdict": "not measured", "meaning": "lower end"},
+        ],
+    }
+
+
+def repair_and_training():
+    return {
+        "repair": {
+            "kind": "bn",
+            "images": 10,
+            "steps": [{"name": "bn", "divergence_before": 1.0, "divergence_after": 0.5, "kept": True}],
+            "compensated": [],
+            "reestimated": [],
+            "fits": [],
+            "reconstruction_images": 0,
+        },
+        "history": {
+            "best": 1,
+            "epochs": [
+                {"epoch": 0, "train_loss": None, "validation_loss": 1.0, "validation_accuracy": 0.5},
+                {"epoch": 1, "train_loss": 0.5, "validation_loss": 0.5, "validation_accuracy": 0.9},
+            ],
+        },
+    }
+
+
+def environment():
+    return {
+        "environment": {
+            "python": "3",
+            "system": "s",
+            "processor": "p",
+            "cores": 2,
+            "memory_gib": 1.0,
+            "gpu": None,
+            "cuda": None,
+            "packages": {},
+        },
+    }
 
 
 @pytest.fixture(scope="session")
@@ -42,52 +99,13 @@ def report():
         "noise_floor": {"1": {"ratio": 1.0, "low": 0.99, "high": 1.01}},
         "parity": {"max_relative_difference": 1e-7, "batch_sizes": [1, 3, 8]},
         "provider": "cpu",
-        "layers": [
-            {
-                "name": "conv1",
-                "group": "conv1",
-                "before": 8,
-                "after": 4,
-                "aligned": True,
-                "decided_by": "gap",
-                "locked": "",
-            }
-        ],
-        "gates": [
-            {"name": "budget", "value": 0.5, "limit": 0.5, "verdict": "pass", "meaning": "left"},
-            {"name": "drop", "value": 3.0, "limit": 2.5, "verdict": "fail", "meaning": "upper end"},
-            {"name": "speedup", "value": None, "limit": 1.2, "verdict": "not measured", "meaning": "lower end"},
-        ],
+        **layers_and_gates(),
         "search": None,
         "latency_budget": None,
         "rounds": [{"steps": []}],
-        "repair": {
-            "kind": "bn",
-            "images": 10,
-            "steps": [{"name": "bn", "divergence_before": 1.0, "divergence_after": 0.5, "kept": True}],
-            "compensated": [],
-            "reestimated": [],
-            "fits": [],
-            "reconstruction_images": 0,
-        },
-        "history": {
-            "best": 1,
-            "epochs": [
-                {"epoch": 0, "train_loss": None, "validation_loss": 1.0, "validation_accuracy": 0.5},
-                {"epoch": 1, "train_loss": 0.5, "validation_loss": 0.5, "validation_accuracy": 0.9},
-            ],
-        },
+        **repair_and_training(),
         "timings_s": {"load": 1.0},
-        "environment": {
-            "python": "3",
-            "system": "s",
-            "processor": "p",
-            "cores": 2,
-            "memory_gib": 1.0,
-            "gpu": None,
-            "cuda": None,
-            "packages": {},
-        },
+        **environment(),
         "recipe": {"ranking": {"rank_by": "gap"}, "budget": {"macs": 0.5}, "recovery": {"epochs": 1}, "seed": 0},
         "inputs": {
             "weights_sha256": "0" * 64,

@@ -14,7 +14,7 @@ import torch
 from secateur import load_model, prune_and_export
 from secateur.common.errors import ExitCode, InputError, UsageError
 from secateur.common.files import sha256_file
-from secateur.export.report.report import schema
+from secateur.export.report.content import schema
 from secateur.export.settings import GateSettings
 from secateur.network.images.load import load_images
 from secateur.pipeline.recipe.recipe import Recipe

@@ -15,7 +15,8 @@ from secateur import load_model, prune_and_export
 from secateur.cli.tools.bench import BenchSettings, bench
 from secateur.common.files import sha256_file
 from secateur.explain.unit_scores import UnitScores
-from secateur.export.report.report import closing_rows, schema
+from secateur.export.report.content import schema
+from secateur.export.report.tables import closing_rows
 from secateur.export.settings import GateSettings
 from secateur.network.channels.follow import find_groups
 from secateur.network.images.load import load_images

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .search_curve import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, ticks
+from .axes import ticks
+from .search_curve import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH
 
 COSTS = {
     "latency": ("latency_ms", "latency, ms"),

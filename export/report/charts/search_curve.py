@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .axes import ticks
+
 WIDTH, HEIGHT = 440, 290
 LEFT, RIGHT, TOP, BOTTOM = 46, 26, 18, 50
 """The size of a curve and its margins, in units of its view box."""
@@ -93,11 +95,3 @@ def _span(trials: list[Mapping[str, Any]], limit: float) -> tuple[float, float]:
     high = max(limit, *(trial["high"] for trial in trials))
     low = min(0.0, *(trial["low"] for trial in trials))
     return max(low, -FARTHEST * limit), 1.08 * min(high, FARTHEST * limit)
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """About five round values between two."""
-    rough = (high - low) / 5
-    scale = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= rough)
-    return [round(index * step, 10) for index in range(math.ceil(low / step), math.floor(high / step) + 1)]

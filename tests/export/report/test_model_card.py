@@ -14,7 +14,7 @@ from secateur import load_model
 from secateur.export.onnx.model import export_onnx
 from secateur.export.report.benchmark_json import bigger_is_better, smaller_is_better
 from secateur.export.report.model_card import front_matter, yaml_of
-from secateur.export.report.report import to_model_card
+from secateur.export.report.rendering import to_model_card
 from secateur.network.images.load import load_images
 from secateur.network.settings import ModelSettings
 

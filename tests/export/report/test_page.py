@@ -7,9 +7,11 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from scipy import stats
 
-from secateur.export.report.charts.bars import class_chart, speedup_chart, throughput_chart, width_profile
+from secateur.export.report.charts.classes import class_chart
+from secateur.export.report.charts.throughput import speedup_chart, throughput_chart
+from secateur.export.report.charts.widths import width_profile
 from secateur.export.report.page_view import batch_rows, class_rows, headings, layer_rows
-from secateur.export.report.report import to_html
+from secateur.export.report.rendering import to_html
 
 FOCUSED = "document.activeElement && (document.activeElement.getAttribute('href') || document.activeElement.tagName)"
 

@@ -20,7 +20,8 @@ from secateur.export.report.release import (
     latency_change,
     machine_differences,
 )
-from secateur.export.report.report import release_rows, to_html, to_markdown
+from secateur.export.report.rendering import to_html, to_markdown
+from secateur.export.report.tables import release_rows
 from secateur.export.settings import ReleaseSettings
 from secateur.network.intervals import wilson_interval
 from secateur.pipeline.recipe.recipe import Recipe

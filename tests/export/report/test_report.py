@@ -7,16 +7,11 @@ import jsonschema
 import pytest
 
 from secateur.common.errors import InputError
-from secateur.export.report.report import (
-    closing_rows,
-    headline,
-    read_report,
-    schema,
-    to_html,
-    to_junit,
-    to_markdown,
-    write_report,
-)
+from secateur.export.report.content import read_report, schema
+from secateur.export.report.junit import to_junit
+from secateur.export.report.rendering import to_html, to_markdown
+from secateur.export.report.report import write_report
+from secateur.export.report.tables import closing_rows, headline
 
 HOSTILE = "<script>alert('x')</script>|`a`"  # as in conftest.py
 

@@ -16,7 +16,7 @@ from secateur import load_images, load_model, prune_and_export
 from secateur.cli.commands import app
 from secateur.common.errors import ExitCode
 from secateur.common.files import sha256_file
-from secateur.export.report.report import schema
+from secateur.export.report.content import schema
 from secateur.network.saved import load_network
 from secateur.pipeline.inputs import load_inputs
 from secateur.pipeline.recipe.recipe import Recipe

@@ -15,7 +15,8 @@ from secateur.common.errors import ExitCode, InputError, UsageError
 from secateur.common.files import sha256_file
 from secateur.export.measure.latency import Comparison, Latency
 from secateur.export.measure.paired_ratio import Ratio
-from secateur.export.report.report import schema, to_html, to_markdown
+from secateur.export.report.content import schema
+from secateur.export.report.rendering import to_html, to_markdown
 from secateur.pipeline.recipe.recipe import Recipe
 from secateur.prune.settings import BudgetSettings
 from secateur.prune.widths.ranking_choice import best_plan

@@ -1,0 +1,28 @@
+"""A report as JUnit: every gate is a test case."""
+
+import xml.etree.ElementTree as ElementTree
+
+from .content import Report
+
+
+def to_junit(report: Report) -> "ElementTree.ElementTree[ElementTree.Element]":
+    """Every gate as a test case; what failed or was not measured is a failure."""
+    gates = report["gates"]
+    failed = [gate for gate in gates if gate["verdict"] != "pass"]
+    suite = ElementTree.Element(
+        "testsuite",
+        name="secateur",
+        tests=str(len(gates)),
+        failures=str(len(failed)),
+        errors="0",
+        time=f"{sum(report['timings_s'].values()):.3f}",
+    )
+    for gate in gates:
+        case = ElementTree.SubElement(suite, "testcase", classname="secateur.gates", name=gate["name"])
+        if gate["verdict"] != "pass":
+            message = f"{gate['verdict']}: {gate['value']} against {gate['limit']} ({gate['meaning']})"
+            ElementTree.SubElement(case, "failure", message=message)
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return ElementTree.ElementTree(root)
