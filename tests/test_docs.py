@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
+import yaml
 
 import secateur
-from pages import run_page
+from pages import blocks, run_page
+from secateur.cli.commands import app
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -44,6 +47,39 @@ def test_examples_of_the_public_names_run(name, tmp_path, monkeypatch):
 def test_marked_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_page(ROOT / page) > 0
+
+
+def test_the_readmes_commands_for_ones_own_network_run(tmp_path, monkeypatch):
+    """On the network and the images that the tutorial makes."""
+    monkeypatch.chdir(tmp_path)
+    for block in blocks((DOCS / "tutorials" / "your-own-network.md").read_text(encoding="utf-8")):
+        if block.mark == "file":
+            Path(block.value).write_text(block.code, encoding="utf-8")
+    subprocess.run([sys.executable, "make_example.py"], check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own network", 1)[1].split("\n## ", 1)[0]
+    (commands,) = (block.code for block in blocks(text) if block.language == "sh")
+    assert [line.split()[1] for line in commands.splitlines()] == ["init", "prune-and-export", "prune-and-export"]
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- run -->\n```sh\n{commands}```\n", encoding="utf-8")
+    run_page(page)
+    assert {"model.onnx", "baseline.onnx", "plan.json", "report.html", "evidence.html"} <= {
+        path.name for path in Path("slim").iterdir()
+    }
+
+
+def test_the_readmes_ci_step_names_inputs_and_options_that_there_are():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (step,) = yaml.safe_load(next(block.code for block in blocks(text) if block.language == "yaml"))
+    inputs = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["inputs"]
+    assert set(step["with"]) <= set(inputs)
+    known = {option for one in typer.main.get_command(app).commands["prune-and-export"].params for option in one.opts}
+    assert set(re.findall(r"--[a-z][a-z-]*", text)) <= known | {"--resume", "--recipe", "--dry-run", "--baseline"}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE)) <= targets
+
+
+def test_the_readme_is_for_the_first_minute():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 180
 
 
 def test_a_page_that_shows_what_did_not_come_fails(tmp_path, monkeypatch):
