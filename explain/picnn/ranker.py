@@ -1,11 +1,12 @@
 """PICNN as a ranking: what the classes that a filter belongs to lose without it (Guo et al., AAAI 2024, arXiv:2312.12068)."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ...common.progress import Progress, in_parts, silent
+from ...network.graph.feature_points import FeaturePoint
 from ...network.graph.target_layer import find_target
 from ...network.graph.topology import class_nodes
 from ...network.graph.trace import reading_nodes, trace
@@ -43,60 +44,89 @@ def score_picnn(task: RankingTask) -> LayerScores:
     Raises:
         InputError: the network cannot be traced or has no target layer.
     """
-    settings = task.picnn
-    kept = None if task.scratch is None else task.scratch / "membership.safetensors"
     part = in_parts(task.progress, ("membership", 4), ("removal", 2), ("links", 3), ("behind", 1))
-    if kept is not None and kept.is_file():
-        membership = Membership.load(kept)
-        pathway = Pathway(task.network, settings, task.seed).to(task.device).eval()
-    else:
-        pathway, membership = fit_membership(
-            task.network, task.images, settings, seed=task.seed, device=task.device, progress=part("membership")
-        )
-        if kept is not None:
-            membership.save(kept)
+    pathway, membership = _membership(task, part("membership"))
     classes = len(membership.probabilities)
     losses, average, removed_images = removal_losses(
         pathway, task.images, classes, task.batch_size, task.device, part("removal")
     )
     weighted = membership.probabilities * losses
+    places = _Places.find(task)
     relative = weighted.clamp(min=0) / torch.where(average > 0, average, 1)
+    layers, per_class = _links(task, places, relative.to(task.device), part("links"))
+    for layer in places.own:
+        layers[layer], per_class[layer] = weighted.sum(0), weighted
+    if places.behind:
+        whole = contributions(
+            task.network, task.images, batch_size=task.batch_size, device=task.device, progress=part("behind")
+        )
+        for found, more in zip((layers, per_class), _reduced(whole, places.behind), strict=True):
+            found.update(more)
+    details = {
+        "target": places.point.name,
+        "links": "gAP contributions to the target's filters, against mean activations",
+        "by the links": [layer for layer in layers if layer not in {*places.own, *places.behind}],
+        "behind the target, by gAP": places.behind,
+        "images": len(task.images),
+        "images for the losses": removed_images,
+        "filters of each class": torch.bincount(membership.classes_of_filters, minlength=classes).tolist(),
+        **{name: value for name, value in asdict(task.picnn).items() if name.startswith("post_hoc")},
+    }
+    return LayerScores(layers, per_class, details)
 
-    view = trace(task.network.module, task.network.example())
-    point = find_target(view, task.network.example(), settings.target)
-    weights = relative.to(task.device)
+
+def _membership(task: RankingTask, progress: Progress) -> tuple[Pathway, Membership]:
+    """P learned post hoc; read from the task's scratch folder if it is there."""
+    kept = None if task.scratch is None else task.scratch / "membership.safetensors"
+    if kept is not None and kept.is_file():
+        return Pathway(task.network, task.picnn, task.seed).to(task.device).eval(), Membership.load(kept)
+    pathway, membership = fit_membership(
+        task.network, task.images, task.picnn, seed=task.seed, device=task.device, progress=progress
+    )
+    if kept is not None:
+        membership.save(kept)
+    return pathway, membership
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where layers lie: ``own`` output the target's map themselves, ``before`` it (with ``own``) and ``behind`` it."""
+
+    point: FeaturePoint
+    own: list[str]
+    before: list[str]
+    behind: list[str]
+
+    @classmethod
+    def find(cls, task: RankingTask) -> "_Places":
+        view = trace(task.network.module, task.network.example())
+        point = find_target(view, task.network.example(), task.picnn.target)
+        order = {node: index for index, node in enumerate(view.graph.nodes)}
+        heads = {str(node.target) for node in class_nodes(view)}
+        reading = {layer: nodes for layer, nodes in reading_nodes(view).items() if layer not in heads}
+        behind = [layer for layer, nodes in reading.items() if order[nodes[-1]] > order[point.node]]
+        own = [layer for layer, nodes in reading.items() if nodes == (point.node,)]
+        return cls(point, own, [layer for layer in reading if layer not in behind], behind)
+
+
+def _links(
+    task: RankingTask, places: _Places, weights: Tensor, progress: Progress
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """gAP contributions to what the target's filters carry for the image's class, ``weights`` being ``[classes, filters]``."""
 
     def carried(features: Tensor, labels: Tensor) -> Tensor:
         return (pooled(features) * weights[labels]).sum(1)
 
-    order = {node: index for index, node in enumerate(view.graph.nodes)}
-    reading, heads = reading_nodes(view), {str(node.target) for node in class_nodes(view)}
-    behind = [layer for layer, nodes in reading.items() if layer not in heads and order[nodes[-1]] > order[point.node]]
-    links = contributions(
-        task.network, task.images, objective=carried, at=point.node,
-        batch_size=task.batch_size, device=task.device, progress=part("links"),
-    )  # fmt: skip
-    layers, per_class = _reduced(links, [layer for layer in reading if layer not in {*behind, *heads}])
-    own = [layer for layer, nodes in reading.items() if nodes == (point.node,)]
-    for layer in own:
-        layers[layer], per_class[layer] = weighted.sum(0), weighted
-    if behind:
-        whole = contributions(
-            task.network, task.images, batch_size=task.batch_size, device=task.device, progress=part("behind")
-        )
-        for found, more in zip((layers, per_class), _reduced(whole, behind), strict=True):
-            found.update(more)
-    details = {
-        "target": point.name,
-        "links": "gAP contributions to the target's filters, against mean activations",
-        "by the links": [layer for layer in layers if layer not in {*own, *behind}],
-        "behind the target, by gAP": behind,
-        "images": len(task.images),
-        "images for the losses": removed_images,
-        "filters of each class": torch.bincount(membership.classes_of_filters, minlength=classes).tolist(),
-        **{name: value for name, value in asdict(settings).items() if name.startswith("post_hoc")},
-    }
-    return LayerScores(layers, per_class, details)
+    found = contributions(
+        task.network,
+        task.images,
+        objective=carried,
+        at=places.point.node,
+        batch_size=task.batch_size,
+        device=task.device,
+        progress=progress,
+    )
+    return _reduced(found, places.before)
 
 
 def _reduced(found: Contributions, layers: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

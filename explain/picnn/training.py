@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from ...common.progress import Progress, silent
 from ...network.graph.target_layer import NEW_TARGET, NewLayer, find_target, insert_layer
 from ...network.graph.trace import trace
 from ...network.hooks import seeded
+from ...network.images.images import Images
 from ...network.images.splits import Splits
 from ...network.network import Network
 from ...network.training import History, Judged, TrainingSettings, train
@@ -98,24 +100,13 @@ def train_picnn(
     )  # fmt: skip
     training = replace(training, rates={"assignment": settings.membership_rate})
 
-    def validate(current: nn.Module) -> Judged:
-        assert isinstance(current, Pathway)
-        found = predict_pathways(current, splits.validation, seed=seed, device=device, draws=1)
-        right = float(found.right.double().mean())
-        if not current.assignment.learned:
-            return Judged(found.loss, right)
-        own, others = (float(part.double().mean()) for part in (found.cluster_right, found.complement_right))
-        merit = (right + settings.weight * own) / (1 + settings.weight)
-        loss = found.loss + settings.weight * found.cluster_loss
-        return Judged(loss, right, merit, {"acc2": own, "acc3": others, "interpretation_loss": found.cluster_loss})
-
     loss = pathway.objective(discriminate) if discriminate else pathway.objective()
     with seeded(seed):
         history = train(
             pathway,
             splits.train,
             loss,
-            validate,
+            partial(_judge, images=splits.validation, seed=seed, device=device),
             training,
             progress,
             forward=lambda module, images, labels: module(images, pathway.classes_for(labels)),
@@ -125,6 +116,20 @@ def train_picnn(
     details = {"post hoc": False, "epochs": training.epochs, "seed": seed}
     trained = replace(network, module=_module_of(network, pathway))
     return TrainedPicnn(trained, pathway, membership_of(pathway, network, details), history)
+
+
+def _judge(pathway: nn.Module, images: Images, seed: int, device: str) -> Judged:
+    """Loss and accuracies on validation images; which epoch is best is decided by ``(ACC1 + lambda ACC2) / (1 + lambda)``."""
+    assert isinstance(pathway, Pathway)
+    found = predict_pathways(pathway, images, seed=seed, device=device, draws=1)
+    right = float(found.right.double().mean())
+    if not pathway.assignment.learned:
+        return Judged(found.loss, right)
+    weight = pathway.settings.weight
+    own, others = (float(part.double().mean()) for part in (found.cluster_right, found.complement_right))
+    merit = (right + weight * own) / (1 + weight)
+    loss = found.loss + weight * found.cluster_loss
+    return Judged(loss, right, merit, {"acc2": own, "acc3": others, "interpretation_loss": found.cluster_loss})
 
 
 def _module_of(network: Network, pathway: Pathway) -> nn.Module:

@@ -37,7 +37,6 @@ def score_shapley(task: RankingTask) -> LayerScores:
     images = task.images.subset(torch.arange(min(MOST_IMAGES, len(task.images))))
     topology = find_topology(trace(task.network.module, task.network.example()), task.network.example())
     kernels = {name: site for name, site in topology.sites.items() if _is_kernel(site)}
-    readers = [name for name, target in topology.targets.items() if not kernels.keys().isdisjoint(target.sources)]
     mixers = _mixers(topology, kernels)
     if len(mixers) == len({_layer(site) for site in kernels.values()}):
         first = next((f" ({layer}: {mixer})" for layer, mixer in mixers.items()), "")
@@ -45,48 +44,72 @@ def score_shapley(task: RankingTask) -> LayerScores:
             f"No layer of this network is read where its channels are still apart{first}, so its Shapley values have no closed "
             "form. Rank by gap."
         )
+    readers = [name for name, target in topology.targets.items() if not kernels.keys().isdisjoint(target.sources)]
     background = task.images.sample(BACKGROUND, task.seed)
     explainer = ShapleyExplainer(task.network, background, targets=readers, device=task.device)
-    classes = max(len(task.network.class_names), int(images.labels.max()) + 1)
-    sums = {name: torch.zeros(classes, site.channels, dtype=torch.float64) for name, site in topology.sites.items()}
-    alone: dict[str, ShapleyValues] = {}
+    taken = _Taken(topology, kernels, max(len(task.network.class_names), int(images.labels.max()) + 1))
     done = 0
     for batch, labels in images.batches(task.batch_size):
         for values in explainer(batch):
-            if (
-                values.target in kernels and values.values.shape[2] == 1
-            ):  # a depthwise convolution: the share is all, always
-                alone[values.target] = values
-                continue
-            part = labels[values.start : values.start + len(values.values)]
-            widths = [topology.sites[name].channels for name in values.sources]
-            shares = player_shares(values, sum(widths)).double().cpu()
-            for name, share in zip(values.sources, torch.split(shares, widths, 1), strict=True):
-                sums[name].index_add_(0, part, share)
+            taken.add(values, labels)
         done += len(labels)
         task.progress(done, len(images))
-    for values in reversed(alone.values()):  # what the layers behind take of its channels, they take of what it reads
-        widths = [topology.sites[name].channels for name in values.sources]
-        passed = torch.zeros(classes, sum(widths), dtype=torch.float64)
-        passed.index_add_(1, values.players[:, 0].clamp(min=0).cpu(), sums[values.target])
-        for name, part in zip(values.sources, torch.split(passed, widths, 1), strict=True):
-            sums[name] += part
-    by_layer: dict[str, Tensor] = {}
-    for name, site in kernels.items():
-        layer = _layer(site)
-        if layer not in mixers:
-            by_layer[layer] = by_layer[layer] + sums[name] if layer in by_layer else sums[name]
+    taken.pass_on_depthwise()
+    by_layer = {layer: total for layer, total in taken.by_layer().items() if layer not in mixers}
     if not any(bool(total.any()) for total in by_layer.values()):
         raise InputError(
             "No kernel's Shapley value differs from zero on any image: the images are too few or all alike. Give more of them "
             "(--calibration)."
         )
-    counts = torch.bincount(images.labels, minlength=classes).clamp(min=1).unsqueeze(1)
+    counts = torch.bincount(images.labels, minlength=taken.classes).clamp(min=1).unsqueeze(1)
     return LayerScores(
         {layer: (total.sum(0) / len(images)).float() for layer, total in by_layer.items()},
         {layer: (total / counts).float() for layer, total in by_layer.items()},
         {"images": len(images), "background": len(background), "no closed form": mixers},
     )
+
+
+class _Taken:
+    """What the readers of every site take of its channels: sums of shares over images by class, ``[classes, C]`` by site."""
+
+    def __init__(self, topology: Topology, kernels: Mapping[str, Site], classes: int) -> None:
+        self.classes = classes
+        self._topology, self._kernels = topology, kernels
+        self._sums = {
+            name: torch.zeros(classes, site.channels, dtype=torch.float64) for name, site in topology.sites.items()
+        }
+        self._depthwise: dict[str, ShapleyValues] = {}
+
+    def add(self, values: ShapleyValues, labels: Tensor) -> None:
+        """One reader's values for some images of a batch; ``labels`` are those of the whole batch."""
+        if values.target in self._kernels and values.values.shape[2] == 1:
+            self._depthwise[values.target] = values  # its share is always all, whatever the image
+            return
+        part = labels[values.start : values.start + len(values.values)]
+        widths = self._widths(values)
+        shares = player_shares(values, sum(widths)).double().cpu()
+        for name, share in zip(values.sources, torch.split(shares, widths, 1), strict=True):
+            self._sums[name].index_add_(0, part, share)
+
+    def pass_on_depthwise(self) -> None:
+        """Depthwise convolutions take of each channel that they read what their own readers take of it, the last first."""
+        for values in reversed(self._depthwise.values()):
+            widths = self._widths(values)
+            passed = torch.zeros(self.classes, sum(widths), dtype=torch.float64)
+            passed.index_add_(1, values.players[:, 0].clamp(min=0).cpu(), self._sums[values.target])
+            for name, part in zip(values.sources, torch.split(passed, widths, 1), strict=True):
+                self._sums[name] += part
+
+    def by_layer(self) -> dict[str, Tensor]:
+        """The sums of all kernels, over all calls of a layer."""
+        found: dict[str, Tensor] = {}
+        for name, site in self._kernels.items():
+            layer = _layer(site)
+            found[layer] = found[layer] + self._sums[name] if layer in found else self._sums[name]
+        return found
+
+    def _widths(self, values: ShapleyValues) -> list[int]:
+        return [self._topology.sites[name].channels for name in values.sources]
 
 
 def player_shares(values: ShapleyValues, players: int) -> Tensor:

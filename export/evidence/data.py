@@ -16,7 +16,7 @@ from ...explain.evidence.heatmap import gradient_picture
 from ...explain.evidence.kernel_cards import KernelEvidence, SiteEvidence
 from ...explain.evidence.patches import Patch
 from ...explain.evidence.tree import Evidence, EvidenceTree
-from ...explain.picnn.cluster_evidence import ClusterEvidence
+from ...explain.picnn.cluster_maps import ClusterEvidence
 from ...explain.scores import KernelScores
 from ...network.images.images import Images
 from .sheets import Sheet, drawable, make_sheet, picture_of, shrunk

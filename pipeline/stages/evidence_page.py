@@ -16,7 +16,7 @@ from ...explain.evidence.kernel_cards import GatheringSettings, KernelEvidence, 
 from ...explain.evidence.tree import MOST, EvidenceTree, PictureTask, explain_picture
 from ...explain.gap.decomposition import Decomposer
 from ...explain.gap.levels import DecompositionSettings
-from ...explain.picnn.cluster_evidence import ClusterEvidence, explain_clusters
+from ...explain.picnn.cluster_maps import ClusterEvidence, explain_clusters
 from ...explain.scores import KernelScores, RankingTask
 from ...export.evidence.data import WHOLE_SIDE, ExplainedPicture, PageContent, Verdicts
 from ...export.evidence.page import EVIDENCE_PAGE, write_evidence_page
