@@ -17,7 +17,7 @@ from ..agic.neighbours import Neighbours, find_neighbours
 from ..registry import get_ranker
 from ..scores import KernelScores, RankingTask
 from .activity import SiteActivity, measure_activity
-from .field_map import FieldMaps
+from .receptive_fields import FieldMaps
 from .patches import Patch, strongest_patches
 
 BESIDE = ("gap", "taylor", "magnitude", "bn-scale")

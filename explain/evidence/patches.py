@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ...network.graph.channel_origins import Site
 from ...network.graph.execution import is_image_map, run_graph
 from .activity import SiteActivity
-from .field_map import FieldMaps
+from .receptive_fields import FieldMaps
 from .regions import Box
 
 

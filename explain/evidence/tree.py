@@ -14,7 +14,7 @@ from ...network.network import Network
 from ..gap.decisions import ClassDecision, KernelDecision
 from ..gap.decomposition import Decomposer
 from ..gap.levels import Decomposition, DecompositionSettings, Level
-from .field_map import FieldMaps
+from .receptive_fields import FieldMaps
 from .guided import ClassDecisions, KernelDecisions, guided_backpropagation
 from .occlusion import OcclusionEffect, measure_occlusion
 from .regions import Box, strong_pixels

@@ -3,7 +3,7 @@ import torch
 
 from secateur.common.errors import InputError
 from secateur.explain.evidence.activity import measure_activity
-from secateur.explain.evidence.field_map import FieldMaps
+from secateur.explain.evidence.receptive_fields import FieldMaps
 from secateur.explain.evidence.patches import strongest_patches
 from secateur.explain.evidence.regions import Box
 from secateur.network.graph.topology import IMAGE, find_topology

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.explain.evidence.field_map import FieldMaps, field_map
+from secateur.explain.evidence.receptive_fields import FieldMaps, field_map
 from secateur.explain.evidence.regions import receptive_fields
 from secateur.network.graph.execution import is_image_map, run_graph
 from secateur.network.graph.trace import trace
