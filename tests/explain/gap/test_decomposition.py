@@ -1,5 +1,6 @@
 import pytest
 import torch
+from gap_by_hand import overlap
 from torch import nn
 from torch.nn import functional as F
 from torchvision import models
@@ -8,7 +9,7 @@ from secateur.common.errors import InputError
 from secateur.explain.gap.decisions import ClassDecision, KernelDecision
 from secateur.explain.gap.decomposition import Decomposer, decompose
 from secateur.explain.gap.levels import DecompositionSettings
-from secateur.explain.gap.near_duplicates import Selection, strongest
+from secateur.explain.gap.near_duplicates import Selection
 from secateur.explain.registry import get_ranker
 from secateur.explain.scores import RankingTask
 
@@ -29,11 +30,6 @@ def stage_maps(module, image, upto=3, start=None):
         x = getattr(module, f"layer{number}")(x)
         maps[number] = x
     return maps, module.linear(x.mean((2, 3))) if upto == 3 else None
-
-
-def overlap(first, second, threshold):
-    a, b = ((part > threshold * part.max().clamp(min=0)) for part in (first, second))
-    return int((a & b).sum()) / int((a | b).sum())
 
 
 def explain_by_hand(module, image, stage, decide, top, limit=0.9, threshold=0.5):
@@ -207,29 +203,6 @@ def test_near_duplicates_are_merged_into_the_stronger(case):
         assert 3 in level.merged[rows[kernels.index(5)]]
 
 
-def test_suppression_against_the_plain_algorithm():
-    generator = torch.Generator().manual_seed(5)
-    rows, channels = 12, 40
-    maps = (torch.rand(rows, channels, 3, 3, generator=generator) > 0.45).float() + 0.01
-    alpha = torch.randn(rows, channels, generator=generator)
-    for top, limit in ((1, 0.9), (3, 0.6), (8, 0.4)):
-        kernels, merged = strongest(alpha, maps, Selection(top, limit, 0.5))
-        for row in range(rows):
-            kept, groups = [], {}
-            for kernel in alpha[row].argsort(descending=True).tolist():
-                if alpha[row, kernel] <= 0:
-                    break
-                same = [other for other in kept if overlap(maps[row, other], maps[row, kernel], 0.5) > limit]
-                if same:
-                    groups.setdefault(same[0], []).append(kernel)
-                else:
-                    kept.append(kernel)
-            wanted = kept[:top]
-            assert [kernel for kernel in kernels[row].tolist() if kernel >= 0] == wanted
-            for kernel, found in zip(wanted, merged[row], strict=False):
-                assert set(found) <= set(groups.get(kernel, []))
-
-
 def test_only_the_most_important_decisions_of_an_image_are_kept(case):
     network, inputs, labels = case
     whole = decompose(network, inputs, ClassDecision(labels)).levels[1]
@@ -295,21 +268,6 @@ def test_layers_side_by_side_are_no_chain(shake, network_of):
     assert len(decompose(network, inputs, None, DecompositionSettings(layers=("left",))).levels[0]) > 0
 
 
-def test_the_ranker_scores_every_layer(case, noise_images):
-    network, _, _ = case
-    images = noise_images(9, seed=4)
-    scores = get_ranker("gap-hierarchical").score(RankingTask(network, images))
-    inputs, labels = next(images.batches(9))
-    settings = DecompositionSettings(selection=Selection(top=8), most=16, between=True)
-    decomposer = Decomposer(network, settings)
-    decomposer.subtract_averages(images, 4)
-    got = decomposer(inputs, ClassDecision(labels))
-    assert set(scores.layers) == set(get_ranker("gap").score(RankingTask(network, images)).layers)
-    for layer, values in scores.layers.items():
-        assert torch.allclose(values, got.layer_importance[layer].square().mean(0).sqrt(), atol=1e-6)
-        assert scores.per_class[layer].shape == (4, len(values))
-
-
 def test_images_of_another_size_are_refused(case):
     network, _, _ = case
     with pytest.raises(InputError, match=r"takes images of 3x12x12 \(got 3x12x24\)"):
@@ -355,16 +313,3 @@ def test_unread_layers_get_nothing_and_nothing_is_counted_twice(shake, network_o
         assert set(scores.layers) == {"first", "second", "aux", "head"}
         assert not scores.layers["aux"].any()
         assert scores.layers["first"].any()
-
-
-def test_what_a_row_merges_does_not_depend_on_the_other_rows():
-    generator = torch.Generator().manual_seed(5)
-    maps = (torch.rand(6, 64, 3, 3, generator=generator) > 0.3).float() + 0.01
-    maps[0] = maps[0, :1]  # all alike: the first row has to look at every kernel
-    alpha = torch.rand(6, 64, generator=generator)
-    together = strongest(alpha, maps, Selection(3, 0.6))
-    for row in range(6):
-        kernels, merged = strongest(alpha[row : row + 1], maps[row : row + 1], Selection(3, 0.6))
-        assert torch.equal(kernels[0], together[0][row])
-        assert merged[0] == together[1][row]
-    assert len(together[1][0][0]) == 63
