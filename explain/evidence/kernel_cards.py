@@ -17,8 +17,8 @@ from ..agic.neighbours import Neighbours, find_neighbours
 from ..registry import get_ranker
 from ..scores import KernelScores, RankingTask
 from .activity import SiteActivity, measure_activity
-from .receptive_fields import FieldMaps
 from .patches import Patch, strongest_patches
+from .receptive_fields import FieldMaps
 
 BESIDE = ("gap", "taylor", "magnitude", "bn-scale")
 """Rankings that cost little, shown beside the one that decided."""

@@ -1,7 +1,7 @@
 """Receptive fields: the pixels of the image that a place of a feature map can depend on.
 
-``receptive_fields`` finds them for single places, by gradients in a copy of the network that passes every gradient. ``FieldMaps``
-finds those of whole maps from a few places, where rows and columns do not affect each other.
+``receptive_fields`` finds them for single places, by gradients in a copy of the network that passes every gradient.
+``FieldMaps`` finds those of whole maps from a few places, where rows and columns do not affect each other.
 """
 
 import functools
@@ -29,8 +29,8 @@ def receptive_fields(
     """For each place the smallest box with all pixels on which it can depend, whatever the weights.
 
     That is the theoretical receptive field, cut at the image's edge: the support of the place's gradient in a copy of the
-    network that passes every gradient (:class:`~.passing_network.PassingNetwork`). Branches, pools, slices and gates are followed;
-    what sees everything (squeeze and excitation, a normalisation over places) gives the whole image.
+    network that passes every gradient (:class:`~.passing_network.PassingNetwork`). Branches, pools, slices and gates are
+    followed; what sees everything (squeeze and excitation, a normalisation over places) gives the whole image.
 
     Where no gradient tells on what a place depends, because there is an ``argmax`` or the like before it, or because it is
     constant (a place of the padding), the box is the whole image: it never leaves out a pixel that counts.

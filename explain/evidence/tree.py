@@ -14,9 +14,9 @@ from ...network.network import Network
 from ..gap.decisions import ClassDecision, KernelDecision
 from ..gap.decomposition import Decomposer
 from ..gap.levels import Decomposition, DecompositionSettings, Level
-from .receptive_fields import FieldMaps
 from .guided import ClassDecisions, KernelDecisions, guided_backpropagation
 from .occlusion import OcclusionEffect, measure_occlusion
+from .receptive_fields import FieldMaps
 from .regions import Box, strong_pixels
 
 MOST = 9  # pieces of evidence for each layer of a picture

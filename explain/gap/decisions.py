@@ -90,8 +90,9 @@ def _checked(what: str, values: Tensor, size: int, images: int) -> Tensor:
         raise InputError(
             f"{what}: expected one number for each of the {images} images, got shape {tuple(values.shape)}."
         )
-    if images and not 0 <= int(values.min()) <= int(values.max()) < size:
-        raise InputError(
-            f"{what} must be between 0 and {size - 1} (got values from {int(values.min())} to {int(values.max())})."
-        )
+    if images:
+        least, most = int(values.min()), int(values.max())
+        if least < 0 or most >= size:
+            got = f"{least} to {most}" if least < most else f"{least}"
+            raise InputError(f"{what} must be between 0 and {size - 1} (got {got}).")
     return values

@@ -11,8 +11,8 @@ from ...common.errors import InputError
 from ...common.files import sha256_json
 from ...common.progress import Progress, in_parts, silent
 from ...explain.evidence.chosen_images import Choice, choose_images
-from ...explain.evidence.receptive_fields import FieldMaps
 from ...explain.evidence.kernel_cards import GatheringSettings, KernelEvidence, gather_kernel_evidence
+from ...explain.evidence.receptive_fields import FieldMaps
 from ...explain.evidence.tree import MOST, EvidenceTree, PictureTask, explain_picture
 from ...explain.gap.decomposition import Decomposer
 from ...explain.gap.levels import DecompositionSettings

@@ -94,7 +94,7 @@ def test_another_class_or_a_kernel_can_be_explained(digit):
     kernel = explain(network, PictureTask("three", image, kernel=("block3", 5, 1, 2)))
     assert kernel.decision == "kernel 5 of block3 at row 1, column 2"
     assert kernel.layers == ("block1",)
-    with pytest.raises(InputError, match="block3: kernel 64"):
+    with pytest.raises(InputError, match=r"block3: kernel must be between 0 and 63 \(got 64\)"):
         explain(network, PictureTask("three", image, kernel=("block3", 64, 1, 2)))
 
 
