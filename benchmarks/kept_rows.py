@@ -64,7 +64,7 @@ def run_sections(description: str | None, results: Path, work: Callable[[], Work
     Rows that compare times are all of one environment. Others (``timed`` false) may come from several; every row names its
     machine and torch.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{results.stem}", description=description)
     parser.add_argument("--minutes", type=float, default=60, help="start nothing new after this long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="sections, with commas; all by default")
