@@ -1,5 +1,5 @@
-"""The artefact and the proof: ONNX files, figures measured on them, reports and the evidence page.
+"""ONNX files, their measured accuracy and latency, reports and the evidence page.
 
-In: the original and the pruned network, their images, and what the run decided. Out: checked files with accuracy and
-latency, a report in every form. Open ``onnx/model.py`` first, then ``measure/latency.py`` and ``report/report.py``.
+In: the original and the pruned network, their images, and the results of the run. Out: checked files with accuracy and
+latency, and a report in all its formats. Open ``onnx/model.py`` first, then ``measure/latency.py`` and ``report/report.py``.
 """

@@ -13,18 +13,18 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 @dataclass(frozen=True)
 class MeasurementSettings:
-    """How the shipped files are measured, and in which precisions they are shipped; fp32 always is.
+    """How the exported files are measured, and in which precisions besides fp32 they are written.
 
-    ``threads``: of an operator on the CPU while latency is measured; 0 for all cores but one, so that what else runs on the
-    machine has a core. ``cuda_graphs``: latency by replayed graphs; needs CUDA or TensorRT.
+    ``threads`` of an operator on the CPU while latency is measured; 0 for all cores but one, which is left to other processes.
+    ``cuda_graphs``: time replayed CUDA graphs; needs CUDA or TensorRT.
     """
 
     provider: str = setting("auto", "Execution provider of ONNX Runtime: auto, cpu, cuda, tensorrt or openvino.")
-    latency_batch: int = setting(1, "Batch size at which the speedup is judged.")
+    latency_batch: int = setting(1, "Batch size for the speedup gate.")
     batches: tuple[int, ...] = setting((1, 32), "Batch sizes to time.")
-    precisions: tuple[str, ...] = setting(("fp32",), "Precisions to ship besides fp32: fp16, int8.", flag="precision")
-    threads: int = setting(0, "Threads of a timed session on the CPU; 0 for all cores but one.")
-    cuda_graphs: bool = setting(False, "Time replayed CUDA graphs.")
+    precisions: tuple[str, ...] = setting(("fp32",), "Precisions to export besides fp32: fp16, int8.", flag="precision")
+    threads: int = setting(0, "Threads of a session on the CPU while it is timed; 0 for all cores but one.")
+    cuda_graphs: bool = setting(False, "Measure latency with replayed CUDA graphs.")
 
     def __post_init__(self) -> None:
         check_one_of("provider", self.provider, PROVIDERS)
@@ -39,18 +39,18 @@ class MeasurementSettings:
 
     @property
     def lower_precisions(self) -> tuple[str, ...]:
-        """What is shipped beside fp32, in the order of ``PRECISIONS``."""
+        """The precisions besides fp32, in the order of ``PRECISIONS``."""
         return tuple(name for name in PRECISIONS[1:] if name in self.precisions)
 
     @property
     def measured_batches(self) -> tuple[int, ...]:
-        """Every batch size to time, the gate's own included, in ascending order."""
+        """All batch sizes to time, including that of the gates, in ascending order."""
         return tuple(sorted({*self.batches, self.latency_batch}))
 
 
 @dataclass(frozen=True)
 class GateSettings:
-    """Thresholds of the CI step. None: not asked for."""
+    """Thresholds of a run; None for a gate that is not set."""
 
     require_drop_below: float | None = setting(
         None, "Fail unless the upper bound of the drop is below this many points."
@@ -72,18 +72,20 @@ class GateSettings:
 
 @dataclass(frozen=True)
 class ReleaseSettings:
-    """What a run is held to by the report of the last release, ``baseline`` (a report.json or its folder; None: by none).
+    """The report of the last release, ``baseline`` (a report.json or its folder, or None), and the allowed regressions.
 
-    How much worse it may be: points of accuracy, percent of latency, of the ONNX file's bytes and of MACs. Without
-    ``baseline_latency`` latency is left out, and the release may come from another machine.
+    They are in points of accuracy and in percent of latency, size of the ONNX file and MACs. Without ``baseline_latency``,
+    latency is not compared, and the release may come from another machine.
     """
 
-    baseline: str | None = setting(None, "report.json of the last release, or its folder: fail on regressions.")
-    allow_accuracy_regression: float = setting(1.0, "Points of accuracy that may be lost against --baseline.")
-    allow_latency_regression: float = setting(10.0, "Percent of latency that may be added against --baseline.")
-    allow_size_regression: float = setting(5.0, "Percent of bytes that may be added against --baseline.")
-    allow_macs_regression: float = setting(5.0, "Percent of MACs that may be added against --baseline.")
-    baseline_latency: bool = setting(True, "Compare latency with --baseline too; this needs the same machine.")
+    baseline: str | None = setting(None, "report.json of the last release, or its folder; fail on regressions.")
+    allow_accuracy_regression: float = setting(1.0, "Allowed loss of accuracy against --baseline, in points.")
+    allow_latency_regression: float = setting(10.0, "Allowed increase of latency against --baseline, in percent.")
+    allow_size_regression: float = setting(
+        5.0, "Allowed increase of the ONNX file's size against --baseline, in percent."
+    )
+    allow_macs_regression: float = setting(5.0, "Allowed increase of MACs against --baseline, in percent.")
+    baseline_latency: bool = setting(True, "Also compare latency with --baseline, which needs the same machine.")
 
     def __post_init__(self) -> None:
         for name in ("accuracy", "latency", "size", "macs"):
@@ -91,4 +93,4 @@ class ReleaseSettings:
             if not 0 <= value < math.inf:
                 raise UsageError(f"allow_{name}_regression must be a number of at least 0 (got {value}).")
         if self.baseline is None and any(getattr(self, entry.name) != entry.default for entry in fields(self)):
-            raise UsageError("what a regression may be belongs to a release: give its report with --baseline.")
+            raise UsageError("the limits of regressions need the report of a release: give it with --baseline.")

@@ -113,7 +113,7 @@ def test_a_run_that_passes_shows_its_report(first):
 
 @pytest.mark.slow
 def test_a_gate_that_fails_fails_the_step_after_the_summary(first):
-    """The first run is the release; every gate against it is judged, and an impossible speed-up fails."""
+    """The first run is the release; every gate against it is judged, and an impossible speedup fails."""
     first.summary.unlink()
     shutil.copy(first.folder / "a run" / "report.json", first.folder / "release.json")
     arguments = "--epochs 0 --calibration 64 --repair none --macs 0.9 --quiet --resume --require-speedup 1000"

@@ -111,7 +111,7 @@ class Bench:
         rows.append(("bytes", *(str(path.stat().st_size) for path in self.files), ""))
         for row in self.comparisons:
             both, ratio, floor = (row.baseline, row.pruned), row.ratio, row.noise_floor
-            change = f"{ratio.ratio:.2f}x speed ({ratio.low:.2f} to {ratio.high:.2f})"
+            change = f"{ratio.ratio:.2f}x speedup ({ratio.low:.2f} to {ratio.high:.2f})"
             rows += [
                 (f"latency, batch {row.batch}", *(f"{one.median_ms:.3f} ms" for one in both), change),
                 ("  95th percentile", *(f"{one.p95_ms:.3f} ms" for one in both), ""),

@@ -1,4 +1,4 @@
-"""Pictures of class-specific clusters: the correspondence matrix as a heat map, and Grad-CAM by clusters beside each other."""
+"""Pictures of class-specific clusters: the correspondence matrix as a heat map, and Grad-CAM by clusters side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ SMALLEST_SIDE = 128
 
 
 def draw_membership(membership: Membership, path: Path) -> None:
-    """Write P as a heat map: classes down, filters across, sorted by the class that they belong to most."""
+    """Write P as a heat map: one row per class, one column per filter, sorted by the class that the filter belongs to most."""
     from matplotlib.figure import Figure
 
     matrix = membership.probabilities.detach().cpu()
@@ -46,9 +46,9 @@ def draw_membership(membership: Membership, path: Path) -> None:
 def draw_cluster_maps(
     maps: ClusterMaps, pixels: Tensor, class_names: Sequence[str], membership: Membership, path: Path
 ) -> None:
-    """Write one row an image: the picture, and Grad-CAM by all filters, the class's cluster and its complement.
+    """Write one row per image: the picture, and Grad-CAM by all filters, the class's cluster and its complement.
 
-    Every map of a row has the row's own scale, so that a cluster which carries little is seen to.
+    All maps of a row share one scale, so that a weak cluster looks weak.
 
     Args:
         pixels: uint8 or float in [0, 1], ``[n, C, H, W]``.
@@ -81,7 +81,7 @@ def draw_cluster_maps(
 
 
 def _enlarged(picture: Image.Image) -> Image.Image:
-    """Large enough for a map to run smoothly over the pixels of a small picture."""
+    """Enlarge a small picture, so that a map over it looks smooth."""
     factor = max(1, SMALLEST_SIDE // min(picture.size))
     return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
 

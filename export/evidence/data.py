@@ -1,4 +1,4 @@
-"""What the evidence page shows, as plain values: JSON, with pictures as data URLs and maps as bytes in base64."""
+"""The data of the evidence page as plain values: JSON, with pictures as data URLs and maps as bytes in base64."""
 
 import base64
 import math
@@ -21,16 +21,16 @@ from ...explain.scores import KernelScores
 from ...network.images.images import Images
 from .sheets import Sheet, drawable, make_sheet, picture_of, shrunk
 
-WHOLE_SIDE = 96  # images up to this many pixels a side are kept whole, larger ones made smaller
+WHOLE_SIDE = 96  # images up to this many pixels a side are kept whole, larger ones are scaled down
 TREE_SIDE = 128
-PATCH_SIDE = 48  # of patches that are cut out of larger images
-FULL_PROFILE = 40  # with more classes a profile names the strongest and no others
+PATCH_SIDE = 48  # size of patches cut out of larger images
+FULL_PROFILE = 40  # with more classes, a profile lists only the strongest
 STRONGEST_CLASSES = 12
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Of each kernel of a layer whether it stays by the plan, why, and the score of its unit (None: it has none)."""
+    """For each kernel of a layer: whether the plan keeps it, why, and the score of its unit (None if it has none)."""
 
     stays: tuple[bool, ...]
     why: tuple[str, ...]
@@ -40,7 +40,7 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class ExplainedPicture:
-    """An evidence tree; the class that the picture's label names, or nothing where it has none."""
+    """An evidence tree, and the class of the picture's label; empty if it has no label."""
 
     tree: EvidenceTree
     label: str = ""
@@ -50,8 +50,8 @@ class ExplainedPicture:
 class PageContent:
     """Everything on one page.
 
-    ``calibration`` are the images whose numbers patches name (None: kernels were not looked at). ``verdicts`` are by layer,
-    None where no plan was made. ``nodes`` names, for the layers of evidence trees, the node that gives their map.
+    ``calibration`` are the images that patches refer to by number; None if no kernels are shown. ``verdicts`` are by layer,
+    None without a plan. ``nodes`` names, for the layers of evidence trees, the node that outputs their map.
     """
 
     model: str
@@ -67,7 +67,7 @@ class PageContent:
 
 
 def page_data(content: PageContent) -> dict[str, Any]:
-    """The content as JSON takes it."""
+    """The content as JSON values."""
     kernels, clusters = content.kernels, content.clusters
     sites = kernels.sites if kernels else ()
     site_of_node = {site.node: site.name for site in sites}
@@ -81,7 +81,7 @@ def page_data(content: PageContent) -> dict[str, Any]:
         "patched": kernels.patched if kernels else None,
         "methods": _methods(kernels) if kernels else [],
         "sites": [_site(site, content, kept, whys) for site in sites],
-        "whys": list(whys),  # filled by the line before
+        "whys": list(whys),  # filled by the previous line
         "neighbours": None if kernels is None or kernels.neighbours is None else _about(kernels.neighbours),
         "atlas": kept.atlas(content.class_names),
         "pictures": [_picture(one, content.nodes, site_of_node) for one in content.pictures],
@@ -92,7 +92,7 @@ def page_data(content: PageContent) -> dict[str, Any]:
 
 
 def _methods(kernels: KernelEvidence) -> list[dict[str, Any]]:
-    """The rankings in the order of the cards: the one that was used, its members, those beside it."""
+    """The rankings in the order of the cards: the one that was used, its members, those for comparison."""
     ranking = [(kernels.ranking, "the ranking")] if kernels.ranking else []
     rows = [
         *ranking,
@@ -178,7 +178,7 @@ def _about(neighbours: Neighbours) -> dict[str, Any]:
 
 
 class _Kept:
-    """The images that patches are of, each once, and patches cut out of those that are too large to be kept whole."""
+    """The images that patches come from, each once, and patches cut out of images that are too large to be kept whole."""
 
     def __init__(self, images: Images | None, sites: Sequence[SiteEvidence]) -> None:
         self._images = images
@@ -187,7 +187,7 @@ class _Kept:
         self._whole = images is None or max(images.preprocessing.input_shape[1:]) <= WHOLE_SIDE
 
     def patches(self, patches: Sequence[Patch] | None) -> list[list[float | None]] | None:
-        """``[image, left, top, right, bottom, value]`` each; None where the kernel has none on this page."""
+        """``[image, left, top, right, bottom, value]`` each; None if the page shows none of this kernel."""
         if patches is None:
             return None
         return [
@@ -196,7 +196,7 @@ class _Kept:
         ]
 
     def sheet(self, site: SiteEvidence) -> dict[str, Any] | None:
-        """Of large images the patches of a site, in the order of kernels."""
+        """The patches of a site in the order of its kernels, for large images."""
         patches = [patch for kernel in sorted(site.patches) for patch in site.patches[kernel]]
         if self._whole or self._images is None or not patches:
             return None
@@ -309,13 +309,13 @@ def _clusters(clusters: ClusterEvidence, site_of_node: Mapping[str, str]) -> dic
 
 
 def _bytes(values: Tensor) -> str:
-    """Values within [0, 1] as one byte each, in base64."""
+    """Values in [0, 1] as one byte each, in base64."""
     levels = (values.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return base64.b64encode(levels.contiguous().numpy().tobytes()).decode("ascii")
 
 
 def _colours(name: str) -> str:
-    """A colour map of matplotlib, 256 times red, green and blue, in base64."""
+    """A matplotlib colour map as 256 RGB triples, in base64."""
     from matplotlib import colormaps
 
     table = (colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
@@ -327,5 +327,5 @@ def _numbers(values: Tensor) -> list[float | None]:
 
 
 def _short(value: float) -> float | None:
-    """Four digits; None for what JSON has no number for."""
+    """Four significant digits; None for NaN and infinity, which JSON cannot represent."""
     return float(f"{value:.4g}") if math.isfinite(value) else None

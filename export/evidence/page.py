@@ -1,4 +1,4 @@
-"""evidence.html: one page on kernels and images that carries everything it needs, and works from a disk without a network."""
+"""evidence.html: one self-contained page on kernels and images."""
 
 import functools
 import json
@@ -14,13 +14,13 @@ _SCRIPTS, _STYLE = ("evidence_drawing.js", "evidence.js"), "evidence.css"
 
 
 def write_evidence_page(content: PageContent, path: Path) -> Path:
-    """Write the page, whole or not at all."""
+    """Write the page atomically."""
     write_text(path, evidence_html(content))
     return path
 
 
 def evidence_html(content: PageContent) -> str:
-    """The page; whatever comes from the user's data stays text, in the markup and in the script."""
+    """The page; text from the user's data is escaped in the markup and in the script."""
     from markupsafe import Markup
 
     return str(
@@ -36,7 +36,9 @@ def evidence_html(content: PageContent) -> str:
 
 
 def json_in_html(values: Any) -> str:
-    """JSON that may stand in a ``<script>`` element: no ``<``, and no line end that only JSON takes for a letter."""
+    """JSON that is safe in a ``<script>`` element: without ``<`` and without the line separators that JavaScript would end a
+    line at.
+    """
     text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")

@@ -1,4 +1,4 @@
-"""Many small pictures as one, to be put into a page: a grid of tiles, as a data URL."""
+"""Many small pictures in one, to embed in a page: a grid of tiles as a data URL."""
 
 import base64
 import io
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ...explain.evidence.heatmap import pixels_picture
 
-LARGEST_SIDE = 16000  # of a WebP picture, in pixels: below its own limit
+LARGEST_SIDE = 16000  # pixels a side, below WebP's own limit
 LOSSLESS_PIXELS = 2**21
 QUALITY = 84
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """``source`` is a data URL; tiles of ``width`` x ``height`` pixels lie row by row, ``columns`` a row."""
+    """``source`` is a data URL; tiles of ``width`` x ``height`` pixels are stored row by row, ``columns`` per row."""
 
     source: str
     width: int
@@ -31,10 +31,10 @@ class Sheet:
 
 
 def make_sheet(tiles: Sequence[Image.Image], width: int, height: int) -> Sheet:
-    """The tiles, each at the upper left of its place, in order; without loss where they are few or small.
+    """The tiles in order, each at the upper left of its cell; lossless if they are few or small.
 
     Raises:
-        ValueError: there are more than one picture holds.
+        ValueError: there are more tiles than fit into one picture.
     """
     columns = max(1, min(math.ceil(math.sqrt(len(tiles) * height / width)), LARGEST_SIDE // width))
     rows = max(1, math.ceil(len(tiles) / columns))
@@ -55,18 +55,18 @@ def data_url(picture: Image.Image) -> str:
 
 
 def drawable(pixels: Tensor) -> Tensor:
-    """Pixels or gradients ``[C, H, W]`` of one or three channels; of any other number their mean, as one."""
+    """Pixels or gradients ``[C, H, W]`` of one or three channels; the mean of any other number of channels."""
     return pixels if len(pixels) in (1, 3) else pixels.float().mean(0, keepdim=True)
 
 
 def picture_of(pixels: Tensor, longest: int) -> Image.Image:
-    """Pixels ``[C, H, W]``, uint8 or float in [0, 1], as a picture, made smaller where a side is above ``longest``."""
+    """Pixels ``[C, H, W]``, uint8 or float in [0, 1], as a picture, scaled down if a side exceeds ``longest``."""
     shown = drawable(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels)
     return shrunk(pixels_picture(shown), longest)
 
 
 def shrunk(picture: Image.Image, longest: int) -> Image.Image:
-    """The picture, made smaller where a side is above ``longest``."""
+    """The picture, scaled down if a side exceeds ``longest``."""
     scale = longest / max(picture.size)
     if scale >= 1:
         return picture

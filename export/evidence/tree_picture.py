@@ -1,4 +1,6 @@
-"""One picture of an evidence tree: layer by layer the kernels that decided, where, and what of the image excites them."""
+"""A picture of an evidence tree: layer by layer the kernels behind a decision, where they are strongest, and what excites
+them.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,9 +32,9 @@ class _Placed:
 def draw_evidence(tree: EvidenceTree, path: Path) -> None:
     """Write the tree as a picture (the suffix gives the format: png, svg, pdf).
 
-    From left to right: the image and its guided gradient, then the layers from the last to the first. Each piece of evidence
-    is two panels: its activation map over the image with the box of pixels that its strongest place sees, and the guided
-    gradient in that box. Lines lead from a decision to what supports it; a thicker line is a larger share.
+    From left to right: the image and its guided gradient, then the layers from the last to the first. Each piece of evidence is
+    two panels: its activation map over the image with the receptive field of its strongest position, and the guided gradient in
+    that box. Lines lead from a decision to its evidence; a thicker line is a larger share.
     """
     drawing = _Drawing(tree)
     drawing.add_image()
@@ -127,7 +129,7 @@ def _without_date(path: Path) -> dict[str, Any] | None:
 
 
 def _place(tree: EvidenceTree) -> Iterator[_Placed]:
-    """Columns by depth; within a column one below the other, centred."""
+    """Columns by depth; the pieces of a column are centred one below the other."""
     by_depth: dict[int, list[tuple[Evidence, int]]] = {}
     parents = {id(child): found for _, found in tree.walk() for child in found.support}
     rank: dict[int, int] = {}

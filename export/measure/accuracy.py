@@ -1,6 +1,6 @@
 """Accuracy of ONNX files, overall and per class, and the drop between two.
 
-For images without labels all of it is agreement with the original network: its predictions are the labels then.
+For images without labels, these are agreement with the original network, whose predictions are used as labels.
 """
 
 import base64
@@ -19,12 +19,14 @@ from ..runtime.classifier import read_classifier
 from ..runtime.session import open_session
 
 MEASURES = {"labels": "top-1 accuracy", "original": "agreement with the original"}
-"""What a share of right predictions is called, by what they were held against."""
+"""The name of the share of correct predictions, by what they are compared with."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy in [0, 1] of a file on images, with Wilson's 95% interval, and by class (None: no image of it)."""
+    """Top-1 accuracy in [0, 1] of a file on images, with Wilson's 95% interval, and per class (None for a class without
+    images).
+    """
 
     accuracy: float
     interval: Interval
@@ -41,15 +43,15 @@ class Accuracy:
 
 
 def pack_correct(correct: NDArray[np.bool_]) -> str:
-    """Which images ``[n]`` were classified right, eight to a byte, as base64: for a paired comparison with a later run."""
+    """Which images ``[n]`` were classified correctly, eight to a byte, as base64, for a paired comparison with a later run."""
     return base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
 
 
 def unpack_correct(text: str, images: int) -> NDArray[np.bool_]:
-    """What :func:`pack_correct` was given.
+    """The inverse of :func:`pack_correct`.
 
     Raises:
-        ValueError: not base64, or not of so many images.
+        ValueError: not base64, or for another number of images.
     """
     packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(packed) != (images + 7) // 8:
@@ -59,7 +61,9 @@ def unpack_correct(text: str, images: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Drop:
-    """Percentage points of top-1 accuracy lost, positive when the pruned file is worse; paired bootstrap 95% interval."""
+    """Percentage points of top-1 accuracy lost, positive when the pruned file is worse, with a paired bootstrap 95%
+    interval.
+    """
 
     points: float
     low: float
@@ -77,7 +81,7 @@ def measure_accuracy(
     """Classify all images with an ONNX file.
 
     Raises:
-        InputError: the file does not take such images or gives other classes.
+        InputError: the file does not accept these images or outputs another number of classes.
 
     Examples:
         >>> import secateur
@@ -98,7 +102,8 @@ def measure_accuracy(
         scores = classifier.run(session, batch.numpy())
         if scores.shape[1] != len(class_names):
             raise InputError(
-                f"{path} gives {scores.shape} for {len(batch)} images; {len(class_names)} classes expected."
+                f"{path} gives {scores.shape} for {len(batch)} images; expected scores of {len(class_names)} classes "
+                "for each. Use images of the model's own classes."
             )
         predictions.append(scores.argmax(1))
         done += len(batch)

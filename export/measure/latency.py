@@ -1,9 +1,10 @@
-"""Latency of ONNX files, timed in turns in sessions of their own, with an interval and a noise floor.
+"""Latency of ONNX files, timed alternately in separate sessions, with a confidence interval and a noise floor.
 
-What makes two timings of the same file differ: the session (where its weights and buffers lie), the moment (clock frequency,
-neighbours) and the order. So sessions are opened anew in every block, the files of a block are timed in turns a few tenths of
-a millisecond long, in a random order and then in the reverse of it, and the interval is taken over the blocks. Where opening
-and warming up takes long (large networks, large batches, a GPU's search for convolutions) all blocks share their sessions.
+Two timings of the same file differ because of the session (where its weights and buffers lie in memory), the moment (clock
+frequency, other processes) and the order. Therefore each block opens new sessions, times its files alternately for a few
+tenths of a millisecond each, in a random order and then in reverse, and the interval is computed over blocks. If opening and
+warming up sessions takes long (large networks, large batches, a GPU's search for convolution algorithms), all blocks share
+their sessions.
 """
 
 import random
@@ -25,29 +26,30 @@ from ..runtime.session import SessionSettings, open_session
 from .paired_ratio import Ratio, block_log_ratio, ratio_of_blocks
 
 SECONDS, MIN_BLOCKS, MAX_BLOCKS = 1.3, 8, 30
-"""Time for each side of a comparison, and the blocks that are made of it."""
+"""Seconds for each side of a comparison, and the blocks that they are divided into."""
 WIDE, LONGER = 0.05, 4.0
-"""While an interval is wider than this more blocks follow, up to so many times the time."""
+"""While an interval is wider than this, more blocks follow, up to this multiple of the time."""
 PATIENCE, KEPT_BLOCKS = 30.0, 6
-"""Sessions are opened anew for every block if that takes no longer than so many seconds in all. Else the first ones are kept,
-and there are so many blocks at least: the fewest whose interval holds at 95%."""
+"""Every block opens new sessions if that takes no longer than this many seconds in total. Otherwise the first ones are kept,
+with at least this many blocks: the fewest for which an interval with 95% coverage exists."""
 DEVICE_ROUNDS = 5
-"""In so many rounds of a block a sample on the device alone follows."""
+"""This many rounds of a block also take a sample on the device alone."""
 SAMPLE_SECONDS = 3e-4
-"""A sample is the mean of as many runs as fill this; shorter ones would measure the clock."""
+"""A sample is the mean of as many runs as fill this time; shorter ones would measure the resolution of the clock."""
 WARM_UP_SECONDS = 0.5
-"""A session that was run so long is warm."""
+"""A session is warm after running for this long."""
 WARM_BELOW_SECONDS = 3e-3
-"""Where a run of the baseline is shorter, a run that is not timed comes before every sample: after another file has run, the
-first finds its weights out of the caches, and a mean over few runs would hold more of that than a mean over many."""
+"""If a run of the baseline is shorter than this, an untimed run precedes every sample: after another file has run, the first
+run finds its weights evicted from the caches, which would affect a mean over few runs more than a mean over many.
+"""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall-clock time of one run of a whole batch, copies to and from the device included.
+    """Wall-clock time of one run of a whole batch, including copies to and from the device.
 
-    ``median_ms``: of the medians of the blocks, with the bootstrap 95% interval from ``low_ms`` to ``high_ms``.
-    ``device_median_ms``: the same with inputs and outputs on the device, which stay there.
+    ``median_ms`` is the median of the blocks' medians, with the bootstrap 95% interval from ``low_ms`` to ``high_ms``.
+    ``device_median_ms`` is the same with inputs and outputs kept on the device.
     """
 
     median_ms: float
@@ -61,9 +63,9 @@ class Latency:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two files at one batch size, and the baseline against itself in the same rounds: the noise floor.
+    """Two files at one batch size, and the noise floor: the baseline against itself in the same rounds.
 
-    ``device_ratio``: with inputs and outputs on the device. ``sessions``: how many each file was timed in.
+    ``device_ratio``: with inputs and outputs on the device. ``sessions``: the number of sessions in which each file was timed.
     """
 
     batch: int
@@ -92,9 +94,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TimingSettings:
-    """How files are timed. ``threads`` of an operator on the CPU; 0: all cores but one, which is left to whatever else runs.
+    """How files are timed. ``threads`` of an operator on the CPU; 0 for all cores but one, which is left to other processes.
 
-    ``cuda_graphs``: by replayed graphs.
+    ``cuda_graphs``: time replayed CUDA graphs.
     """
 
     provider: str = "cpu"
@@ -117,7 +119,7 @@ def compare_latency(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
-    """Time two files in turns; see :func:`compare_latencies`.
+    """Time two files alternately; see :func:`compare_latencies`.
 
     Examples:
         >>> import secateur
@@ -143,17 +145,17 @@ def compare_latencies(
     settings: TimingSettings | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Comparison, ...]:
-    """Time files in turns with a baseline on the same seeded noise, in one run; a comparison for each.
+    """Time files alternately with a baseline on the same seeded noise, in one run; returns a comparison for each.
 
     The baseline takes part twice, in two sessions. Every block opens a session of each file, warms them up, and times rounds:
-    all sides in a random order, then in the reverse of it, so that a steady drift falls on all alike. There are 8 to 30 blocks
-    in 1.3 seconds a side (or in what 8 blocks of one round take, if that is longer), and up to four times that on a machine
-    that is too unsteady for intervals of 5%. Where 8 such blocks would take more than half a minute to open and warm up, the
-    first sessions stay for all blocks, 6 or more; what differs from session to session shows in the noise floor alone then, so
-    that the intervals are longer by it at both ends.
+    all sides in a random order, then in reverse, so that a steady drift affects all equally. There are 8 to 30 blocks in
+    1.3 seconds per side (or the time of 8 blocks of one round, if that is longer), and up to four times that on a machine too
+    unsteady for intervals of 5%. If 8 such blocks would take more than half a minute to open and warm up, the first sessions
+    serve all blocks, 6 or more. The variation between sessions then shows only in the noise floor, so the intervals are
+    widened by it at both ends.
 
     Raises:
-        InputError: a file takes no such images or no such batch.
+        InputError: a file does not accept these images or this batch size.
         UsageError, MachineError: as :func:`~.runtime.open_session`.
     """
     settings = settings or TimingSettings()
@@ -192,7 +194,7 @@ class _Block:
 def _time_in_turns(
     opened: Callable[[int], BoundRuns], sides: int, seed: int, progress: Callable[[int, int], None]
 ) -> tuple[list[_Block], int]:
-    """The blocks, and how many sessions each side had in them."""
+    """The blocks, and the number of sessions per side."""
     shuffled, start = random.Random(seed), time.perf_counter()
     budget = SECONDS * sides
     estimates: list[float] = []
@@ -203,7 +205,7 @@ def _time_in_turns(
     estimates[-1] = estimates[0]  # the same file
     repeats = [max(1, round(SAMPLE_SECONDS / estimate)) for estimate in estimates]
     warm = estimates[0] < WARM_BELOW_SECONDS
-    first = time.perf_counter() - start  # opening and warming up every side takes so long
+    first = time.perf_counter() - start  # the time to open and warm up every side
     if anew := first * MIN_BLOCKS <= PATIENCE:
         kept.clear()
         blocks = int(min(MAX_BLOCKS, max(MIN_BLOCKS, (budget - first) / (2 * first))))
@@ -231,7 +233,7 @@ def _opened(opened: Callable[[int], BoundRuns], sides: int, shuffled: random.Ran
 def _block(
     sessions: Mapping[int, BoundRuns], repeats: Sequence[int], warm: bool, shuffled: random.Random, end: float
 ) -> _Block:
-    """Time rounds of all sides until ``end``, one at least."""
+    """Time rounds of all sides until ``end``, at least one."""
     sides = range(len(repeats))
     device: list[list[float]] = []
     rounds: list[NDArray[np.float64]] = []
@@ -249,7 +251,7 @@ def _block(
 
 
 def _warm_up(runs: BoundRuns, times: int = 3) -> float:
-    """Run both ways, once and then a few times more unless that takes long; the seconds that one run takes end to end."""
+    """Run both ways once, then a few more times unless that takes long; returns the seconds of one end-to-end run."""
     runs.on_device()
     found = [_sample(runs.end_to_end, 1)]
     while len(found) <= times and sum(found) < WARM_UP_SECONDS:
@@ -267,9 +269,12 @@ def _sample(run: Callable[[], Any], repeats: int, warm: bool = False) -> float:
 
 
 def _outputs(classifier: Classifier, images: NDArray[np.float32]) -> int:
-    """How many scores a file gives for an image; where the file leaves it open, one run on the CPU tells."""
+    """The number of scores that a file outputs per image; found by one run on the CPU if the file leaves it open."""
     if classifier.batch is not None and classifier.batch != len(images):
-        raise InputError(f"{classifier.path} takes batches of {classifier.batch} only, not of {len(images)}.")
+        raise InputError(
+            f"{classifier.path} only accepts batches of {classifier.batch} (got {len(images)}). "
+            "Use that batch size, or export it with a free one."
+        )
     classifier.sizes(images.shape[1:])
     if classifier.classes is not None:
         return classifier.classes

@@ -1,9 +1,9 @@
-"""The latency table: every layer at the widths that a plan may give it, timed on the provider and kept from run to run.
+"""The latency table: every layer at the widths that a plan may choose, timed on the provider and cached between runs.
 
-Layers of one kind (shape, stride, what follows) are timed once. A point is one layer alone as an ONNX graph; what a session's
-call costs, timed beside it, is taken off. Points are kept on disk by device, provider and its options, precision, batch, the
-version of ONNX Runtime and the kind of layer, a file for each kind, so that a stopped measurement goes on and other networks
-share them.
+Layers of one kind (shape, stride, activation) are timed once. A point is a single layer as an ONNX graph; the overhead of a
+session's call, timed alongside, is subtracted. Points are cached on disk by device, provider and its options, precision,
+batch size, version of ONNX Runtime and kind of layer, one file per kind, so that an interrupted measurement resumes and other
+networks reuse them.
 """
 
 import math
@@ -28,14 +28,14 @@ from .stopwatch import AT_ONCE, SessionStopwatch, Stopwatch
 
 CACHE_VERSION = 1
 FEW, ALIKE = 8, 3
-"""So many widths of a side are all measured; of more, so many of those that are aligned alike."""
+"""Up to this many widths per side are all measured; of more, this many that are equally aligned."""
 Points = dict[tuple[int, int], float]
 """Milliseconds by (outputs, inputs); inputs are 0 for a depthwise layer."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What every time in a table was measured under. ``threads``: of an operator on the CPU; 0 for ONNX Runtime's choice."""
+    """The conditions of all times in a table. ``threads`` of an operator on the CPU; 0 for ONNX Runtime's choice."""
 
     provider: str
     batch: int
@@ -43,7 +43,7 @@ class Conditions:
     precision: str = "fp32"
 
     def about(self) -> dict[str, Any]:
-        """With the device, the provider's options and the runtime's version, as the cache keeps it."""
+        """The conditions with the device, the provider's options and the runtime's version, as stored in the cache."""
         machine = describe_environment()
         on_gpu = self.provider in ON_GPU
         return {
@@ -71,14 +71,14 @@ def measure_table(
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """Time the layers that a plan may make narrower, at the widths it may give them.
+    """Time the layers that a plan may make narrower, at the widths that it may choose.
 
     Args:
         groups, costs: the network's.
-        baseline: its ONNX file, which the sum of the layers is brought to.
+        baseline: its ONNX file, whose time the sum of the layers is calibrated to.
         round_to: the alignment of widths, as in the budget.
         stopwatch: times graphs; ONNX Runtime on the provider if None.
-        cache: the folder of kept measurements; the user's own (``SECATEUR_CACHE``) if None. Damaged files are measured again.
+        cache: the folder of cached measurements; the user's own (``SECATEUR_CACHE``) if None. Damaged files are measured again.
 
     Raises:
         InputError, MachineError: as :func:`~secateur.export.runtime.open_session`.
@@ -118,10 +118,10 @@ def measure_table(
 def widths_to_measure(
     groups: Sequence[ChannelGroup], costs: CostModel, round_to: str | int
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(outputs, inputs) to time of every layer that an open group touches.
+    """The (outputs, inputs) to time for every layer that an open group affects.
 
-    Multiples of the group's step and the whole: all where they are few, else some of those that are aligned alike, ends
-    included.
+    Multiples of the group's step and the full width: all of them if they are few, otherwise some that are equally aligned,
+    including both ends.
     """
     steps: dict[tuple[str, Side], int] = defaultdict(int)
     for group in groups:
@@ -142,7 +142,7 @@ def widths_to_measure(
 
 
 def _axis(width: int, step: int) -> tuple[int, ...]:
-    """The widths of one side to time, ascending; ``step`` 0 for a side that no open group touches."""
+    """The widths of one side to time, ascending; ``step`` is 0 for a side that no open group affects."""
     multiples = [*range(step, width, step), width] if 0 < step < width else [width]
     if len(multiples) <= FEW:
         return tuple(multiples)
@@ -178,7 +178,7 @@ def _measured(
     watch: Stopwatch,
     progress: Any,
 ) -> Points:
-    """All wanted points of a kind of layer: those that are kept, and the others timed and kept too."""
+    """All wanted points of a kind of layer: cached ones, and the others timed and cached."""
     key = {**about, "layer": _plain(case.to_json())}
     path = folder / f"{case.kind}-{sha256_json(key)[:16]}.json"
     points = _kept(path, key)
@@ -203,7 +203,9 @@ def _whole(
     folder: Path,
     watch: Stopwatch,
 ) -> float:
-    """What the baseline takes, in the milliseconds of its layers' table: by a run of the whole beside one of all its layers."""
+    """The baseline's time in the milliseconds of its layers' table, from runs of the whole alternating with runs of all its
+    layers.
+    """
     parts: dict[tuple[LayerCase, int, int], int] = {}
     order = []
     for name, cases in calls.items():
@@ -225,7 +227,7 @@ def _whole(
 
 
 def _kept(path: Path, key: Mapping[str, Any]) -> Points:
-    """The points in a file of the cache; none where it is missing, damaged or another's."""
+    """The points in a cache file; none if it is missing, damaged or from other conditions."""
     values = _read(path, key)
     try:
         pairs = ((text.split("x"), float(ms)) for text, ms in values["ms"].items())

@@ -1,4 +1,4 @@
-"""Single layers as ONNX graphs of any width, to be timed: what a layer's time depends on, read off the network."""
+"""Single layers as ONNX graphs of any width, to be timed: what a layer's time depends on, read from the network."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,11 +29,11 @@ _OPSET, _IR_VERSION = 20, 10
 
 @dataclass(frozen=True)
 class LayerCase:
-    """All that a layer's time depends on besides its widths, the batch and the machine.
+    """Everything that a layer's time depends on besides its widths, the batch size and the machine.
 
-    ``places``: the sizes of the input behind (convolution) or between batch and features (linear); ``kernel``, ``stride``,
-    ``dilation`` by dimension and ``padding`` before all, then behind all, are empty for a linear layer. A BatchNorm behind is
-    the bias, as ONNX Runtime folds it; ``activation`` is what follows.
+    ``places``: the spatial sizes of the input (convolution), or its sizes between batch and features (linear). ``kernel``,
+    ``stride`` and ``dilation`` by dimension, and ``padding`` before all dimensions, then after all, are empty for a linear
+    layer. A BatchNorm after the layer counts as its bias, since ONNX Runtime folds it; ``activation`` is the one that follows.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class LayerCase:
 
     @property
     def depthwise(self) -> bool:
-        """Whether groups go with the width; of a convolution read off a network that is so where it was."""
+        """Whether the number of groups follows the width, as in a depthwise convolution."""
         return self.groups == 0
 
     def to_json(self) -> dict[str, Any]:
@@ -55,9 +55,9 @@ class LayerCase:
 
 
 def read_cases(network: Network) -> dict[str, tuple[LayerCase, ...]]:
-    """Every convolution and linear layer by name, one case for each time that one image calls it.
+    """Every convolution and linear layer by name, with one case for each call in a forward pass.
 
-    Transposed convolutions are left out: they have no table. ``groups`` is 0 for depthwise layers.
+    Transposed convolutions are left out, since they have no table. ``groups`` is 0 for depthwise layers.
     """
     module, example = followable(network.module, network.example(1)), network.example(1)
     followed = _activations(module, example)
@@ -83,7 +83,7 @@ def layer_graph(case: LayerCase, outputs: int, inputs: int, batch: int) -> bytes
     """One layer with its bias and activation as a serialised ONNX model, on seeded weights; its batch is fixed.
 
     Args:
-        inputs: channels that are read; of a depthwise layer ``outputs`` counts.
+        inputs: input channels; ignored for a depthwise layer, where ``outputs`` counts.
     """
     from onnx import TensorProto, checker, helper, numpy_helper
 
@@ -133,7 +133,7 @@ def layer_graph(case: LayerCase, outputs: int, inputs: int, batch: int) -> bytes
 
 
 def empty_graph(batch: int) -> bytes:
-    """A graph that does next to nothing: what calling a session costs."""
+    """A graph that does almost nothing, to time the overhead of calling a session."""
     from onnx import TensorProto, helper
 
     graph = helper.make_graph(
@@ -171,7 +171,7 @@ def _case(layer: Any, seen: Tensor, activation: str) -> LayerCase:
 
 
 def _activations(module: nn.Module, example: Tensor) -> dict[str, str]:
-    """The activation behind each layer, and behind its norm, where nothing else reads what it gives."""
+    """The activation after each layer (and its norm), if nothing else reads the layer's output."""
     try:
         view = trace(module, example)
     except InputError:

@@ -1,4 +1,4 @@
-"""Ratios from repeated pairs of measurements. Pure mathematics: no clock, no session."""
+"""Ratios from repeated paired measurements. Pure functions: no clock, no session."""
 
 import functools
 import itertools
@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Ratio:
-    """Baseline time over the other file's, with a 95% interval; above 1 is faster."""
+    """Baseline time over the other file's time, with a 95% interval; above 1, the other file is faster."""
 
     ratio: float
     low: float
@@ -20,7 +20,7 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """In words; an interval that spans 1 is no change."""
+        """The ratio in words; an interval that contains 1 means no measurable change."""
         if self.low > 1:
             return f"{self.ratio:.2f} times as fast"
         if self.high < 1:
@@ -28,7 +28,7 @@ class Ratio:
         return "no measurable change"
 
     def widened(self, floor: "Ratio") -> "Ratio":
-        """With both ends moved out by what a file differed from itself, as single sessions cannot tell that from a change."""
+        """The interval widened at both ends by the noise floor, which single sessions cannot distinguish from a change."""
         factor = max(floor.ratio, 1 / floor.ratio)
         return Ratio(self.ratio, self.low / factor, self.high * factor)
 
@@ -37,20 +37,20 @@ def block_log_ratio(first: NDArray[np.float64], second: NDArray[np.float64]) -> 
     """The log of ``first`` over ``second`` in one block: median over rounds.
 
     Args:
-        first, second: seconds ``[rounds, samples]``, a file's samples of a round taken before and after the other's. The
-            lowest stands for the round: what disturbs a machine only ever adds time.
+        first, second: seconds ``[rounds, samples]``; a file's samples of a round are taken before and after the other's. The
+            lowest represents the round, since disturbances only add time.
     """
     return float(np.median(np.log(first.min(axis=1) / second.min(axis=1))))
 
 
 def ratio_of_blocks(logs: NDArray[np.float64]) -> Ratio:
-    """The ratio over blocks, each with sessions of its own, and its interval, from ``logs`` ``[blocks]``.
+    """The ratio over blocks with separate sessions, and its interval, from ``logs`` ``[blocks]``.
 
-    Hodges-Lehmann's estimate, and the interval of Wilcoxon's signed rank test turned round (Hollander, Wolfe and Chicken,
-    Nonparametric Statistical Methods, 3rd edition, 3.2 and 3.3). It holds at 95% or more for any symmetric distribution:
-    blocks that are far off (the machine did something else) move it little, and it counts what differs from session to session
-    of the same file as noise, which rounds within one session never show. Of two equal files it is symmetric, as nothing but
-    chance tells them apart. With five blocks or fewer the whole range stands for the interval, which then holds at less.
+    The Hodges-Lehmann estimate, and the interval from inverting Wilcoxon's signed rank test (Hollander, Wolfe and Chicken,
+    Nonparametric Statistical Methods, 3rd edition, 3.2 and 3.3). It covers at 95% or more for any symmetric distribution.
+    Outlying blocks (the machine was busy) affect it little, and it includes the variation between sessions of the same file,
+    which rounds within one session never show. For two equal files it is symmetric, since they differ only by chance. With
+    five blocks or fewer, the interval is the whole range, with lower coverage.
     """
     pairs = np.sort(((logs[:, None] + logs[None, :]) / 2)[np.triu_indices(len(logs))])
     cut = signed_rank_cut(len(logs))
@@ -60,7 +60,7 @@ def ratio_of_blocks(logs: NDArray[np.float64]) -> Ratio:
 
 @functools.cache
 def signed_rank_cut(blocks: int) -> int:
-    """How many of the lowest (and of the highest) pair means lie outside of the interval, by the exact null distribution.
+    """The number of lowest (and of highest) pair means outside the interval, by the exact null distribution.
 
     The largest whole number c with P(W <= c) at most 2.5%, W being the sum of the ranks of the positive signs.
     """

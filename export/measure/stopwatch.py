@@ -1,4 +1,4 @@
-"""How long single graphs take on a provider, in turns, so that drift of the machine meets all alike."""
+"""The time of single graphs on a provider, measured alternately, so that drift of the machine affects all equally."""
 
 import tempfile
 import time
@@ -13,7 +13,7 @@ from ..runtime.session import SessionSettings, open_session
 
 TURNS, TURN_SECONDS = 8, 1.5e-3
 AT_ONCE = 16
-"""Sessions that are open together; each keeps its own threads."""
+"""Sessions that are open at once; each keeps its own threads."""
 SERIES_TURNS, SERIES_SECONDS = 20, 2.0
 
 
@@ -21,16 +21,16 @@ class Stopwatch(Protocol):
     """Times serialised ONNX models with fixed input shapes, see :class:`SessionStopwatch`."""
 
     def times(self, graphs: Sequence[bytes]) -> list[float]:
-        """Milliseconds of one run of each graph, all timed in turns."""
+        """Milliseconds of one run of each graph, all timed alternately."""
 
     def whole_to_parts(self, whole: Path, batch: int, parts: Sequence[bytes], order: Sequence[int]) -> float:
-        """Time of a network's file over that of its parts, run one after another in ``order``."""
+        """The time of a network's file over that of its parts, run one after another in ``order``."""
 
 
 class SessionStopwatch:
     """Runs graphs in ONNX Runtime with inputs and outputs left on the device.
 
-    A graph's time is the least of all its runs: other programs only ever add to it.
+    A graph's time is the minimum over its runs, since other programs only add to it.
 
     Args:
         threads: of an operator on the CPU; 0 for ONNX Runtime's own choice.
@@ -40,7 +40,7 @@ class SessionStopwatch:
         self.provider, self.settings = provider, SessionSettings(threads)
 
     def times(self, graphs: Sequence[bytes]) -> list[float]:
-        """Milliseconds of one run of each graph: the least of ``TURNS`` turns of as many runs as fill 1.5 ms.
+        """Milliseconds of one run of each graph: the minimum over ``TURNS`` turns of as many runs as fill 1.5 ms.
 
         Raises:
             InputError, MachineError: as :func:`~secateur.export.runtime.open_session`.
@@ -59,10 +59,10 @@ class SessionStopwatch:
         return [1e3 * seconds for seconds in best]
 
     def whole_to_parts(self, whole: Path, batch: int, parts: Sequence[bytes], order: Sequence[int]) -> float:
-        """The least time of the whole over the least of the series, timed in turns.
+        """The minimum time of the whole over that of the series, timed alternately.
 
-        The series is as long as the whole, so that what else the machine does disturbs both alike; the sum of single layers,
-        each short enough to be met undisturbed, would look too fast beside a long whole.
+        The series takes as long as the whole, so that other processes disturb both equally. The sum of single layers, each
+        short enough to run undisturbed, would be too low compared with the whole.
         """
         with tempfile.TemporaryDirectory() as folder:
             runs = [self._runner(part, Path(folder)) for part in parts]

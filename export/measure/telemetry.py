@@ -1,4 +1,4 @@
-"""What else there is to know of a timing: clocks, power and memory. What this machine does not tell is None."""
+"""Clocks, power and memory during a measurement. Values that the machine does not report are None."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ QUERY = {
     "power.draw": "gpu_watts",
     "temperature.gpu": "gpu_celsius",
 }
-"""What nvidia-smi is asked for, and the names here."""
+"""Queries of nvidia-smi, and their names here."""
 _PACKAGE_ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 _CPUINFO = Path("/proc/cpuinfo")
 PROBE_SECONDS = 120
@@ -29,7 +29,7 @@ PROBE_SECONDS = 120
 
 @dataclass(frozen=True)
 class Reading:
-    """Clocks in MHz (of the CPU the mean over its cores), power in watts, temperature in degrees Celsius, at one moment."""
+    """Clocks in MHz (for the CPU, the mean over its cores), power in watts and temperature in degrees Celsius at one moment."""
 
     cpu_mhz: float | None
     gpu_sm_mhz: float | None
@@ -40,7 +40,9 @@ class Reading:
 
 @dataclass
 class Conditions:
-    """Readings before and after a timing; ``package_watts``: mean power of the CPU package in between, where it is told."""
+    """Readings before and after a measurement; ``package_watts`` is the mean power of the CPU package in between, if
+    reported.
+    """
 
     before: Reading
     after: Reading | None = None
@@ -52,7 +54,7 @@ class Conditions:
 
 @contextlib.contextmanager
 def observed_conditions() -> Iterator[Conditions]:
-    """Read clocks and power around a block; they are complete when it ends."""
+    """Read clocks and power before and after a block; the conditions are complete when it ends."""
     found = Conditions(read_clocks())
     energy, start = _package_joules(), time.perf_counter()
     try:
@@ -65,16 +67,15 @@ def observed_conditions() -> Iterator[Conditions]:
 
 
 def read_clocks() -> Reading:
-    """Clocks, power and temperature as the system and nvidia-smi tell them now."""
+    """The current clocks, power and temperature, as reported by the system and nvidia-smi."""
     gpu = _nvidia_smi()
     return Reading(_cpu_mhz(), *(gpu.get(name) for name in QUERY))
 
 
 def peak_memory(path: Path, batch: int, input_shape: tuple[int, int, int], provider: str, threads: int) -> int | None:
-    """Bytes by which a process of its own grows at most while it opens a file and runs it three times.
+    """The peak growth in bytes of a separate process that opens a file and runs it three times.
 
-    On the CPU resident memory, on the GPU memory that the driver has no longer free. None where the system tells neither, or
-    the process fails.
+    Resident memory on the CPU, the driver's used memory on a GPU. None if the system reports neither or the process fails.
     """
     arguments = [str(path.resolve()), str(batch), ",".join(map(str, input_shape)), provider, str(threads)]
     try:
@@ -92,7 +93,7 @@ def peak_memory(path: Path, batch: int, input_shape: tuple[int, int, int], provi
 
 
 def _grown(path: Path, batch: int, input_shape: tuple[int, ...], provider: str, threads: int) -> int | None:
-    """The work of the process that is measured."""
+    """The work of the measured process."""
     from ..runtime.bound_runs import bind
     from ..runtime.classifier import read_classifier
     from ..runtime.providers import runtime_library
@@ -113,7 +114,7 @@ def _grown(path: Path, batch: int, input_shape: tuple[int, ...], provider: str, 
 
 
 def _resident(reset: bool = False) -> int | None:
-    """The most bytes that were resident since the last reset (Linux)."""
+    """The peak resident memory in bytes since the last reset (Linux)."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
@@ -147,7 +148,7 @@ def _package_joules() -> float | None:
 
 
 def _nvidia_smi() -> dict[str, float | None]:
-    """The first GPU's figures by nvidia-smi's names; empty where there is none or it does not answer."""
+    """The first GPU's values by nvidia-smi's names; empty if there is no GPU or nvidia-smi fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
@@ -161,7 +162,7 @@ def _nvidia_smi() -> dict[str, float | None]:
 
 
 def _number(text: str) -> float | None:
-    """nvidia-smi says [N/A] or [Not Supported] for what a card does not tell."""
+    """A number; None for [N/A] or [Not Supported], which nvidia-smi prints for values that a card does not report."""
     try:
         return float(text)
     except ValueError:

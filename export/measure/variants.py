@@ -1,4 +1,4 @@
-"""The shipped networks in every precision, side by side: exported, compared with torch, and what the report says of each."""
+"""The exported networks in every precision: written, compared with torch, and described for the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +14,9 @@ from .latency import Comparison
 from .pareto import on_front
 
 AGREEMENT_IMAGES, QUANTISATION_IMAGES = 500, 512
-"""At most so many validation images for the agreement with torch, and calibration images for the ranges of int8."""
+"""The most validation images for the agreement with torch, and the most calibration images for the ranges of int8."""
 COSTS = {"latency": "latency_ms", "size": "onnx_bytes", "macs": "macs"}
-"""The costs whose fronts are drawn, and where a candidate holds each."""
+"""The costs whose Pareto fronts are drawn, and the field of a candidate that holds each."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A try of a search, exported: the ``fraction`` asked for, what it costs and loses on validation images."""
+    """An exported try of a search: the requested ``fraction``, its cost, and its drop on validation images."""
 
     fraction: float
     model: OnnxModel
@@ -51,11 +51,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class VariantFigures:
-    """What was measured of the files: all lists in the order of the variants, the baseline in float32 first.
+    """The measurements of the files: all lists in the order of the variants, the baseline in float32 first.
 
-    ``test`` and ``validation``: accuracy on those images (validation only where candidates are compared). ``comparisons``: by
-    batch size each file but the first against the first. ``attempts``: the same of a search's tries, at the gate's batch size.
-    ``memory``: bytes, at the gate's batch size.
+    ``test`` and ``validation``: accuracy on these images (validation only if candidates are compared). ``comparisons``: by
+    batch size, each file but the first against the first. ``attempts``: the same for a search's tries, at the batch size of the
+    gates. ``memory``: bytes, at the batch size of the gates.
     """
 
     test: Sequence[Accuracy]
@@ -70,7 +70,7 @@ class VariantFigures:
 class VariantTask:
     """Which lower ``precisions`` are written, on which images and for which provider.
 
-    ``validation`` images judge the agreement with torch, ``calibration`` images give the ranges of int8; both are sampled
+    Agreement with torch is measured on ``validation`` images, the ranges of int8 on ``calibration`` images; both are sampled
     with ``seed``.
     """
 
@@ -84,7 +84,7 @@ class VariantTask:
 def export_variants(
     networks: Sequence[tuple[str, Any, OnnxModel, int]], task: VariantTask, progress: Progress
 ) -> list[Variant]:
-    """Write the lower precisions beside the float32 files, and compare every file with torch.
+    """Write the lower precisions next to the float32 files, and compare all files with torch.
 
     Args:
         networks: (name, network, its float32 file, MACs).
@@ -134,9 +134,9 @@ def variant_rows(variants: Sequence[Variant], figures: VariantFigures, test: Ima
 def candidate_rows(
     variants: Sequence[Variant], attempts: Sequence[Attempt], figures: VariantFigures, batch: int
 ) -> list[dict[str, Any]]:
-    """A report's ``candidates``: every file that could be shipped, on the same validation images, and which fronts it is on.
+    """A report's ``candidates``: all files to choose from, on the same validation images, and the fronts that each is on.
 
-    Empty where there is nothing to choose from: one precision and no search.
+    Empty if there is no choice: one precision and no search.
     """
     if not figures.validation:
         return []

@@ -1,7 +1,7 @@
-"""Constants that a cut left in an ONNX graph: a branch that is gone whole gives the same numbers at every place.
+"""Constants that a cut left in an ONNX graph: a branch removed whole has the same output at every position.
 
-Torch exports them spread over the batch and every place, through the BatchNorm behind, and added as a whole map. The sum takes
-``[1, C, 1, 1]`` just as well, worked out once.
+Torch exports it broadcast to the batch and to every position, through the following BatchNorm, and added as a full map. The
+sum accepts a precomputed ``[1, C, 1, 1]`` as well.
 """
 
 from collections import Counter
@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 
 def fold_constant_branches(model: Any) -> int:
-    """Let sums take a constant branch as ``[1, C, 1, 1]``; the ``ModelProto`` is changed in place.
+    """Fold constant branches of sums into ``[1, C, 1, 1]``; the ``ModelProto`` is changed in place.
 
     Returns:
-        How many branches were folded.
+        The number of folded branches.
     """
     import onnx
 
     graph = model.graph
     if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
-        return 0  # what inner graphs read is not looked into
+        return 0  # reads by inner graphs are not analysed
     known = {tensor.name: tensor for tensor in graph.initializer}
     folded = 0
     for node in [node for node in graph.node if node.op_type == "Expand" and node.input[0] in known]:
@@ -60,7 +60,7 @@ def _normalised(value: NDArray[Any], node: Any, parameters: list[NDArray[Any]]) 
 
 
 def _drop_unread(graph: Any) -> None:
-    """Take out nodes, initializers and shapes that nothing reads any more."""
+    """Remove nodes, initializers and shapes that nothing reads any more."""
     while True:
         read = Counter(name for node in graph.node for name in node.input) + Counter(out.name for out in graph.output)
         unread = [node for node in graph.node if not any(read[name] for name in node.output)]

@@ -1,4 +1,4 @@
-"""A network to one checked ONNX file, and its parity with torch."""
+"""Export a network to a checked ONNX file, and measure its parity with torch."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ INPUT_NAME, OUTPUT_NAME = "images", "logits"
 _CHATTERERS = ("torch.onnx", "torch.fx", "torch._dynamo", "torch.export", "onnxscript", "onnx_ir")
 PARITY_BATCHES = (1, 3, 8)
 PARITY_LIMIT = 1e-3
-"""Beyond this the file is taken for wrong. Sound networks stay near 1e-6; badly conditioned ones reach 1e-4."""
+"""Above this the file counts as wrong. Typical networks stay near 1e-6; ill-conditioned ones reach 1e-4."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """An exported file: ``path``, the ``opset`` it really has, its size, hash and parity."""
+    """An exported file: ``path``, its actual ``opset``, size, hash and parity."""
 
     path: Path
     opset: int
@@ -52,7 +52,7 @@ class OnnxModel:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], folder: Path) -> "OnnxModel":
-        """Read what :meth:`to_json` gave, for a file that lies in ``folder``."""
+        """The inverse of :meth:`to_json`, for a file in ``folder``."""
         parity = Parity(values["parity"]["max_relative_difference"], tuple(values["parity"]["batch_sizes"]))
         return cls(**{**values, "path": folder / values["path"], "parity": parity})
 
@@ -69,11 +69,11 @@ class _Logits(nn.Module):
 def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = None) -> OnnxModel:
     """Write the network as one ONNX file with a free batch size, check it, and compare it with torch.
 
-    The input ``images`` is float32 ``[batch, C, H, W]``, normalised as the metadata say; the output ``logits`` is
-    ``[batch, classes]``. The file holds no path of this machine, and equal networks give equal bytes.
+    The input ``images`` is float32 ``[batch, C, H, W]``, normalised as the metadata describe; the output ``logits`` is
+    ``[batch, classes]``. The file contains no path of this machine, and equal networks give equal bytes.
 
     Args:
-        about: what was done to the network, for the file's metadata; plain values.
+        about: what was done to the network, for the file's metadata, as plain values.
 
     Raises:
         InputError: torch cannot export the network, or its weights are not finite.
@@ -106,7 +106,9 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise InputError(f"The weights hold NaN or infinity in {tensor.name!r}; the network was not exported.")
+            raise InputError(
+                f"The weights hold NaN or infinity in {tensor.name!r}, so the network was not exported. Use finite weights."
+            )
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
     parity = measure_parity(network, path)
@@ -120,7 +122,7 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
 
 
 def measure_parity(network: Network, path: Path, batch_sizes: tuple[int, ...] = PARITY_BATCHES) -> Parity:
-    """Run the file on the CPU beside torch at several batch sizes, on seeded noise."""
+    """Compare the file on the CPU with torch at several batch sizes, on seeded noise."""
     session = open_session(path, "cpu").session
     worst = 0.0
     for size in batch_sizes:
@@ -135,13 +137,15 @@ def measure_parity(network: Network, path: Path, batch_sizes: tuple[int, ...] = 
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What secateur wrote into an ONNX file; empty for a file of another origin."""
+    """The metadata that secateur wrote into an ONNX file; empty for other files."""
     import onnx
 
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf raises its own kinds
-        raise InputError(f"{path} is no ONNX file, or is damaged ({type(error).__name__}).") from error
+    except Exception as error:  # protobuf raises its own exception types
+        raise InputError(
+            f"{path} is not an ONNX file, or is damaged ({type(error).__name__}). Export it again."
+        ) from error
     found = {entry.key: entry.value for entry in model.metadata_props}
     return dict(json.loads(found["secateur"])) if "secateur" in found else {}
 
@@ -165,7 +169,7 @@ def _to_proto(network: Network) -> Any:
                     external_data=False,
                     verbose=False,
                 )
-    except Exception as error:  # torch.export fails in many ways on what it cannot capture
+    except Exception as error:  # torch.export raises many exception types for what it cannot capture
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(f"torch cannot export this network to ONNX: {reason}") from error
     assert program is not None
@@ -176,7 +180,7 @@ def _to_proto(network: Network) -> Any:
 
 
 def forget_origin(model: Any) -> None:
-    """Take out stack traces and doc strings, which hold paths of the machine that exported."""
+    """Remove stack traces and doc strings, which contain paths of the exporting machine."""
     del model.metadata_props[:]
     model.doc_string = ""
     graphs = [model.graph]

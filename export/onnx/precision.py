@@ -1,14 +1,14 @@
-"""An exported file in float16 and in int8, beside the one in float32.
+"""Convert an exported float32 file to float16 or int8.
 
-Both keep their float32 input and output and the free batch size, so each takes the place of the other.
+Both keep float32 inputs and outputs and the free batch size, so the files are interchangeable.
 
-float16: weights and arithmetic, by ONNX Runtime's converter; what lies beyond float16's range is refused, not clipped.
+float16: weights and arithmetic, by ONNX Runtime's converter; values beyond float16's range are refused, not clipped.
 
-int8: static quantisation in QDQ form by ONNX Runtime's quantiser. Weights symmetric, a scale for each kernel; activations by
-the lowest and the highest value on calibration images. Two choices are not the quantiser's defaults. Weights keep to 7 bits:
-processors without VNNI add pairs of 8-bit products in 16 bits, which saturates (on the digits it cost 3 points), and a file
-should give the same classes everywhere. Activations are uint8 on the CPU, whose kernels want that, and symmetric int8 for
-CUDA and TensorRT, which take nothing else.
+int8: static quantisation in QDQ form by ONNX Runtime's quantiser. Weights are symmetric with one scale per kernel; the ranges
+of activations are their minimum and maximum on calibration images. Two choices are not the quantiser's defaults. Weights are
+limited to 7 bits: processors without VNNI add pairs of 8-bit products in 16 bits, which saturates (a loss of 3 points on the
+digits), and a file should predict the same classes everywhere. Activations are uint8 on the CPU, as its kernels expect, and
+symmetric int8 for CUDA and TensorRT, which accept nothing else.
 """
 
 import contextlib
@@ -41,8 +41,9 @@ CALIBRATION_BATCH = 32
 
 @dataclass(frozen=True)
 class Agreement:
-    """A file beside torch in float32 on the same images: the largest difference of class scores over the largest |score|, and
-    the share of the images that both give to the same class."""
+    """A file compared with torch in float32 on the same images: the largest difference of class scores over the largest
+    |score|, and the share of images that both assign to the same class.
+    """
 
     max_relative_difference: float
     top1_agreement: float
@@ -51,7 +52,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class PrecisionFile:
-    """An exported file: ``path``, its ``precision``, size and hash, and how it agrees with torch in float32."""
+    """An exported file: ``path``, its ``precision``, size and hash, and its agreement with torch in float32."""
 
     path: Path
     precision: str
@@ -64,22 +65,22 @@ class PrecisionFile:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], folder: Path) -> "PrecisionFile":
-        """Read what :meth:`to_json` gave, for a file that lies in ``folder``."""
+        """The inverse of :meth:`to_json`, for a file in ``folder``."""
         return cls(**{**values, "path": folder / values["path"], "agreement": Agreement(**values["agreement"])})
 
 
 def file_name(fp32: str, precision: str) -> str:
-    """``model.onnx`` to ``model-int8.onnx``; in fp32 it keeps its name."""
+    """``model.onnx`` becomes ``model-int8.onnx``; fp32 keeps the name."""
     return fp32 if precision == "fp32" else f"{fp32.removesuffix('.onnx')}-{precision}.onnx"
 
 
 def to_precision(source: Path, path: Path, precision: str, calibration: Images, provider: str = "cpu") -> None:
-    """Write a float32 file in another precision; equal files and images give equal bytes, without paths of this machine.
+    """Convert a float32 file to another precision; equal files and images give equal bytes, without paths of this machine.
 
     Args:
         precision: fp16 or int8.
-        calibration: the images that int8's ranges come from; never those that accuracy is measured on.
-        provider: where the file is to run.
+        calibration: the images for int8's ranges; never those that accuracy is measured on.
+        provider: the execution provider that the file is for.
 
     Raises:
         InputError: a weight does not fit float16, or ONNX Runtime cannot convert the file.
@@ -92,7 +93,7 @@ def to_precision(source: Path, path: Path, precision: str, calibration: Images, 
         onnx.checker.check_model(model, full_check=True)
     except InputError:
         raise
-    except Exception as error:  # both converters raise whatever they meet, and may write what is no model
+    except Exception as error:  # both converters raise many exception types, and may write an invalid model
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
         raise InputError(
             f"ONNX Runtime cannot write {source.name} as {precision}: {reason}. Leave {precision} out of --precision."
@@ -102,21 +103,22 @@ def to_precision(source: Path, path: Path, precision: str, calibration: Images, 
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise InputError(
-                f"{source.name} as {precision} holds NaN or infinity in {tensor.name!r}; it was not written."
+                f"{source.name} as {precision} holds NaN or infinity in {tensor.name!r}, so it was not written. Leave "
+                f"{precision} out of --precision."
             )
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def describe(path: Path, precision: str, network: Network, images: Images) -> PrecisionFile:
-    """Size, hash and agreement of a file that lies there, on images in batches of two sizes."""
+    """Size, hash and agreement of an existing file, on images in batches of two sizes."""
     return PrecisionFile(
         path, precision, path.stat().st_size, sha256_file(path), measure_agreement(network, path, images)
     )
 
 
 def measure_agreement(network: Network, path: Path, images: Images) -> Agreement:
-    """Run a file on the CPU beside torch on real images: noise would lie outside of the ranges that int8 was given.
+    """Compare a file on the CPU with torch on real images, since noise would lie outside the calibrated ranges of int8.
 
     Raises:
         InputError: the file gives NaN or infinity.
@@ -131,7 +133,7 @@ def measure_agreement(network: Network, path: Path, images: Images) -> Agreement
 
 
 def _tidy(model: Any, about: dict[str, Any]) -> None:
-    """Forget where it was made, list only operator sets that are used (the quantiser lists all it knows), say what it is."""
+    """Remove paths, list only the operator sets that are used (the quantiser lists all it knows), and set the metadata."""
     import onnx
 
     forget_origin(model)
@@ -161,7 +163,7 @@ def _half(source: Path) -> Any:
 
 
 def _keep_once(graph: Any) -> None:
-    """A value that several nodes take in float32 is cast by the converter for each of them under one name: keep the first."""
+    """Keep one cast of a value that several nodes read in float32: the converter adds one per node, all under the same name."""
     for entries in (graph.node, graph.value_info):
         different = {entry.SerializeToString(deterministic=True): entry for entry in entries}
         kept = list(different.values())
@@ -170,7 +172,7 @@ def _keep_once(graph: Any) -> None:
 
 
 def _sort(graph: Any) -> None:
-    """Bring the nodes into an order in which each comes after what it reads; the converter appends its casts at the end."""
+    """Sort the nodes topologically, since the converter appends its casts at the end."""
     made_by = {name: index for index, node in enumerate(graph.node) for name in node.output}
     nodes = list(graph.node)
     reads = {index: [made_by[name] for name in node.input if name in made_by] for index, node in enumerate(nodes)}
@@ -185,7 +187,7 @@ def _quantised(source: Path, calibration: Images, symmetric: bool) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "quantised.onnx"
-        # The symbolic inference needs sympy and is for transformers; onnx's own knows the shapes of convolutional networks.
+        # The symbolic inference needs sympy and targets transformers; onnx's own infers the shapes of convolutional networks.
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
@@ -219,7 +221,7 @@ def _reader(source: Path, calibration: Images) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The converters write hints for other uses to the root logger and to the terminal."""
+    """Silence the converters, which write irrelevant hints to the root logger and to the terminal."""
     level = logging.getLogger().manager.disable
     logging.disable(logging.WARNING)
     try:

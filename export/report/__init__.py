@@ -1,5 +1,5 @@
-"""One result in several forms, and the gates that judge it.
+"""One result in several formats, and the gates that judge it.
 
-In: the content of ``report.json``. Out: Markdown, a page, JUnit, a model card, and a comparison of two reports. Open
+In: the content of ``report.json``. Out: Markdown, an HTML page, JUnit, a model card, and a comparison of two reports. Open
 ``report.py`` first, then ``rendering.py`` and ``gates.py``.
 """

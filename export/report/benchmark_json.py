@@ -1,7 +1,7 @@
-"""A run's figures as github-action-benchmark reads them, for a history over releases.
+"""A run's figures in the format of github-action-benchmark, for a history over releases.
 
-Its custom tools take a list of {name, unit, value, range, extra}, one file for what is better smaller, one for what is better
-bigger (github.com/benchmark-action/github-action-benchmark, README and src/extract.ts).
+Its custom tools read a list of {name, unit, value, range, extra}, with one file for figures where smaller is better and one
+for figures where bigger is better (github.com/benchmark-action/github-action-benchmark, README and src/extract.ts).
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Entry = dict[str, Any]
 
 
 def smaller_is_better(report: Report) -> list[Entry]:
-    """Latency of model.onnx by batch size, its bytes, its MACs and parameters: for ``tool: customSmallerIsBetter``."""
+    """Latency of model.onnx by batch size, its size, MACs and parameters, for ``tool: customSmallerIsBetter``."""
     pruned, machine = report["pruned"], _machine(report)
     entries = []
     for batch in sorted(pruned["latency"], key=int):
@@ -33,7 +33,7 @@ def smaller_is_better(report: Report) -> list[Entry]:
 
 
 def bigger_is_better(report: Report) -> list[Entry]:
-    """Accuracy of model.onnx and its speed-up by batch size: for ``tool: customBiggerIsBetter``."""
+    """Accuracy of model.onnx and its speedup by batch size, for ``tool: customBiggerIsBetter``."""
     pruned = report["pruned"]
     interval = pruned["accuracy_interval"]
     value = 100 * pruned["accuracy"]
@@ -42,7 +42,7 @@ def bigger_is_better(report: Report) -> list[Entry]:
     entries = [accuracy]
     for batch in sorted(report["ratios"]["latency"], key=int):
         ratio = report["ratios"]["latency"][batch]
-        entry = _entry(f"speed-up, batch {batch}", "x", ratio["ratio"], _machine(report))
+        entry = _entry(f"speedup, batch {batch}", "x", ratio["ratio"], _machine(report))
         entry["range"] = _spread(ratio["ratio"], ratio["low"], ratio["high"])
         entries.append(entry)
     return entries
@@ -53,7 +53,7 @@ def _entry(name: str, unit: str, value: float, extra: str = "") -> Entry:
 
 
 def _spread(value: float, low: float, high: float) -> str:
-    """The further end of a 95% interval."""
+    """The larger half-width of a 95% confidence interval."""
     return f"± {max(value - low, high - value):.4g}"
 
 

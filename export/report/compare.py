@@ -1,6 +1,6 @@
-"""Two reports side by side: figures with the change from the first to the second, gates, recipes and environments.
+"""Compare two reports: figures with the change from the first to the second, gates, recipes and environments.
 
-Nothing is refused: where devices, providers, drivers or images differ, the change is left out and an alarm says so.
+Any two reports can be compared: if devices, providers, drivers or images differ, the change is left out with a warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,9 +23,9 @@ Row = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class ReportComparison:
-    """Two reports under the ``names`` they were given by.
+    """A comparison of two reports, which are called by ``names``.
 
-    ``rows`` are (what, first, second, change), ``gates`` (name, first, second), ``recipes`` and ``environments`` the settings
+    ``rows`` are (figure, first, second, change), ``gates`` (name, first, second), ``recipes`` and ``environments`` the settings
     and versions that differ (name, first, second); ``alarms`` say what cannot be compared and why.
     """
 
@@ -39,7 +39,7 @@ class ReportComparison:
 
 
 def compare_reports(first: Report, second: Report, names: tuple[str, str]) -> ReportComparison:
-    """Lay two reports side by side."""
+    """Compare two reports."""
     machine, images = machine_differences(first, second), image_differences(first, second)
     alarms = []
     if machine:
@@ -84,7 +84,7 @@ def write_comparison(comparison: ReportComparison, folder: Path) -> tuple[Path, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made ({error.strerror}). Choose another --out.") from error
+        raise InputError(f"The folder {folder} cannot be created ({error.strerror}). Choose another --out.") from error
     paths = folder / "compare.md", folder / "compare.html"
     write_text(paths[0], to_markdown(comparison))
     write_text(paths[1], to_html(comparison))
@@ -123,7 +123,7 @@ def _latency(first: Report, second: Report, batch: int, comparable: bool) -> lis
         told = f"{change.percent:+.1f}% ({change.low:+.1f} to {change.high:+.1f}), noise {change.noise:.1f}%"
     return [
         (f"latency, batch {batch}", medians[0], medians[1], told),
-        (f"speed over its baseline, batch {batch}", speeds[0], speeds[1], ""),
+        (f"speedup over its baseline, batch {batch}", speeds[0], speeds[1], ""),
     ]
 
 
@@ -134,9 +134,7 @@ def _gates(first: Report, second: Report) -> Iterator[tuple[str, str, str]]:
         for gates in judged:
             gate = gates.get(name)
             told.append(
-                f"{gate['verdict']} ({figure(gate['value'])} against {figure(gate['limit'])})"
-                if gate
-                else "not asked for"
+                f"{gate['verdict']} ({figure(gate['value'])} against {figure(gate['limit'])})" if gate else "not set"
             )
         yield name, told[0], told[1]
 
@@ -146,7 +144,7 @@ def _machine(report: Report) -> dict[str, Any]:
 
 
 def _different(first: Mapping[str, Any], second: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str, str]]:
-    """(name, first, second) of every value that differs, nested ones with dots."""
+    """The (name, first, second) of every value that differs; names of nested values have dots."""
     for key in dict.fromkeys([*first, *second]):
         ours, theirs = first.get(key), second.get(key)
         if isinstance(ours, Mapping) or isinstance(theirs, Mapping):

@@ -12,7 +12,7 @@ from ...common.files import read_json
 SCHEMA_VERSION = 1
 
 Report = Mapping[str, Any]
-"""The content of ``report.json``; its form is ``templates/report.schema.json``."""
+"""The content of ``report.json``; its schema is ``templates/report.schema.json``."""
 
 
 def schema() -> dict[str, Any]:
@@ -25,12 +25,12 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read ``report.json`` (or the one in a folder).
 
     Raises:
-        InputError: missing, not JSON, or of another schema version.
+        InputError: the file is missing, is not JSON, or has another schema version.
     """
     path = path / "report.json" if path.is_dir() else path
     report = read_json(path)
     if not isinstance(report, dict) or report.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
-            f"{path} is no report of schema version {SCHEMA_VERSION}. Run `secateur prune-and-export` again."
+            f"{path} is not a report of schema version {SCHEMA_VERSION}. Run `secateur prune-and-export` again."
         )
     return report

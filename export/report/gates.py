@@ -1,4 +1,4 @@
-"""Thresholds to verdicts to an exit code."""
+"""Gates: compare measurements with thresholds, and turn the verdicts into an exit code."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ PASS, FAIL, NOT_MEASURED = "pass", "fail", "not measured"
 
 @dataclass(frozen=True)
 class Gate:
-    """One threshold: what was measured at the careful end of its interval, the limit, and the verdict."""
+    """One threshold: the conservative bound of the measurement, the limit, and the verdict."""
 
     name: str
     value: float | str | None
@@ -28,7 +28,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class BudgetCheck:
-    """What was reached against what was asked for; ``missed`` says why it was not, or is empty."""
+    """The reached value against the requested one; ``missed`` says why the budget was missed, and is empty if it was met."""
 
     value: float
     limit: float
@@ -46,10 +46,10 @@ def judge(
     provider: str,
     measure: str = "top-1 accuracy",
 ) -> tuple[Gate, ...]:
-    """Judge every gate that was asked for, and the budget always.
+    """Judge all gates that are set, and always the budget.
 
-    A drop passes when the upper end of its interval is below the limit, a speed-up when the lower end reaches it, a size
-    when it is below. What could not be measured does not pass. ``measure`` says what the drop is a drop in.
+    A drop passes if the upper bound of its confidence interval is below the limit, a speedup if the lower bound reaches it, a
+    size if it is below. Gates that could not be measured do not pass. ``measure`` names the quantity that drops.
     """
     verdict = FAIL if budget.missed else PASS
     gates = [Gate("budget", budget.value, budget.limit, verdict, budget.missed or budget.meaning)]
@@ -62,7 +62,7 @@ def judge(
                 drop.high if drop else None,
                 limit,
                 verdict,
-                f"upper end of the drop in {measure}, points, below the limit",
+                f"upper bound of the drop in {measure}, points; must be below the limit",
             )
         )
     if settings.require_speedup is not None:
@@ -74,20 +74,22 @@ def judge(
                 speedup.low if speedup else None,
                 limit,
                 verdict,
-                "lower end of baseline time over pruned time, at least",
+                "lower bound of the speedup (baseline time over pruned time); must reach the limit",
             )
         )
     if settings.require_size_below is not None:
         limit = settings.require_size_below
         size = None if onnx_bytes is None else onnx_bytes / 1e6
         verdict = NOT_MEASURED if size is None else PASS if size < limit else FAIL
-        gates.append(Gate("size", size, limit, verdict, "megabytes of model.onnx, below the limit"))
+        gates.append(Gate("size", size, limit, verdict, "megabytes of model.onnx; must be below the limit"))
     if settings.require_provider is not None:
         verdict = PASS if provider == settings.require_provider else FAIL
-        gates.append(Gate("provider", provider, settings.require_provider, verdict, "the provider that really ran"))
+        gates.append(
+            Gate("provider", provider, settings.require_provider, verdict, "the execution provider that ran the files")
+        )
     return tuple(gates)
 
 
 def exit_code(gates: Sequence[Gate]) -> ExitCode:
-    """0 when every gate passed, else 1."""
+    """0 if all gates passed, otherwise 1."""
     return ExitCode.OK if all(gate.verdict == PASS for gate in gates) else ExitCode.GATE_FAILED

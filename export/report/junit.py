@@ -1,4 +1,4 @@
-"""A report as JUnit: every gate is a test case."""
+"""A report as JUnit XML, with a test case for each gate."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -6,7 +6,7 @@ from .content import Report
 
 
 def to_junit(report: Report) -> "ElementTree.ElementTree[ElementTree.Element]":
-    """Every gate as a test case; what failed or was not measured is a failure."""
+    """A test case for each gate; gates that failed or were not measured are failures."""
     gates = report["gates"]
     failed = [gate for gate in gates if gate["verdict"] != "pass"]
     suite = ElementTree.Element(

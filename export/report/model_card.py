@@ -1,4 +1,4 @@
-"""The model card that goes with model.onnx: README.md in Hugging Face's form, YAML in front, figures with their intervals."""
+"""The model card of model.onnx: README.md in Hugging Face's format, with YAML front matter and figures with their intervals."""
 
 import re
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ Report = Mapping[str, Any]
 
 
 def front_matter(report: Report) -> dict[str, Any]:
-    """The card's metadata, by Hugging Face's model card specification; ``model-index`` holds what was measured.
+    """The card's metadata, by Hugging Face's model card specification; ``model-index`` holds the measurements.
 
-    The licence is left to whoever publishes: it is that of the original network, which secateur does not know.
+    The licence is left to the publisher: it is that of the original network, which secateur does not know.
     """
     recipe, pruned = report["recipe"], report["pruned"]
     data = data_name(report)
@@ -47,12 +47,12 @@ def front_matter(report: Report) -> dict[str, Any]:
 
 
 def model_name(report: Report) -> str:
-    """The network's name as the card gives it."""
+    """The network's name on the card."""
     return f"{report['model'].rpartition(':')[2] or report['model']}, pruned"
 
 
 def data_name(report: Report) -> str:
-    """The name of the data set: what --data named, without folders."""
+    """The name of the data set: the value of --data, without folders."""
     given = report["recipe"].get("data", {}).get("data") or report["model"]
     name = str(given).replace("\\", "/").rstrip("/").rpartition("/")[2]
     reader = str(given).partition(":")[0]
@@ -60,7 +60,7 @@ def data_name(report: Report) -> str:
 
 
 def yaml_of(value: Any, indent: int = 0) -> str:
-    """Plain nested values as YAML in block form; strings are quoted as JSON, which YAML reads as it is."""
+    """Plain nested values as YAML in block form; strings are quoted as in JSON, which is valid YAML."""
     import json
 
     pad, lines = "  " * indent, []
@@ -81,7 +81,7 @@ def yaml_of(value: Any, indent: int = 0) -> str:
 
 
 def card_view(report: Report) -> dict[str, Any]:
-    """What the card's template is given besides the report."""
+    """The variables of the card's template besides the report."""
     gone = [layer for layer in report["layers"] if layer["after"] < layer["before"]]
     return {
         "report": report,

@@ -1,4 +1,4 @@
-"""What the report page draws besides a report's own values: classes, layers, batch sizes, and their charts."""
+"""Rows and charts of the report page, derived from a report: classes, layers, batch sizes."""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ _HEADING = re.compile(r'<h2 id="([^"]+)"(?: data-nav="([^"]+)")?>(.*?)</h2>', re
 
 
 def page_view(report: Report, command: str) -> dict[str, Any]:
-    """Rows and charts for the templates, and the ``command`` that makes the run again.
+    """Rows and charts for the templates, and the ``command`` that repeats the run.
 
-    The charts are safe markup, as they escape the names in them.
+    The charts are safe markup, since they escape the names in them.
     """
     from markupsafe import Markup
 
@@ -43,7 +43,7 @@ def page_view(report: Report, command: str) -> dict[str, Any]:
 def class_rows(report: Report) -> list[Row]:
     """Every class with test images: accuracy before and after, Wilson's interval of the latter, and the change in points.
 
-    What moved most comes first, of equals what lost.
+    The largest changes come first; of equal ones, losses come first.
     """
     before, after = report["baseline"]["accuracy_per_class"], report["pruned"]["accuracy_per_class"]
     images = report["inputs"].get("test_per_class", {})
@@ -69,14 +69,14 @@ def class_rows(report: Report) -> list[Row]:
 
 
 def layer_rows(report: Report) -> list[Row]:
-    """The report's layers, each with ``href`` to its evidence (None where there is no such page) and ``why`` in words."""
+    """The report's layers, each with ``href`` to its evidence (None without an evidence page) and ``why`` in words."""
     page = report.get("evidence")
     rows = []
     for layer in report["layers"]:
         if layer["locked"]:
             why = layer["locked"]
         elif layer["after"] == 0:
-            why = "gone with its whole branch"
+            why = "removed with its whole branch"
         elif layer["after"] == layer["before"]:
             why = "kept whole"
         else:
@@ -86,7 +86,7 @@ def layer_rows(report: Report) -> list[Row]:
 
 
 def batch_rows(report: Report) -> list[Row]:
-    """Latency of both files, images a second and speed-up at every batch size, in ascending order."""
+    """Latency, images per second and speedup of both files at each batch size, in ascending order."""
     rows = []
     for batch in sorted(report["ratios"]["latency"], key=int):
         sides = {name: report[name]["latency"][batch] for name in ("baseline", "pruned")}
@@ -103,5 +103,5 @@ def batch_rows(report: Report) -> list[Row]:
 
 
 def headings(page: str) -> list[tuple[str, str]]:
-    """(id, words) of every section heading of a page, for its navigation; ``data-nav`` on a heading gives shorter words."""
+    """The (id, text) of every section heading of a page, for its navigation; ``data-nav`` on a heading gives a shorter text."""
     return [(name, short or words) for name, short, words in _HEADING.findall(page)]

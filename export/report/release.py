@@ -1,8 +1,8 @@
-"""A run against the report of the last release: may the two be compared, and what got worse by more than was allowed.
+"""Compare a run with the report of the last release: whether the two are comparable, and which regressions exceed the limits.
 
-Accuracy is compared on the same test images, paired where the release's report says which of them it got right. Latency is
-compared on the same device, provider and driver only. Two runs are not timed in turns, so where both have the same original
-network (its MACs and parameters) the comparison is of speed-ups over it, which cancels what has changed on the machine since.
+Accuracy is compared on the same test images, paired if the release's report says which of them it classified correctly.
+Latency is compared only on the same device, provider and driver. The two runs are not timed alternately, so if both have the
+same original network (its MACs and parameters), speedups over it are compared, which cancels changes of the machine.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ Report = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """Something in which two reports differ so that their ``spoils`` (latency or accuracy) cannot be compared."""
+    """A difference between two reports that makes their ``spoils`` (latency or accuracy) incomparable."""
 
     what: str
     first: str
@@ -39,8 +39,8 @@ class Difference:
 class Change:
     """A change in percent from the first run to the second, positive when worse, with an interval.
 
-    ``noise`` is how far, in percent, a file timed against itself strayed from 1 in either run. ``anchored``: measured as the
-    change of the speed-up over the same original network, not of the times themselves.
+    ``noise`` is the largest deviation, in percent, of a file timed against itself in either run. ``anchored``: measured as the
+    change of the speedup over the same original network, not of the times themselves.
     """
 
     batch: int
@@ -52,11 +52,11 @@ class Change:
 
 
 def machine_differences(first: Report, second: Report) -> list[Difference]:
-    """What spoils a comparison of latency: provider, and the device it runs on (GPU and driver, or processor and cores).
+    """Differences that make latency incomparable: provider, and its device (GPU and driver, or processor and cores).
 
     Args:
-        first: a report, or what of it is known before a run: ``provider`` and ``environment``.
-        second: the same of the other.
+        first: a report, or the part known before a run: ``provider`` and ``environment``.
+        second: the same for the other run.
     """
     found = []
     if first["provider"] != second["provider"]:
@@ -70,11 +70,11 @@ def machine_differences(first: Report, second: Report) -> list[Difference]:
 
 
 def image_differences(first: Report, second: Report) -> list[Difference]:
-    """What spoils a comparison of accuracy: other test images, or another thing that predictions are held against.
+    """Differences that make accuracy incomparable: other test images, or another reference for predictions.
 
     Args:
-        first: a report, or what of it is known before measuring: ``accuracy_against`` and ``inputs``.
-        second: the same of the other.
+        first: a report, or the part known before measuring: ``accuracy_against`` and ``inputs``.
+        second: the same for the other run.
     """
     found = []
     key = "test_sha256" if all("test_sha256" in side["inputs"] for side in (first, second)) else "data_listing_sha256"
@@ -91,15 +91,15 @@ def check_machine(release: Report, settings: ReleaseSettings, provider: str) -> 
     """Refuse, before any work, a release that was measured elsewhere.
 
     Raises:
-        InputError: another provider, device or driver, and latency is to be compared.
+        InputError: provider, device or driver differ, and latency is to be compared.
     """
     if not settings.baseline_latency:
         return
     here = {"provider": provider, "environment": describe_environment().to_json()}
     if differ := machine_differences(release, here):
         raise InputError(
-            f"{settings.baseline} was measured on another machine than this ({'; '.join(map(str, differ))}), so its latency "
-            "cannot be compared. Run where it was measured, give a report of this machine, or leave latency out with "
+            f"{settings.baseline} was measured on another machine ({'; '.join(map(str, differ))}), so its latency "
+            "cannot be compared. Run on that machine, give a report from this machine, or skip latency with "
             "--no-baseline-latency."
         )
 
@@ -107,24 +107,25 @@ def check_machine(release: Report, settings: ReleaseSettings, provider: str) -> 
 def check_images(
     release: Report, settings: ReleaseSettings, test_sha256: str, listing_sha256: str, against: str
 ) -> None:
-    """Refuse, before any work, a release whose accuracy is of other test images.
+    """Refuse, before any work, a release that was measured on other test images.
 
     Raises:
-        InputError: other images, or other labels.
+        InputError: images or labels differ.
     """
     inputs = {"test_sha256": test_sha256, "data_listing_sha256": listing_sha256}
     if differ := image_differences(release, {"accuracy_against": against, "inputs": inputs}):
         raise InputError(
-            f"{settings.baseline} was measured on other images than these ({'; '.join(map(str, differ))}), so its accuracy "
-            "cannot be compared. Give the same test images, or a report on these."
+            f"{settings.baseline} was measured on other test images ({'; '.join(map(str, differ))}), so its accuracy "
+            "cannot be compared. Use the same test images, or a report on these."
         )
 
 
 def accuracy_change(first: Report, second: Report) -> tuple[Drop, bool]:
     """The drop in points from one pruned file to another on the same images, and whether it is paired.
 
-    Paired: the bootstrap of the images, by which of them each got right. Unpaired, where a report does not say: Newcombe's
-    interval of a difference of proportions from Wilson's of each (Newcombe 1998, Statistics in Medicine 17, method 10).
+    Paired: a bootstrap over the images, by which of them each file classified correctly. Unpaired, if a report does not record
+    that: Newcombe's interval of a difference of proportions, from the Wilson interval of each (Newcombe 1998, Statistics in
+    Medicine 17, method 10).
     """
     one, other = first["pruned"], second["pruned"]
     images = second["drop"]["images"]
@@ -133,9 +134,7 @@ def accuracy_change(first: Report, second: Report) -> tuple[Drop, bool]:
         try:
             right = [unpack_correct(side["correct"], images) for side in (one, other)]
         except ValueError as error:
-            raise InputError(
-                f"A report's pruned.correct is damaged ({error}). Take the report as it was written."
-            ) from error
+            raise InputError(f"A report's pruned.correct is damaged ({error}). Use the unmodified report.") from error
         interval = paired_drop_interval(right[0], right[1], second["recipe"].get("seed", 0))
         return Drop(points, interval.low, interval.high, images), True
     down = np.hypot(_arm(one, "low"), _arm(other, "high"))
@@ -144,7 +143,7 @@ def accuracy_change(first: Report, second: Report) -> tuple[Drop, bool]:
 
 
 def latency_change(first: Report, second: Report, batch: int) -> Change | None:
-    """How much slower the second pruned file is at a batch size; None where one of them was not timed at it."""
+    """How much slower the second pruned file is at a batch size; None if one of them was not timed at it."""
     key = str(batch)
     if any(key not in side["ratios"]["latency"] for side in (first, second)):
         return None
@@ -165,45 +164,42 @@ def latency_change(first: Report, second: Report, batch: int) -> Change | None:
 def judge_release(
     settings: ReleaseSettings, release: Report, report: Report
 ) -> tuple[tuple[Gate, ...], dict[str, Any]]:
-    """The gates against the release, and what a report says of it.
+    """The gates against the release, and the ``release`` entry of a report.
 
-    Accuracy passes when the upper end of the drop is at most what is allowed; latency when the upper end of the slow-down is at
-    most what is allowed, or at most the noise floor where that is more; bytes and MACs are exact.
+    Accuracy passes if the upper bound of the drop is within its limit; latency if the upper bound of the slowdown is within its
+    limit, or within the noise floor if that is larger. Size and MACs are compared exactly.
     """
     drop, paired = accuracy_change(release, report)
-    how = "paired" if paired else "unpaired, as the release does not say which images it got right"
+    how = "paired" if paired else "unpaired, since the release does not say which images it classified correctly"
     tight = 300 / drop.images > settings.allow_accuracy_regression
-    hint = f"; {drop.images} test images cannot show less than {300 / drop.images:.2f} points" if tight else ""
+    hint = f"; {drop.images} test images cannot resolve less than {300 / drop.images:.2f} points" if tight else ""
     gates = [
         _at_most(
             "release accuracy",
             drop.high,
             settings.allow_accuracy_regression,
-            f"upper end of the drop from the release, points ({how}), at most{hint}",
+            f"upper bound of the drop from the release, points ({how}); must not exceed the limit{hint}",
         )
     ]
     slower = None
     if settings.baseline_latency:
         slower = latency_change(release, report, report["recipe"]["measurement"]["latency_batch"])
         limit = settings.allow_latency_regression
-        meaning = "upper end of the slow-down from the release, percent, at most"
+        meaning = "upper bound of the slowdown from the release, percent; must not exceed the limit"
         if slower is None:
             meaning += "; the release was not timed at this batch size"
         elif slower.noise > limit:
-            limit, meaning = slower.noise, f"{meaning} the noise floor, which is more than the {limit:g} allowed"
+            limit, meaning = slower.noise, f"{meaning}, here the noise floor, which is above the {limit:g} allowed"
         gates.append(_at_most("release latency", slower.high if slower else None, limit, meaning))
     growth = {
         name: 100 * (report["pruned"][key] / release["pruned"][key] - 1)
         for name, key in (("size", "onnx_bytes"), ("macs", "macs"))
     }
-    gates += [
-        _at_most(
-            "release size", growth["size"], settings.allow_size_regression, "growth of model.onnx, percent, at most"
-        ),
-        _at_most(
-            "release macs", growth["macs"], settings.allow_macs_regression, "growth of the MACs, percent, at most"
-        ),
-    ]
+    for name, what in (("size", "model.onnx"), ("macs", "the MACs")):
+        limit = getattr(settings, f"allow_{name}_regression")
+        gates.append(
+            _at_most(f"release {name}", growth[name], limit, f"growth of {what}, percent; must not exceed the limit")
+        )
     said = {
         "report": Path(settings.baseline or "").name,
         "secateur_version": release["secateur_version"],
@@ -225,7 +221,7 @@ def _at_most(name: str, value: float | None, limit: float, meaning: str) -> Gate
 
 
 def _arm(side: Mapping[str, Any], end: str) -> float:
-    """How far the accuracy's interval reaches to one end."""
+    """The distance from the accuracy to one end of its interval."""
     return abs(float(side["accuracy_interval"][end]) - float(side["accuracy"]))
 
 

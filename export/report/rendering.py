@@ -14,16 +14,16 @@ from .tables import closing_rows, headline, pathway_rows, release_rows, variant_
 from .wording import count, figure, in_bytes, markdown_cell, markdown_line, milliseconds, points, share
 
 MARKDOWN_BYTES = 60_000
-"""A pull request's comment takes 65,536 characters; a report stays below this many bytes."""
+"""A comment on a pull request is limited to 65,536 characters; a report stays below this many bytes."""
 
 BY_RECIPE = "secateur prune-and-export --recipe recipe.toml --out secateur-run"
-"""Makes any run again: its resolved recipe lies in the run folder."""
+"""Repeats any run, since its resolved recipe is in the run folder."""
 
 
 def to_markdown(report: Report, command: str = BY_RECIPE) -> str:
     """The report for a pull request or a step summary, below ``MARKDOWN_BYTES``.
 
-    Long tables are cut, each with a line that says how much was left out and where it is.
+    Long tables are truncated, with a line that says how much was left out and where to find it.
     """
     view, template = _view(report, command), templates().get_template("report.md.jinja")
     text = ""
@@ -38,7 +38,7 @@ def to_markdown(report: Report, command: str = BY_RECIPE) -> str:
 
 
 def to_model_card(report: Report, command: str = BY_RECIPE) -> str:
-    """The card of ``model.onnx``: README.md in Hugging Face's form."""
+    """The card of ``model.onnx``: README.md in Hugging Face's format."""
     view = {**_view(report, command), **card_view(report)}
     return str(templates().get_template("model-card.md.jinja").render(**view))
 
@@ -49,7 +49,7 @@ def to_html(report: Report, command: str = BY_RECIPE) -> str:
 
 
 def _steps(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The repair steps of all rounds in order, each with a title that names its round if there are several."""
+    """The repair steps of all rounds in order, each with a title that includes its round if there are several."""
     return [
         {**step, "title": f"round {number}: {step['name']}" if len(rounds) > 1 else step["name"]}
         for number, one in enumerate(rounds, 1)
@@ -58,7 +58,7 @@ def _steps(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _view(report: Report, command: str) -> dict[str, Any]:
-    """What the templates are given besides the report: headline, tables, curves and charts."""
+    """The variables of the templates besides the report: headline, tables, curves and charts."""
     from markupsafe import Markup
 
     return {
@@ -85,7 +85,7 @@ def _view(report: Report, command: str) -> dict[str, Any]:
 
 @functools.cache
 def templates() -> Any:
-    """What the pages are rendered in: names are escaped in HTML, and a missing value is an error."""
+    """The template environment: names are escaped in HTML, and a missing value is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader(__package__, "templates")

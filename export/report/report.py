@@ -1,4 +1,4 @@
-"""One result in several forms: JSON, Markdown, a page, JUnit, a model card, and figures for github-action-benchmark."""
+"""Write a report in all its formats: JSON, Markdown, HTML, JUnit, a model card, and figures for github-action-benchmark."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ REPORT_FILES = (
 
 
 def write_report(report: Report, folder: Path, command: str = BY_RECIPE) -> dict[str, Path]:
-    """Write all forms of a report into ``folder`` and return their paths by file name.
+    """Write a report in all its formats into ``folder``, and return the paths by file name.
 
     Args:
-        command: the command that makes the run again.
+        command: the command that repeats the run.
     """
     paths = {name: folder / name for name in REPORT_FILES}
     write_json(paths["report.json"], dict(report))

@@ -10,7 +10,7 @@ from .wording import count, in_bytes, milliseconds, points, share, times
 
 
 def closing_rows(report: Report) -> list[tuple[str, str, str, str]]:
-    """The before/after table: (what, baseline, pruned, change with its interval)."""
+    """The before/after table: (figure, baseline, pruned, change with its interval)."""
     before, after, ratios, drop = report["baseline"], report["pruned"], report["ratios"], report["drop"]
     rows = [
         (
@@ -39,14 +39,14 @@ def closing_rows(report: Report) -> list[tuple[str, str, str, str]]:
                 f"latency, batch {batch}",
                 milliseconds(before["latency"][batch]["median_ms"]),
                 milliseconds(after["latency"][batch]["median_ms"]),
-                f"{ratio['ratio']:.2f}x speed ({ratio['low']:.2f} to {ratio['high']:.2f})",
+                f"{ratio['ratio']:.2f}x speedup ({ratio['low']:.2f} to {ratio['high']:.2f})",
             )
         )
     return rows
 
 
 def release_rows(report: Report) -> list[tuple[str, str, str, str]]:
-    """The run against the last release: (what, release, this run, change); empty where there was none."""
+    """The run against the last release: (figure, release, this run, change); empty without a release."""
     release = report.get("release")
     if not release:
         return []
@@ -86,7 +86,7 @@ def pathway_rows(pathways: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]
 
 
 def variant_cells(report: Report) -> list[tuple[str, ...]]:
-    """The table of precisions: (file, bytes, agreement with torch, accuracy, drop, speed at the gate's batch size, memory)."""
+    """The table of precisions: (file, bytes, agreement with torch, accuracy, drop, speedup, memory)."""
     rows: list[tuple[str, ...]] = []
     for row in report.get("variants") or ():
         drop, parity, memory = row["drop"], row["parity"], row["peak_memory_bytes"]
@@ -106,7 +106,7 @@ def variant_cells(report: Report) -> list[tuple[str, ...]]:
 
 
 def headline(report: Report) -> str:
-    """How far the network was cut, in what its budget was given in, and in how many rounds."""
+    """How far the network was cut, in the unit of its budget, and in how many rounds."""
     search, rounds, budget = report["search"], len(report["rounds"]), report["recipe"]["budget"]
     several = f" in {rounds} rounds" if rounds > 1 else ""
     if search is None:
@@ -116,9 +116,9 @@ def headline(report: Report) -> str:
         return f"cut to {100 * left:.1f}% of the {_RESOURCES[resource]}{where}{several}"
     limit = in_points(search["max_drop"])
     if search["chosen"] is None:
-        return f"not cut, as no try lost at most {limit} on validation images"
+        return f"not cut, since no try lost at most {limit} on validation images"
     left = 100 / report["ratios"]["macs"]
-    return f"cut to {left:.1f}% of the MACs{several}, the least that was found to lose at most {limit} on validation images"
+    return f"cut to {left:.1f}% of the MACs{several}, the fewest found that lose at most {limit} on validation images"
 
 
 _RESOURCES = {"macs": "MACs", "params": "parameters", "size": "bytes of weights", "latency": "latency"}

@@ -1,7 +1,7 @@
-"""Measured figures as a report words them: shares, points, counts, bytes, times; and user text inside Markdown."""
+"""Formatting of figures for a report: shares, points, counts, bytes, times; and user text inside Markdown."""
 
 LONGEST_CELL = 100
-"""A name longer than this many characters is shortened in Markdown tables; report.json holds the whole."""
+"""A name longer than this many characters is shortened in Markdown tables; report.json holds it in full."""
 
 
 def share(value: float) -> str:
@@ -36,19 +36,21 @@ def milliseconds(value: float) -> str:
 
 
 def times(ratio: float, word: str) -> str:
-    """A ratio with what it is a ratio of: ``2.00x fewer``."""
+    """A ratio with its meaning: ``2.00x fewer``."""
     return f"{ratio:.2f}x {word}"
 
 
 def figure(value: float | str | None) -> str:
-    """A figure of a gate or a step: four digits, text as it is, a dash for what was not measured."""
+    """A figure of a gate or a step: four significant digits, text unchanged, a dash if not measured."""
     if value is None:
         return "–"
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def markdown_cell(text: str) -> str:
-    """User text inside a Markdown table: nothing that starts markup, a column or a line; shortened if very long."""
+    """User text inside a Markdown table: characters that start markup, a column or a line are escaped; very long text is
+    shortened.
+    """
     text = " ".join(str(text).split())
     if len(text) > LONGEST_CELL:
         text = f"{text[: LONGEST_CELL - 1]}…"

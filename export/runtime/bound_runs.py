@@ -1,4 +1,4 @@
-"""A file with its images bound to the device it runs on: the two runs that are timed."""
+"""A file with its images bound to its device: the two runs that are timed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from .session import SessionSettings, open_session
 class BoundRuns:
     """Both run one whole batch and return when it is done.
 
-    ``end_to_end``: an array on the host in, an array on the host out. ``on_device``: inputs and outputs lie on the device and
-    stay there; on the CPU that saves the allocation of the outputs and the checks of the inputs.
+    ``end_to_end``: input and output arrays on the host. ``on_device``: inputs and outputs stay on the device; on the CPU this
+    saves the allocation of outputs and the checks of inputs.
     """
 
     end_to_end: Callable[[], Any]
@@ -27,12 +27,12 @@ class BoundRuns:
 def bind(
     classifier: Classifier, images: NDArray[np.float32], outputs: int, provider: str, settings: SessionSettings
 ) -> BoundRuns:
-    """Open a session of its own for a file and bind the images.
+    """Open a new session for a file and bind the images.
 
     Args:
         images: ``[n, C, H, W]`` on the host.
-        outputs: class scores an image; they are needed to lay out the output before the first run, as CUDA graphs are
-            recorded with the places of inputs and outputs.
+        outputs: class scores per image, needed to allocate the output before the first run, since CUDA graphs record the
+            addresses of inputs and outputs.
     """
     session = open_session(classifier.path, provider, settings).session
     value = runtime_library().OrtValue

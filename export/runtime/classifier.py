@@ -1,4 +1,4 @@
-"""What an ONNX classifier takes and gives, ours or another's: one batch of images in, a row of class scores an image out."""
+"""The inputs and outputs of any ONNX classifier: a batch of images in, one row of class scores per image out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ _IMAGE_CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Classifier:
-    """The contract of a file.
+    """The inputs and outputs of a file.
 
-    ``image_shape`` is (channels, height, width) with None where the file leaves a size open; ``batch`` the only batch size it
-    takes, or None; ``channels_last`` says that its input is NHWC. ``classes`` is None where the file leaves it open.
+    ``image_shape`` is (channels, height, width), with None for a free size; ``batch`` is the only batch size that it accepts,
+    or None; ``channels_last`` means that its input is NHWC. ``classes`` is None if the file leaves it open.
     """
 
     path: Path
@@ -39,26 +39,26 @@ class Classifier:
     notes: tuple[str, ...]
 
     def feed(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """Images ``[n, C, H, W]`` in the layout and the type of the file, by the name of its input."""
+        """Images ``[n, C, H, W]`` in the layout and type of the file's input, by its name."""
         values = images.transpose(0, 2, 3, 1) if self.channels_last else images
         return {self.input_name: np.ascontiguousarray(values, dtype=self.input_type)}
 
     def run(self, session: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Class scores ``[n, classes]``; where the batch size is fixed the last image fills the batch up.
+        """Class scores ``[n, classes]``; a fixed batch size is filled up with the last image.
 
         Raises:
-            InputError: the file refuses such images, or gives something else than one row an image.
+            InputError: the file rejects these images, or does not output one row per image.
         """
         count, size = len(images), self.batch or len(images)
         if count < size:
             images = np.concatenate([images, np.repeat(images[-1:], size - count, axis=0)])
         try:
             (found,) = session.run([self.output_name], self.feed(images))
-        except Exception as error:  # onnxruntime raises kinds of its own that share no base
+        except Exception as error:  # onnxruntime's exceptions share no base class
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise InputError(f"{self.path} does not take images of shape {images.shape}: {reason}") from error
+            raise InputError(f"{self.path} does not accept images of shape {images.shape}: {reason}") from error
         if found.ndim > 2 and all(length == 1 for length in found.shape[2:]):
-            found = found.reshape(found.shape[:2])  # a head of 1x1 convolutions keeps its places
+            found = found.reshape(found.shape[:2])  # a head of 1x1 convolutions keeps its positions
         if found.ndim != 2 or len(found) != size:
             raise InputError(
                 f"{self.path} gives {found.shape} as {self.output_name!r} for {size} images; [{size}, classes] expected."
@@ -66,36 +66,36 @@ class Classifier:
         return np.asarray(found[:count], dtype=np.float32)
 
     def sizes(self, given: Sequence[int] | None = None) -> tuple[int, int, int]:
-        """The image shape, what the file leaves open taken from ``given`` (channels, height, width).
+        """The image shape, with free sizes taken from ``given`` (channels, height, width).
 
         Raises:
-            InputError: a size is open and not given, or given and another than the file's.
+            InputError: a free size is not given, or a given size differs from the file's.
         """
         sizes = [
             own if own is not None else (given[place] if given else None) for place, own in enumerate(self.image_shape)
         ]
         if any(size is None for size in sizes):
             raise InputError(
-                f"{self.path} leaves its image size open ({_shown(self.image_shape)}); give --input-shape."
+                f"{self.path} leaves its image size open ({_shown(self.image_shape)}). Give it with --input-shape."
             )
         if given is not None and tuple(given) != tuple(sizes):
-            raise InputError(f"{self.path} takes images of {_shown(sizes)}; --input-shape says {_shown(given)}.")
+            raise InputError(f"{self.path} expects images of {_shown(sizes)} (got --input-shape {_shown(given)}).")
         channels, height, width = (int(size) for size in sizes if size is not None)
         return channels, height, width
 
 
 def read_classifier(path: Path) -> Classifier:
-    """Read what a file takes and gives from its inputs and outputs.
+    """Read the inputs and outputs of a file.
 
     Raises:
-        InputError: no ONNX model; not one batch of images in; another type than float.
+        InputError: it is not an ONNX model, its input is not one batch of images, or a type is not floating point.
     """
     session = open_session(path, "cpu").session
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         found = "; ".join(f"{one.name!r} {_shown(one.shape)}" for one in inputs)
         raise InputError(
-            f"{path} has {len(inputs)} inputs ({found}); a classifier takes one, a batch of images of four dimensions."
+            f"{path} has {len(inputs)} inputs ({found}); expected one, a batch of images with four dimensions."
         )
     taken = inputs[0]
     if taken.type not in _TYPES:
@@ -108,15 +108,13 @@ def read_classifier(path: Path) -> Classifier:
     notes = []
     if channels_last:
         fixed = [fixed[0], fixed[3], fixed[1], fixed[2]]
-        notes.append(
-            f"{path.name} takes its images with the channels last; they are turned for it before its time is taken."
-        )
+        notes.append(f"{path.name} takes images with channels last; they are transposed for it before timing.")
     if len(outputs) > 1:
         others = ", ".join(repr(one.name) for one in outputs[1:])
         notes.append(f"{path.name} has {len(outputs)} outputs; {outputs[0].name!r} is read, not {others}.")
     if outputs[0].type not in _TYPES:
         raise InputError(
-            f"{path} gives {outputs[0].type} as {outputs[0].name!r}; class scores in floating point are needed."
+            f"{path} gives {outputs[0].type} as {outputs[0].name!r}; expected floating-point class scores."
         )
     given = outputs[0].shape
     classes = given[1] if given and len(given) >= 2 and isinstance(given[1], int) else None

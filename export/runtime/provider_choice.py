@@ -1,4 +1,4 @@
-"""Which provider runs here: one small convolution is run on it to know."""
+"""Which provider runs on this machine, tested with a small convolution."""
 
 import functools
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from .session import start_session
 
 @dataclass(frozen=True)
 class ProviderChoice:
-    """The provider that will be used; ``note`` says aloud what was fallen back from, and why."""
+    """The provider that will be used; ``note`` reports a fallback and its reason."""
 
     provider: str
     note: str = ""
 
 
 def choose_provider(wanted: str) -> ProviderChoice:
-    """``auto`` to CUDA where a convolution runs on it, else the CPU; a provider by name, or an error.
+    """Choose a provider: ``auto`` is CUDA if a convolution runs on it, otherwise the CPU; a named provider must run.
 
     Raises:
-        MachineError: the provider asked for is not there, does not run, or both onnxruntime packages are installed.
+        MachineError: the named provider is missing or does not run, or two onnxruntime packages are installed.
     """
     if wanted not in ("auto", *PROVIDERS):
         raise UsageError(f"provider must be auto, {', '.join(PROVIDERS)} (got {wanted!r}).")
@@ -36,7 +36,9 @@ def choose_provider(wanted: str) -> ProviderChoice:
         import torch
 
         note = (
-            f"ONNX Runtime falls back to the CPU although there is a GPU: {reason}" if torch.cuda.is_available() else ""
+            f"ONNX Runtime falls back to the CPU although a GPU is present: {reason}"
+            if torch.cuda.is_available()
+            else ""
         )
         return ProviderChoice("cpu", note)
     reason = why_not(wanted)
@@ -47,7 +49,7 @@ def choose_provider(wanted: str) -> ProviderChoice:
 
 @functools.cache
 def why_not(provider: str) -> str:
-    """Why a provider does not run on this machine; empty if it does. One small convolution is run on it to know."""
+    """Why a provider does not run on this machine, tested with a small convolution; empty if it runs."""
     try:
         available = runtime_library().get_available_providers()
     except ImportError as error:
@@ -62,19 +64,19 @@ def why_not(provider: str) -> str:
     try:
         session = start_session(_small_convolution(), provider)
         (found,) = session.run(None, {"x": np.ones((1, 3, 8, 8), np.float32)})
-    except Exception as error:  # the provider's libraries fail in their own ways
+    except Exception as error:  # the provider's libraries raise many exception types
         return failure(error)
     real = session.get_providers()[0]
     if real != PROVIDERS[provider]:
-        return f"a session asked for it runs on {real}."
-    return "" if np.allclose(found, 27) else "a convolution of ones with 3x3x3 ones does not give 27 on it."
+        return f"a session that requested it runs on {real}."
+    return "" if np.allclose(found, 27) else "a convolution of ones with a 3x3x3 kernel of ones does not give 27 on it."
 
 
 def _refuse_both_packages() -> None:
     found = runtime_packages()
     if len(found) > 1:
         raise MachineError(
-            f"{' and '.join(found)} are installed, and together they lose providers: each overwrites the other's files. "
+            f"{' and '.join(found)} are both installed and overwrite each other's files, so providers are missing. "
             f"Run `pip uninstall {' '.join(found)}`, then install secateur again."
         )
 

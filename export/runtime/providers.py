@@ -13,14 +13,14 @@ PROVIDERS = {
 }
 ON_GPU = ("cuda", "tensorrt")
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE", "prefer_nhwc": "1"}
-"""One convolution search for every session, so that two files are timed alike, and channels last, as tensor cores take them."""
+"""The same convolution search for every session, so that two files are timed alike, and channels last for tensor cores."""
 FAILURE_CHARACTERS = 200
-"""How much of a provider's own message is quoted."""
+"""The most characters of a provider's message that are quoted."""
 
 
 @functools.cache
 def runtime_library() -> Any:
-    """onnxruntime, its own chatter kept off the terminal."""
+    """onnxruntime, with its log messages kept off the terminal."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)
@@ -28,7 +28,7 @@ def runtime_library() -> Any:
 
 
 def runtime_packages() -> dict[str, str]:
-    """The onnxruntime packages that are installed, with their versions; two of them overwrite each other's files."""
+    """The installed onnxruntime packages with their versions; two of them overwrite each other's files."""
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -37,5 +37,5 @@ def runtime_packages() -> dict[str, str]:
 
 
 def failure(error: Exception) -> str:
-    """The first line of what a library said, in brief."""
+    """The first line of a library's error message, shortened."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:FAILURE_CHARACTERS]

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions that run where they say they run."""
+"""ONNX Runtime sessions that run on the requested provider or raise."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from .providers import CUDA_OPTIONS, ON_GPU, PROVIDERS, failure, runtime_library
 
 @dataclass(frozen=True)
 class Runtime:
-    """A session and the provider that it really runs on, by its short name in ``PROVIDERS``."""
+    """A session and the provider that it actually runs on, by its short name in ``PROVIDERS``."""
 
     session: Any
     provider: str
@@ -30,8 +30,8 @@ class Runtime:
 class SessionSettings:
     """How a session runs. ``threads``: of one operator on the CPU, 0 for ONNX Runtime's own choice.
 
-    ``cuda_graphs``: the kernels of a run are recorded once and replayed. It needs CUDA or TensorRT, one batch size and inputs
-    and outputs that stay where they are, so such a session runs through bound buffers only.
+    ``cuda_graphs``: the kernels of a run are recorded once and replayed. This needs CUDA or TensorRT, a fixed batch size and
+    fixed addresses of inputs and outputs, so such a session runs only through bound buffers.
     """
 
     threads: int = 0
@@ -39,12 +39,12 @@ class SessionSettings:
 
 
 def open_session(path: Path, provider: str = "cpu", settings: SessionSettings | None = None) -> Runtime:
-    """Open an ONNX file on a provider; weights in files beside it are found there.
+    """Open an ONNX file on a provider; external weights next to it are loaded.
 
     Raises:
-        InputError: no such file, or no ONNX model.
-        MachineError: the session runs elsewhere than asked.
-        UsageError: CUDA graphs are asked for on a provider that has none.
+        InputError: the file does not exist or is not an ONNX model.
+        MachineError: the session runs on another provider than requested.
+        UsageError: CUDA graphs are requested on a provider without them.
     """
     settings = settings or SessionSettings()
     if settings.cuda_graphs and provider not in ON_GPU:
@@ -53,18 +53,20 @@ def open_session(path: Path, provider: str = "cpu", settings: SessionSettings | 
         raise InputError(f"The ONNX file {path} does not exist.")
     try:
         session = start_session(str(path), provider, settings)
-    except Exception as error:  # onnxruntime raises kinds of its own that share no base
+    except Exception as error:  # onnxruntime's exceptions share no base class
         raise InputError(f"ONNX Runtime cannot open {path}: {failure(error)}") from error
     real = session.get_providers()[0]
     if real != PROVIDERS[provider]:
-        raise MachineError(f"{path.name} was to run on {provider}, but its session runs on {real}.")
+        raise MachineError(
+            f"{path.name} was requested to run on {provider}, but its session runs on {real}. Run `secateur doctor` to see why."
+        )
     return Runtime(session, provider)
 
 
 def node_placement(path: Path, provider: str, feed: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    """How many nodes of a file run on each provider, by ONNX Runtime's profile of one run; what was asked for comes first.
+    """The number of nodes of a file on each provider, by ONNX Runtime's profile of one run; the requested provider comes first.
 
-    A session that has the provider may still hand single nodes to the CPU, with a copy before and after each.
+    A session on a provider may still run single nodes on the CPU, with a copy before and after each.
     """
     with tempfile.TemporaryDirectory() as folder:
         session = start_session(str(path), provider, SessionSettings(), str(Path(folder) / "profile"))
@@ -83,7 +85,7 @@ def node_placement(path: Path, provider: str, feed: Mapping[str, NDArray[Any]]) 
 def start_session(model: bytes | str, provider: str, settings: SessionSettings | None = None, profile: str = "") -> Any:
     """An ``InferenceSession`` of a model, given as its bytes or its path; ``profile`` is the prefix of a profile's file.
 
-    Which provider it really runs on is left to the caller to check, and errors are onnxruntime's own.
+    The caller must check which provider it actually runs on; errors are onnxruntime's own.
     """
     settings = settings or SessionSettings()
     onnxruntime = runtime_library()
@@ -92,12 +94,12 @@ def start_session(model: bytes | str, provider: str, settings: SessionSettings |
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = settings.threads
-    # Idle threads of one session must not spin beside another that is being timed.
+    # Idle threads of one session must not spin while another is timed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     chosen = _providers(provider, model, settings)
-    # Without this a provider that fails is replaced by the CPU, with a line on the terminal.
+    # Without this, a failing provider is replaced by the CPU with only a line on the terminal.
     return onnxruntime.InferenceSession(model, options, providers=chosen, enable_fallback=0)
 
 
@@ -114,7 +116,7 @@ def _providers(provider: str, model: bytes | str, settings: SessionSettings) -> 
 
 
 def _held(model: bytes | str) -> tuple[bool, bool]:
-    """Whether a file holds float16 weights, and quantised tensors: TensorRT must be told before it may use such kernels."""
+    """Whether a file holds float16 weights, and quantised tensors: TensorRT needs options to use such kernels."""
     import onnx
 
     proto = onnx.load(model, load_external_data=False) if isinstance(model, str) else onnx.load_from_string(model)
@@ -124,7 +126,7 @@ def _held(model: bytes | str) -> tuple[bool, bool]:
 
 @functools.cache
 def _preload(provider: str) -> None:
-    """Load the libraries of CUDA and TensorRT from the packages that brought them, where ONNX Runtime does not look itself."""
+    """Load the libraries of CUDA and TensorRT from their Python packages, where ONNX Runtime does not look."""
     import torch
 
     onnxruntime = runtime_library()
@@ -133,4 +135,4 @@ def _preload(provider: str) -> None:
             onnxruntime.preload_dlls()
     if provider == "tensorrt":
         with contextlib.suppress(ImportError, OSError):
-            importlib.import_module("tensorrt_libs")  # loads them as it is imported
+            importlib.import_module("tensorrt_libs")  # importing it loads them

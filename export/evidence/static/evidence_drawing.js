@@ -1,5 +1,5 @@
 "use strict";
-// Drawing from what the page carries: tiles of sheets, maps as bytes, neighbourhoods. Nothing here knows of the page's state.
+// Drawing of the page's data: tiles of sheets, maps as bytes, neighbours. Independent of the page's state.
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -52,7 +52,7 @@ function tileCanvas(sheet, index, label, [width, height] = [sheet.width, sheet.h
   return canvas;
 }
 
-// What a box of the image, [left, top, right, bottom] in its own pixels, is in the tile that shows the image.
+// A box of the image, [left, top, right, bottom] in image pixels, in the pixels of the tile that shows the image.
 function inTile(box, sheet, image) {
   const across = sheet.width / image[0], down = sheet.height / image[1];
   return [box[0] * across, box[1] * down, (box[2] - box[0]) * across, (box[3] - box[1]) * down];
@@ -99,7 +99,7 @@ function colouredMap(bytes, [rows, columns], colours) {
   return canvas;
 }
 
-// A map over the image in grey, enlarged smoothly, with the box that its strongest place sees.
+// A map over the image in grey, enlarged smoothly, with the receptive field of its strongest position.
 function overlayCanvas(sheet, index, map, size, colours, label, box = null, image = null) {
   const factor = enlargement(sheet), canvas = canvasOf(sheet.width * factor, sheet.height * factor, label);
   drawPart(canvas, sheet, index, [0, 0, sheet.width, sheet.height]).then(() => {
@@ -131,7 +131,7 @@ function drawHeat(canvas, bytes, rows, columns, order, colours) {
 function neighbourhood(middle, incoming, outgoing, width) {
   const row = 30, head = 26, height = head + row * Math.max(1, incoming.length, outgoing.length);
   const half = width < 520 ? 18 : 34, side = width < 520 ? (width - 2 * half - 52) / 2 : Math.min(230, (width - 110) / 2.6), centre = width / 2, y = head + (height - head) / 2;
-  const svg = shaped("svg", { viewBox: `0 0 ${width} ${height}`, class: "links", role: "group", "aria-label": `Neighbourhood of ${middle}` });
+  const svg = shaped("svg", { viewBox: `0 0 ${width} ${height}`, class: "links", role: "group", "aria-label": `Neighbours of ${middle}` });
   const most = Math.max(...[...incoming, ...outgoing].map((edge) => edge.strength), 1e-9);
   const letters = Math.max(8, Math.floor(side / 8.2));
   const text = (content, attributes) => shaped("text", attributes, content);
@@ -144,13 +144,13 @@ function neighbourhood(middle, incoming, outgoing, width) {
         "stroke-width": (0.8 + 7 * edge.strength / most).toFixed(2), "stroke-opacity": 0.75 }));
       const strength = ` ${(100 * edge.strength).toFixed(0)}%`, room = letters - strength.length;
       const short = edge.label.length > room ? `…${edge.label.slice(edge.label.length - room + 1)}` : edge.label;
-      const link = shaped("a", { href: edge.href, "aria-label": `${edge.label}, ${left ? "into this kernel" : "from this kernel"},${strength} of what is read there` },
+      const link = shaped("a", { href: edge.href, "aria-label": `${edge.label}, ${left ? "into this kernel" : "from this kernel"},${strength} of its reader's inputs` },
         shaped("title", {}, `${edge.label}: strength${strength}, mean share ${(100 * edge.share).toFixed(1)}%`),
         text(short + strength, { x: left ? x - 6 : x + 6, y: at + 4, "text-anchor": left ? "end" : "start" }));
       svg.append(link);
     });
   };
-  svg.append(text("feeds it", { x: side - 6, y: 14, "text-anchor": "end", class: "head-text" }), text("reads it", { x: width - side + 6, y: 14, class: "head-text" }));
+  svg.append(text("inputs", { x: side - 6, y: 14, "text-anchor": "end", class: "head-text" }), text("outputs", { x: width - side + 6, y: 14, class: "head-text" }));
   draw(incoming, true);
   draw(outgoing, false);
   const number = middle.slice(middle.lastIndexOf(" ") + 1);

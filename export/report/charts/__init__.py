@@ -1,4 +1,4 @@
-"""The charts of the report page, as SVG that needs nothing else.
+"""The charts of the report page, as self-contained SVG.
 
-In: rows of a report. Out: markup with every name escaped. Open ``throughput.py`` first.
+In: rows of a report. Out: markup with all names escaped. Open ``throughput.py`` first.
 """

@@ -1,4 +1,4 @@
-"""What the charts share: the opening, axes, ticks and short names."""
+"""Shared parts of the charts: the SVG header, axes, ticks and short names."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ def axis_name(x: float, height: float, text: str) -> str:
 
 
 def batch_places(number: int) -> list[float]:
-    """Where each batch size stands: evenly spread."""
+    """The horizontal position of each batch size, evenly spaced."""
     room = (WIDTH - RIGHT - LEFT) / number
     return [LEFT + room * (index + 0.5) for index in range(number)]
 
@@ -39,7 +39,7 @@ def present(latency: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round values between two powers of ten: 1, 2 and 5 of each, or 1 alone where there are many."""
+    """Round values between two bounds: 1, 2 and 5 times each power of ten, or only the powers if there are many."""
     steps = (1, 2, 5) if high - low < 2.5 else (1,)
     candidates = [step * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
     return [value for value in candidates if low <= math.log10(value) <= high]
@@ -57,7 +57,7 @@ def short(name: str, length: int) -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """About five round values between two."""
+    """About five round values between two bounds."""
     rough = (high - low) / 5
     scale = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= rough)

@@ -10,15 +10,16 @@ from .axes import BOTTOM, RIGHT, TOP, WIDTH, axis_name, opening, short, ticks
 
 ROW, NAMES = 24, 120
 CLASS_ROWS = 24
-"""Classes that are drawn; the table has all of them."""
+"""The most classes that are drawn; the table lists all of them."""
 
 
 def class_chart(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
-    """Accuracy of each class before (ring) and after (dot) with the latter's Wilson interval; what moved most is on top.
+    """Accuracy of each class before (ring) and after (dot), the latter with its Wilson interval; the largest changes come
+    first.
 
     Args:
         rows: ``name``, ``before`` and ``after`` in [0, 1], ``interval`` of the latter (low, high) or None.
-        measure: what the shares are shares of, in words.
+        measure: the name of the plotted share, such as "top-1 accuracy".
     """
     drawn = rows[:CLASS_ROWS]
     lows = [min(row["before"], row["after"], *(row["interval"] or ())) for row in drawn]
@@ -31,7 +32,7 @@ def class_chart(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
 
     worst = max(drawn, key=lambda row: row["before"] - row["after"])
     told = (
-        f"{len(drawn)} of {len(rows)} classes, what moved most first. Largest loss: {short(worst['name'], 40)}, "
+        f"{len(drawn)} of {len(rows)} classes, largest changes first. Largest loss: {short(worst['name'], 40)}, "
         f"{share(worst['before'])} to {share(worst['after'])}."
     )
     parts = opening("classes-chart", WIDTH, height, f"{measure} per class before and after", told)

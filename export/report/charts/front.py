@@ -1,4 +1,4 @@
-"""Accuracy against cost as inline SVG, a mark for each candidate: pure functions of a report's values."""
+"""Accuracy against cost as inline SVG, with a mark for each candidate: pure functions of a report's values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,17 @@ COSTS = {
     "size": ("onnx_bytes", "size of the file, bytes"),
     "macs": ("macs", "MACs of one image"),
 }
-"""For each front where a candidate holds the cost, and what its axis says."""
+"""For each front, the field of a candidate that holds the cost, and the label of its axis."""
 LEFT = 56
 
 
 def front_plot(candidates: Sequence[Mapping[str, Any]], cost: str) -> str:
-    """An ``<svg>`` of the candidates whose ``cost`` was measured, numbered by their place; the front is joined by a line.
+    """An ``<svg>`` of the candidates whose ``cost`` was measured, numbered in order; a line joins the Pareto front.
 
-    The cost has a logarithmic axis, since precisions and cuts multiply it.
+    The cost has a logarithmic axis, since precisions and cuts scale it by a factor.
 
     Args:
-        candidates: what a report holds under that name.
+        candidates: a report's ``candidates``.
         cost: latency, size or macs.
     """
     key, label = COSTS[cost]
@@ -65,7 +65,7 @@ def front_plot(candidates: Sequence[Mapping[str, Any]], cost: str) -> str:
         mark = f'<circle class="mark" cx="{across:.1f}" cy="{down:.1f}" r="5"/>'
         parts.append(f'<g class="{kind}"><title>{escape(told)}</title>{mark}</g>')
         for left_at, top_at, numbers in labels:
-            if abs(left_at - across) < 14 and abs(top_at - down) < 14:  # their numbers would lie on each other
+            if abs(left_at - across) < 14 and abs(top_at - down) < 14:  # their numbers would overlap
                 numbers.append(number)
                 break
         else:
@@ -77,13 +77,13 @@ def front_plot(candidates: Sequence[Mapping[str, Any]], cost: str) -> str:
 
 
 def _described(shown: Sequence[tuple[int, Mapping[str, Any]]], cost: str) -> str:
-    """The plot in words, for those who do not see it."""
+    """The plot in words, for screen readers."""
     best = [row["name"] for _, row in shown if row["on_front"][cost]]
     return f"{len(shown)} candidates; on the front: {', '.join(best) or 'none'}."
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """Two to five values of a logarithmic axis that lie between two."""
+    """Two to five values of a logarithmic axis between two bounds."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         found = [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]

@@ -1,4 +1,4 @@
-"""Curves as inline SVG for the page: pure functions of a report's values; the page's style colours their classes."""
+"""The curve of a search as inline SVG: pure functions of a report's values, coloured by the page's style."""
 
 import math
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from .axes import ticks
 
 WIDTH, HEIGHT = 440, 290
 LEFT, RIGHT, TOP, BOTTOM = 46, 26, 18, 50
-"""The size of a curve and its margins, in units of its view box."""
+"""The size of the curve and its margins, in units of its view box."""
 FARTHEST = 6
-"""Drops beyond this many times the limit are drawn at the edge, with their value."""
+"""Drops larger than this multiple of the limit are drawn at the edge, with their value."""
 
 
 def search_curve(search: Mapping[str, Any]) -> str:
-    """Every try of a search as an ``<svg>``: share of the MACs left, and the drop in points with its interval.
+    """All tries of a search as an ``<svg>``: the share of the MACs that is left, and the drop in points with its interval.
 
     Args:
-        search: what a report holds under that name.
+        search: a report's ``search``.
     """
     limit, trials, chosen = search["max_drop"], search["trials"], search["chosen"]
     low, high = _span(trials, limit)
@@ -54,7 +54,9 @@ def search_curve(search: Mapping[str, Any]) -> str:
 
 
 def _mark(trial: Mapping[str, Any], x: float, y: Any, high: float, shipped: bool) -> str:
-    """One try: its whisker, and a diamond if it is shipped, a dot if it held, a ring if not, an arrow beyond the edge."""
+    """One try: its whisker, and a diamond if it is exported, a dot if it is within the limit, a ring if not, an arrow at the
+    edge.
+    """
     kind = "shipped" if shipped else "held" if trial["holds"] else "failed"
     place = y(trial["points"])
     whisker = f'<path class="whisker" d="M{x:.1f} {y(trial["low"]):.1f}V{y(trial["high"]):.1f}"/>'
@@ -72,7 +74,7 @@ def _mark(trial: Mapping[str, Any], x: float, y: Any, high: float, shipped: bool
 
 
 def _described(search: Mapping[str, Any]) -> str:
-    """The curve in words, for those who do not see it."""
+    """The curve in words, for screen readers."""
     trials, chosen = search["trials"], search["chosen"]
     held = sum(trial["holds"] for trial in trials)
     text = f"{len(trials)} tries, {held} within the limit of {in_points(search['max_drop'])}. "
@@ -80,7 +82,7 @@ def _described(search: Mapping[str, Any]) -> str:
         return text + "Nothing was cut."
     won = trials[chosen]
     return (
-        f"{text}Shipped: {100 * won['left']:.1f}% of the MACs with a drop of {won['points']:.2f} points "
+        f"{text}Exported: {100 * won['left']:.1f}% of the MACs with a drop of {won['points']:.2f} points "
         f"({won['low']:.2f} to {won['high']:.2f})."
     )
 
@@ -91,7 +93,7 @@ def in_points(value: float) -> str:
 
 
 def _span(trials: list[Mapping[str, Any]], limit: float) -> tuple[float, float]:
-    """The lowest and highest drop that is drawn."""
+    """The lowest and highest drop of the axis."""
     high = max(limit, *(trial["high"] for trial in trials))
     low = min(0.0, *(trial["low"] for trial in trials))
     return max(low, -FARTHEST * limit), 1.08 * min(high, FARTHEST * limit)

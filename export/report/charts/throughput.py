@@ -1,6 +1,6 @@
-"""The charts of the report page as inline SVG: pure functions of a report's values; the page's style colours their classes.
+"""The charts of throughput and speedup as inline SVG: pure functions of a report's values, coloured by the page's style.
 
-Every chart has a title and a description, and a table with the same figures stands beside it.
+Each chart has a title and a description, and the page shows a table with the same figures.
 """
 
 import math
@@ -25,11 +25,11 @@ from .axes import (
 
 """Width and margins of a chart in units of its view box."""
 
-"""Height of a class's row, and the room for its name."""
+"""Height of a class's row, and the width of its name."""
 
 
 def throughput_chart(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Images a second of both files over the batch sizes, on a logarithmic scale, with the intervals of the medians.
+    """Images per second of both files by batch size, on a logarithmic scale, with the intervals of the medians.
 
     Args:
         rows: ``batch``, and for ``baseline`` and ``pruned`` their ``median_ms`` with ``low_ms`` and ``high_ms`` or None.
@@ -42,7 +42,7 @@ def throughput_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     low, high = math.log10(min(values)) - 0.06, math.log10(max(values)) + 0.1
     last = rows[-1]
     told = (
-        f"At batch {last['batch']} {count(rates['baseline'][-1][0])} images a second before, "
+        f"At batch {last['batch']} {count(rates['baseline'][-1][0])} images per second before, "
         f"{count(rates['pruned'][-1][0])} after."
     )
     height = 290
@@ -50,7 +50,7 @@ def throughput_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     def y(value: float) -> float:
         return float(TOP + (high - math.log10(value)) / (high - low) * (height - TOP - BOTTOM))
 
-    parts = opening("throughput", WIDTH, height, "Images a second over batch sizes", told)
+    parts = opening("throughput", WIDTH, height, "Images per second by batch size", told)
     for tick in log_ticks(low, high):
         parts.append(f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4.5:.1f}" text-anchor="end">{round_count(tick)}</text>')
@@ -59,7 +59,7 @@ def throughput_chart(rows: Sequence[Mapping[str, Any]]) -> str:
         line = "L".join(f"{place:.1f} {y(rate[0]):.1f}" for place, rate in zip(places, rates[name], strict=True))
         parts.append(f'<g class="{kind}"><path class="line" d="M{line}"/>')
         for place, rate, row in zip(places, rates[name], rows, strict=True):
-            words = f"{name}, batch {row['batch']}: {count(rate[0])} images a second"
+            words = f"{name}, batch {row['batch']}: {count(rate[0])} images per second"
             parts.append(f"<g><title>{words}</title>")
             if len(rate) == 3:
                 parts.append(f'<path class="whisker" d="M{place:.1f} {y(rate[1]):.1f}V{y(rate[2]):.1f}"/>')
@@ -70,7 +70,7 @@ def throughput_chart(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def speedup_chart(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Baseline time over pruned time at every batch size, with its interval, over the band of the noise floor.
+    """Baseline time over pruned time by batch size, with its interval, over the band of the noise floor.
 
     Args:
         rows: ``batch``, and ``ratio`` and ``floor`` with ``ratio``, ``low`` and ``high`` each.
@@ -85,10 +85,10 @@ def speedup_chart(rows: Sequence[Mapping[str, Any]]) -> str:
 
     last = rows[-1]["ratio"]
     told = (
-        f"At batch {rows[-1]['batch']} {last['ratio']:.2f} times the speed ({last['low']:.2f} to {last['high']:.2f}). "
+        f"At batch {rows[-1]['batch']} {last['ratio']:.2f} times as fast ({last['low']:.2f} to {last['high']:.2f}). "
         "Grey: the baseline against itself."
     )
-    parts = opening("speedup", WIDTH, height, "Speed-up over batch sizes", told)
+    parts = opening("speedup", WIDTH, height, "Speedup by batch size", told)
     for tick in ticks(low, high):
         kind = "axis" if tick == 1 else "grid"
         parts.append(f'<path class="{kind}" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')

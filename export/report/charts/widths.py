@@ -6,20 +6,18 @@ from typing import Any
 
 
 def width_profile(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Every layer as a column: its kernels before (light) and after (full), in the order of the network.
+    """Each layer as a column: its kernels before (light) and after (full), in network order.
 
-    The view box is one unit a layer and 100 high, to be stretched: it holds no text that stretching would distort.
+    The view box is one unit per layer wide and 100 high, to be stretched; it has no text that stretching would distort.
     """
     widest: int = max(layer["before"] for layer in layers)
     before, after = (sum(layer[name] for layer in layers) for name in ("before", "after"))
-    told = (
-        f"{len(layers)} layers, the widest has {widest} kernels. All together {before} kernels before, {after} after."
-    )
+    told = f"{len(layers)} layers, the widest has {widest} kernels. In total, {before} kernels before, {after} after."
     room = 0.8 if len(layers) < 120 else 1.0
     parts = [
         f'<svg class="profile" viewBox="0 0 {len(layers)} 100" preserveAspectRatio="none" role="img" '
         'aria-labelledby="profile-title profile-desc">',
-        '<title id="profile-title">Kernels of every layer before and after</title>',
+        '<title id="profile-title">Kernels per layer before and after</title>',
         f'<desc id="profile-desc">{told}</desc>',
     ]
     for index, layer in enumerate(layers):

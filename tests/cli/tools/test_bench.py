@@ -83,7 +83,7 @@ def test_other_makes_give_the_same_classes(other, tmp_path, noise_images, record
         ({}, {"size": 9}, {}, "cannot be compared"),
         ({"batch": 2}, {"batch": 3}, {}, "no size works for both"),
         ({"batch": 2}, {}, {"batches": (1,)}, "batches of 2 only"),
-        ({}, {}, {"input_shape": (3, 9, 9)}, "--input-shape says"),
+        ({}, {}, {"input_shape": (3, 9, 9)}, "got --input-shape 3,9,9"),
         ({"size": "s"}, {"size": "s"}, {}, "leaves its image size open"),
     ],
 )

@@ -170,7 +170,7 @@ def test_addresses_open_cards_and_layers(page, browser):
             f"layer2.0.conv2 · {kernel}" for kernel in range(16)
         }
         tab.goto(f"{address}#kernel-nosuch-3")
-        expect(tab.locator("#found")).to_contain_text("No kernel fits")
+        expect(tab.locator("#found")).to_contain_text("No kernel matches")
         assert opened.faults == []
 
 
@@ -220,7 +220,7 @@ def test_a_hostile_layer_name_stays_text(network, inputs_of, browser, tmp_path, 
         assert opened.page.evaluate("document.title") != "taken"
         opened.page.locator(".tile").first.click()
         expect(opened.page.locator("#card-title")).to_have_text(re.compile(f"^{re.escape(HOSTILE[:40])}"))
-        expect(opened.page.locator("#card")).to_contain_text("no plan yet")
+        expect(opened.page.locator("#card")).to_contain_text("no plan")
         assert (opened.faults, opened.requests) == ([], [])
 
 
@@ -230,8 +230,8 @@ def test_large_images_limit_patches_and_the_page_says_so(tiny, network_of, input
     path = write_run_evidence(inputs, stages.explain(inputs), None, tmp_path / "evidence.html")
     with browser.open(path) as opened:
         tab = opened.page
-        assert "Patches are shown for 2 kernels a layer" in tab.locator("#kernels-intro").inner_text()
-        assert "Limited to 2 kernels a layer" in tab.locator("#about-body").inner_text()
+        assert "Patches are shown for 2 kernels per layer" in tab.locator("#kernels-intro").inner_text()
+        assert "Limited to 2 kernels per layer" in tab.locator("#about-body").inner_text()
         carried = data_of(path)
         site = next(site for site in carried["sites"] if site["name"] == "conv1")
         having = [kernel for kernel, patches in enumerate(site["patches"]) if patches is not None]

@@ -96,7 +96,7 @@ def test_benchmark_entries_say_what_the_report_says(report):
     bigger = {entry["name"]: entry for entry in bigger_is_better(report)}
     assert smaller["latency, batch 1"]["value"] == 1.0
     assert smaller["model.onnx"]["value"] == 4096
-    assert bigger["speed-up, batch 1"] == {
-        "name": "speed-up, batch 1", "unit": "x", "value": 1.4, "extra": "cpu, p, 2 cores", "range": "± 0.1",
+    assert bigger["speedup, batch 1"] == {
+        "name": "speedup, batch 1", "unit": "x", "value": 1.4, "extra": "cpu, p, 2 cores", "range": "± 0.1",
     }  # fmt: skip
     assert bigger["top-1 accuracy"]["value"] == pytest.approx(88)

@@ -152,7 +152,7 @@ def test_words_say_why_a_layer_is_as_it_is(full):
         full["layers"][0],
     ]
     why = [row["why"] for row in layer_rows({**full, "layers": layers})]
-    assert why == ["its reason", "gone with its whole branch", "kept whole", "gap"]
+    assert why == ["its reason", "removed with its whole branch", "kept whole", "gap"]
 
 
 def test_classes_come_by_what_moved_most_with_wilsons_interval(full):
@@ -208,5 +208,5 @@ def test_latency_charts_draw_what_the_rows_say(full):
 
 def test_older_reports_without_intervals_are_drawn_too(report):
     text = to_html(report)
-    assert "Images a second" in text
+    assert "Images per second" in text
     assert class_rows(report)[0]["interval"] is None

@@ -137,7 +137,7 @@ def with_latency(report, ratio, width=0.0, noise=0.0, median=1.0):
 
 
 def test_latency_is_judged_by_the_speed_up_over_the_same_network(release):
-    """The machine is twice as slow today; the speed-up over the original says that the file is not."""
+    """The machine is twice as slow today; the speedup over the original says that the file is not."""
     old, new = with_latency(release, 1.5, median=1.0), with_latency(release, 1.5, median=2.0)
     change = latency_change(old, new, 1)
     assert change.anchored

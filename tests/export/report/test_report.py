@@ -157,9 +157,9 @@ def test_every_try_stands_in_both_tables_and_one_is_shipped(searched):
     page, text = to_html(searched), to_markdown(searched)
     for row in ("0.20 (-0.30 to 0.80)", "64.00 (60.00 to 68.00)", "1.40 (0.50 to 2.20)", "0.50 (0.00 to 1.00)"):
         assert page.count(f"<td>{row}</td>") == text.count(f"| {row} |") == 1
-    assert text.count("| **shipped** |") == 1
-    assert "| 4 | 41.0% | 40.0% | 0.50 (0.00 to 1.00) | **shipped** |" in text
-    assert len(re.findall(r"<tr class=chosen><th scope=.row.>4</th>.*<td[^>]*>shipped</td></tr>", page)) == 1
+    assert text.count("| **exported** |") == 1
+    assert "| 4 | 41.0% | 40.0% | 0.50 (0.00 to 1.00) | **exported** |" in text
+    assert len(re.findall(r"<tr class=chosen><th scope=.row.>4</th>.*<td[^>]*>exported</td></tr>", page)) == 1
 
 
 def test_every_round_shows_its_steps(searched, report):
@@ -179,7 +179,7 @@ def test_closing_table_gives_changes_with_their_sign(report):
     rows = {row[0]: row[1:] for row in closing_rows(report)}
     assert rows["top-1 accuracy"] == ("90.00%", "88.00%", "-2.00 points (-3.00 to -1.00)")
     assert rows["MACs"] == ("4.00 M", "2.00 M", "2.00x fewer")
-    assert rows["latency, batch 1"][2] == "1.40x speed (1.30 to 1.50)"
+    assert rows["latency, batch 1"][2] == "1.40x speedup (1.30 to 1.50)"
 
 
 def test_write_and_read_back(report, tmp_path):

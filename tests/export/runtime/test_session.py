@@ -80,7 +80,7 @@ def test_a_session_that_runs_elsewhere_is_caught(digits, monkeypatch):
             return ["CPUExecutionProvider"]
 
     monkeypatch.setattr(runtime, "start_session", lambda *args, **kwargs: Elsewhere())
-    with pytest.raises(MachineError, match="was to run on cuda, but its session runs on CPU"):
+    with pytest.raises(MachineError, match="was requested to run on cuda, but its session runs on CPU"):
         open_session(digits, "cuda")
 
 
