@@ -14,7 +14,8 @@ from .checkpoints import load_tensors, read_checkpoint
 from .checks import check_network, check_values
 from .head import head_width
 from .images.splits import Splits, reorder_classes
-from .network import Network, Source
+from .loading.permanent_weights import in_own_form, make_permanent
+from .network import Network, Source, noise
 from .saved import load_network
 from .settings import ModelSettings
 
@@ -45,16 +46,17 @@ def load_model(settings: ModelSettings | str = "digits", weights: str | None = N
         raise InputError(f"The weights {path} do not exist.{known_weights(settings.model)}")
     tensors = read_checkpoint(path) if path else None
     declared = build_module(settings, tensors)
-    module = declared.module
+    module, preprocessing = declared.module.float().eval(), preprocessing_of(settings, declared)
     check_values(module)
     if tensors is not None and path is not None:
-        load_tensors(module, tensors, str(path))
+        load_tensors(module, in_own_form(module, tensors), str(path))
+    notes = make_permanent(module, noise(2, preprocessing.input_shape))
     network = Network(
-        module=module.float().eval(),
-        preprocessing=preprocessing_of(settings, declared),
+        module=module,
+        preprocessing=preprocessing,
         class_names=tuple(map(str, declared.class_names)),
         source=Source(settings.model, settings.weights, sha256_file(path) if path else None, head_width(module)),
-        notes=declared.notes,
+        notes=(*declared.notes, *notes),
     )
     return check_network(network)
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -51,11 +52,16 @@ class Network:
 
     def example(self, count: int = 2, seed: int = 0) -> Tensor:
         """Seeded noise in the shape of ``count`` normalised images."""
-        return torch.randn(count, *self.input_shape, generator=torch.Generator().manual_seed(seed))
+        return noise(count, self.input_shape, seed)
 
     def copy(self) -> "Network":
         """A copy of the network that shares no weights with it."""
         return replace(self, module=copy.deepcopy(self.module))
+
+
+def noise(count: int, input_shape: Sequence[int], seed: int = 0) -> Tensor:
+    """Seeded noise in the shape of ``count`` normalised images."""
+    return torch.randn(count, *input_shape, generator=torch.Generator().manual_seed(seed))
 
 
 def fingerprint(network: Network) -> str:

@@ -17,6 +17,7 @@ from .checkpoints import load_tensors
 from .checks import check_network
 from .graph.target_layer import NewLayer, insert_layer
 from .images.pictures import Preprocessing
+from .loading.permanent_weights import make_permanent
 from .network import Network, Source
 from .settings import ModelSettings
 
@@ -82,6 +83,7 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
     module = build_module(ModelSettings(model=model), None, description["classes"], pretrained=False).module
     module = module.float().eval()
     example = torch.zeros(1, *description["input_shape"])
+    make_permanent(module, example)
     if new_layer is not None:
         module = insert_layer(module, example, new_layer)
     for cut in cuts:
