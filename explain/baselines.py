@@ -1,4 +1,4 @@
-"""The rankers to beat, behind the same interface: random, magnitude, BN scale, FPGM, Taylor, LAMP."""
+"""Baseline rankers with the same interface: random, magnitude, BN scale, FPGM, Taylor, LAMP."""
 
 from collections.abc import Iterator
 
@@ -29,10 +29,10 @@ def kernels(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     summary="uniform random numbers, seeded",
     needs="weights",
     unit="none",
-    source="the floor of every comparison",
+    source="the baseline of every comparison",
 )
 def score_random(task: RankingTask) -> LayerScores:
-    """Independent of the network but for its layer names and widths."""
+    """Depends on nothing of the network but its layer names and widths."""
     layers = {}
     for name, weight in kernels(task.network.module):
         seed = int(sha256_json([task.seed, name])[:12], 16)
@@ -61,10 +61,10 @@ def score_magnitude(task: RankingTask) -> LayerScores:
     source="Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017",
 )
 def score_bn_scale(task: RankingTask) -> LayerScores:
-    """Layers that no BatchNorm follows have no score and are left out.
+    """Absolute BatchNorm scales; layers without a following BatchNorm get no score.
 
     Raises:
-        InputError: no layer has one.
+        InputError: no layer has a BatchNorm.
     """
     followers = following_norms(task.network.module, task.network.example())
     layers = {
@@ -79,7 +79,7 @@ def score_bn_scale(task: RankingTask) -> LayerScores:
 
 @register(
     "fpgm",
-    summary="summed distance of a kernel to all others of its layer: those near the geometric median go first",
+    summary="summed distance of a kernel to all others of its layer; kernels near the geometric median score lowest",
     needs="weights",
     unit="sum of Euclidean distances",
     source="He et al., Filter Pruning via Geometric Median, CVPR 2019",
@@ -92,7 +92,7 @@ def score_fpgm(task: RankingTask) -> LayerScores:
 
 @register(
     "lamp",
-    summary="a kernel's squared norm over that of all kernels of its layer at least as large",
+    summary="a kernel's squared norm over the sum for all kernels of its layer with at least its norm",
     needs="weights",
     unit="ratio in (0, 1]",
     source="Lee et al., Layer-Adaptive Sparsity for Magnitude-based Pruning, ICLR 2021, by kernel instead of weight",
@@ -118,7 +118,7 @@ def score_lamp(task: RankingTask) -> LayerScores:
     source="Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, eq. 8 on a gate",
 )
 def score_taylor(task: RankingTask) -> LayerScores:
-    """Mean over images of ``(sum over places of dL/dF * F)^2``: a gate behind the kernel's own BatchNorm and activation."""
+    """Mean over images of ``(sum over positions of dL/dF * F)^2``: a gate after the kernel's own BatchNorm and activation."""
     found = contributions(
         task.network,
         task.images,

@@ -1,9 +1,10 @@
-"""One ranking out of several: fractional ranks within each layer, weighted by how well each holds on images that did not rank.
+"""Combine several rankings: fractional ranks within each layer, weighted by each ranking's quality on held-out images.
 
-Calibration images are halved, stratified by class. Every method ranks on the first half. On the second its kernels are removed,
-the most important first and then the least important first: a ranking is worth the area between the two curves, which is zero
-for one that knows nothing. Neither validation nor test images take part. The members' own scores stay with the consensus: plans
-are made by each of them too, and the one whose cut is measured to stay nearest to the original goes on (``prune/orders.py``).
+Calibration images are split in half, stratified by class. Every method ranks on the first half. On the second half, kernels
+are removed in its order, the most important first and then the least important first. A ranking's weight is proportional to
+the area between the two curves, which is zero for an uninformative one. Validation and test images are not used. The members'
+own scores are kept with the consensus: plans are also made by each member, and the one whose cut is measured to be nearest to
+the original is used (``prune/widths/ranking_choice.py``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ UNIT = "weighted fractional rank"
 
 @register(
     "consensus",
-    summary=f"{', '.join(MEMBERS)} together: ranks within layers, weighted by how each holds on images that did not rank",
+    summary=f"{', '.join(MEMBERS)} combined: ranks within layers, weighted by each method's quality on held-out images",
     needs="labels",
     unit=UNIT,
     source="fractional ranks, weighted by the area between deletion curves (Petsiuk et al., RISE, BMVC 2018, for kernels)",
@@ -38,16 +39,16 @@ def score_consensus(task: RankingTask) -> LayerScores:
 
 
 def score_together(task: RankingTask, methods: Sequence[str]) -> KernelScores:
-    """Several methods' scores combined: for each layer the weighted mean of the kernels' fractional ranks, within (0, 1].
+    """Combine the scores of several methods: for each layer the weighted mean of the kernels' fractional ranks, in (0, 1].
 
-    A method that cannot run on this network or these images is left out, and ``details`` says what it lacked. Layers that only
-    some methods score are ranked by those. ``details`` hold the weights, the areas behind them, and for each method what
-    leaving it out changes: the share of kernels that change sides between the lower and the upper half of their layer, and the
+    A method that cannot run on this network or these images is left out, and ``details`` gives the reason. Layers that only
+    some methods score are ranked by those. ``details`` hold the weights, the areas behind them, and a leave-one-out ablation:
+    for each method, the share of kernels that move between the lower and the upper half of their layer without it, and the
     area.
 
     Raises:
-        UsageError: fewer than two methods, one twice, an unknown one, or a consensus inside a consensus.
-        InputError: no method can run, or there are too few images to halve.
+        UsageError: there are fewer than two methods, duplicates, unknown methods, or a nested consensus.
+        InputError: no method can run, or there are too few images to split.
     """
     return _together(task, methods).named("consensus", UNIT)
 
@@ -93,7 +94,7 @@ def _together(task: RankingTask, methods: Sequence[str]) -> LayerScores:
 def _members(
     task: RankingTask, methods: Sequence[str], images: Images, part: Callable[[str], Progress]
 ) -> tuple[dict[str, KernelScores], dict[str, str]]:
-    """Each method's scores on the images, and what the others lacked.
+    """Each method's scores on the images, and why the others cannot run.
 
     Raises:
         InputError: no method can run.
@@ -113,48 +114,50 @@ def _members(
 
 
 def check_members(methods: Sequence[str]) -> None:
-    """At least two known methods, each once.
+    """Check that there are at least two known methods, each once.
 
     Raises:
-        UsageError: otherwise.
+        UsageError: there are not.
     """
     if len(methods) < 2 or len(set(methods)) != len(methods):
-        raise UsageError(f"A consensus is of two or more different rankings (got {', '.join(methods) or 'none'}).")
+        raise UsageError(f"A consensus needs two or more different rankings (got {', '.join(methods) or 'none'}).")
     for method in methods:
         get_ranker(method)
         if method == "consensus":
-            raise UsageError(f"consensus is {', '.join(MEMBERS)} together; name it alone, or name its members.")
+            raise UsageError(f"consensus already combines {', '.join(MEMBERS)}. Use it alone, or list its members.")
 
 
 def halves(images: Images, seed: int) -> tuple[Images, Images]:
-    """Two stratified halves, drawn by the seed.
+    """Two stratified halves, drawn with the seed.
 
     Raises:
-        InputError: fewer than four images.
+        InputError: there are fewer than four images.
     """
     if len(images) < 4:
         raise InputError(
-            f"A consensus halves the calibration images, and there are {len(images)}. Raise --calibration."
+            f"A consensus splits the calibration images in half and needs at least four (got {len(images)}). Raise "
+            "--calibration."
         )
     first, second = stratified_split(images.labels, len(images) // 2, seed)
     return images.subset(first), images.subset(second)
 
 
 def area_between(curves: FaithfulnessCurves) -> float:
-    """Between removing the least and the most important kernels first, under the probability of the class; zero for a ranking
-    that knows nothing, below it for one that has it backwards."""
+    """The area between the curves of removing the least and the most important kernels first, under the class's probability.
+
+    It is zero for an uninformative ranking, and negative for a reversed one."""
     return curves.pruning.probability_area - curves.deletion.probability_area
 
 
 def weights_of(areas: Mapping[str, float]) -> dict[str, float]:
-    """Shares of the areas, those below zero counted as nothing; equal shares if nothing is left."""
+    """Weights proportional to the areas, with negative areas set to zero; equal weights if none is positive."""
     kept = {method: max(0.0, area) for method, area in areas.items()}
     total = sum(kept.values())
     return {method: area / total if total > 0 else 1 / len(kept) for method, area in kept.items()}
 
 
 def fractional_ranks(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of each layer's kernels the rank of the score over their number, ties at their mean rank: within (0, 1]."""
+    """For each layer, the kernels' ranks divided by their number, in (0, 1]; ties get their mean rank."""
     from scipy.stats import rankdata
 
     return {
@@ -165,7 +168,7 @@ def fractional_ranks(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def combined(ranks: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, float]) -> dict[str, Tensor]:
     """The weighted mean of ranks by layer, over the methods that have the layer, float32 ``[C]``.
 
-    Where these have no weight at all, they count alike.
+    If all of these have zero weight, they count equally.
     """
     layers: dict[str, None] = {}
     for own in ranks.values():
@@ -181,7 +184,7 @@ def combined(ranks: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, fl
 
 
 def changed_sides(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """Of all kernels that both rank, the share that is in the lower half of its layer in one ranking and not in the other."""
+    """The share of the kernels in both rankings that are in the lower half of their layer in only one of them."""
     changed = kernels = 0
     for layer, values in first.items():
         if layer in second:

@@ -1,4 +1,4 @@
-"""Where a layer's kernels are read in a traced network, what they give on average, and what readers get without them."""
+"""The maps of a layer's kernels in a traced network, and the values that replace removed kernels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ..network.images.images import Images
 
 @dataclass(frozen=True)
 class KernelMaps:
-    """The maps of a layer's kernels: the nodes that give them, one for every call, and the dimension of the kernels."""
+    """The maps of a layer's kernels: the nodes that output them, one per call, and the dimension of the kernels."""
 
     name: str
     nodes: tuple[fx.Node, ...]
@@ -26,19 +26,19 @@ class KernelMaps:
         return values.shape[self.dim]
 
     def filled(self, values: Tensor, removed: Tensor, fill: Tensor) -> Tensor:
-        """``values`` with what ``fill`` says, ``[C]``, for the kernels that are ``removed``: bool ``[C]`` or ``[rows, C]``."""
+        """``values`` with ``fill``, ``[C]``, in place of the ``removed`` kernels, bool ``[C]`` or ``[rows, C]``."""
         places = [1] * (values.dim() - 2)
         mask = removed.reshape(-1, *places, self.channels(values)).movedim(-1, self.dim)
         other = fill.to(values).reshape(1, *places, -1).movedim(-1, self.dim)
         return torch.where(mask, other, values)
 
     def changes(self, removed: Tensor, fill: Tensor) -> Changes:
-        """The same for ``run_graph``, at every call of the layer."""
+        """The same as changes for ``run_graph``, at every call of the layer."""
         return dict.fromkeys(self.nodes, lambda values: self.filled(values, removed, fill))
 
 
 def kernel_maps(view: fx.GraphModule) -> dict[str, KernelMaps]:
-    """For each convolution and linear layer its kernels' outputs behind their own normalisation and activation.
+    """For each convolution and linear layer, its kernels' outputs after their own normalisation and activation.
 
     Kernels are the last dimension of a linear layer's output, the second of any other.
     """
@@ -54,23 +54,23 @@ def point_maps(point: FeaturePoint) -> KernelMaps:
 
 
 def class_layers(view: fx.GraphModule) -> frozenset[str]:
-    """The layers of the head: their kernels are the classes."""
+    """The layers of the head, whose kernels are the classes."""
     return frozenset(str(node.target) for node in class_nodes(view))
 
 
 def fill_values(
     view: fx.GraphModule, maps: Sequence[KernelMaps], images: Images, fill: str, batch_size: int, device: str
 ) -> dict[str, Tensor]:
-    """What readers get of a removed kernel, ``[C]`` by name: its ``mean`` over images, calls and places, or ``zero``.
+    """The value that replaces each removed kernel, ``[C]`` by name: its ``mean`` over images, calls and positions, or ``zero``.
 
     Raises:
-        ValueError: another fill.
-        InputError: a layer does not give one row an image.
+        ValueError: the fill is unknown.
+        InputError: a layer does not output one row per image.
     """
     if fill not in ("mean", "zero"):
         raise ValueError(f"fill must be mean or zero (got {fill!r})")
     if fill == "zero":
-        images = images.subset(torch.arange(1))  # the widths are all that is asked
+        images = images.subset(torch.arange(1))  # only the widths are needed
     nodes = [node for part in maps for node in part.nodes]
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = dict.fromkeys((part.name for part in maps), 0)

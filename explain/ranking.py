@@ -1,4 +1,4 @@
-"""Scoring all kernels of a network by one ranker, or by several as one consensus."""
+"""Score all kernels of a network by one ranker, or by a consensus of several."""
 
 from ..common.errors import InputError
 from . import consensus
@@ -7,10 +7,10 @@ from .scores import KernelScores, RankingTask
 
 
 def members_of(method: str) -> tuple[str, ...]:
-    """The methods that a ranking stands on: itself, those with commas between them, or the consensus's.
+    """The methods of a ranking: itself, a comma-separated list, or the members of ``consensus``.
 
     Raises:
-        UsageError: one does not exist, or they make no consensus.
+        UsageError: a method does not exist, or they form no consensus.
     """
     names = tuple(name.strip() for name in method.split(","))
     if len(names) > 1:
@@ -20,12 +20,12 @@ def members_of(method: str) -> tuple[str, ...]:
 
 
 def rank_kernels(task: RankingTask, method: str = "gap") -> KernelScores:
-    """Score every kernel of the network by a registered method, or by several, with commas between them, in one ranking.
+    """Score every kernel of the network by a registered method, or by a consensus of several, separated by commas.
 
     Raises:
-        UsageError: no such method, or no such several.
+        UsageError: a method does not exist, or they form no consensus.
         InputError: there are no images, or some have no label (-1).
-        InputError: the method cannot run on this network, or gave NaN.
+        InputError: the method cannot run on this network, or returned NaN.
 
     Examples:
         >>> import secateur
@@ -40,7 +40,7 @@ def rank_kernels(task: RankingTask, method: str = "gap") -> KernelScores:
     needy = len(members) > 1 or get_ranker(method).needs != "weights"
     if needy and (not len(task.images) or int(task.images.labels.min()) < 0):
         what = (
-            "some of them have no label; give them the network's with label_images"
+            "some have none. Label them with the network's predictions by label_images"
             if len(task.images)
             else "there are none"
         )

@@ -24,7 +24,7 @@ _MODULES = (
 
 @dataclass(frozen=True)
 class Ranker:
-    """A registered way to score kernels. ``needs`` is ``weights``, ``images``, or ``labels`` (images with labels)."""
+    """A registered ranker. ``needs`` is ``weights``, ``images``, or ``labels`` (images with labels)."""
 
     name: str
     summary: str
@@ -40,17 +40,17 @@ _RANKERS: dict[str, Ranker] = {}
 def register(
     name: str, *, summary: str, needs: str, unit: str, source: str
 ) -> Callable[[Callable[[RankingTask], LayerScores]], Callable[[RankingTask], KernelScores]]:
-    """Register a function as the ranker ``name``; its scores then carry that name and ``unit``.
+    """Register a function as the ranker ``name``; its scores are returned with that name and ``unit``.
 
     Args:
-        name: as in ``--rank-by``.
+        name: the value of ``--rank-by``.
         summary: one line for ``secateur rankers``.
         needs: ``weights``, ``images``, or ``labels`` (images with labels).
-        unit: of a score.
-        source: paper and equation.
+        unit: the unit of a score.
+        source: the paper and equation.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is already registered.
     """
 
     def wrap(function: Callable[[RankingTask], LayerScores]) -> Callable[[RankingTask], KernelScores]:
@@ -68,7 +68,7 @@ def register(
 
 
 def load_rankers() -> None:
-    """Import the modules that register rankers. What they need beyond torch they import when they run."""
+    """Import the modules that register rankers. They import dependencies other than torch only when they run."""
     for module in _MODULES:
         importlib.import_module(f".{module}", __package__)
 
@@ -80,10 +80,10 @@ def rankers() -> tuple[Ranker, ...]:
 
 
 def get_ranker(name: str) -> Ranker:
-    """The ranker of that name.
+    """The ranker of this name.
 
     Raises:
-        UsageError: no such ranker; the valid names are listed.
+        UsageError: the ranker does not exist; the message lists the valid names.
     """
     load_rankers()
     if name not in _RANKERS:

@@ -1,4 +1,4 @@
-"""What a ranker is given and what it returns: the task, scores by layer, and scores with their method and unit."""
+"""The input and output of a ranker: the task, scores by layer, and scores with their method and unit."""
 
 import json
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ from .settings import AgicSettings, PicnnSettings
 class KernelScores:
     """How much each kernel matters; higher is more important.
 
-    ``layers`` maps a layer's name to one score per kernel, float32 ``[C]``; ``per_class`` maps it to ``[classes, C]`` where
-    the method knows classes. ``unit`` says what a score is in; ``details`` what went into it. ``members`` are the scores of the
-    methods that a consensus is made of, by method; empty for any other.
+    ``layers`` maps a layer's name to one score per kernel, float32 ``[C]``; ``per_class`` maps it to ``[classes, C]`` if the
+    method distinguishes classes. ``unit`` is the unit of a score, ``details`` describe its computation. ``members`` are the
+    scores of a consensus's methods, by method; empty for other rankings.
 
     Raises:
         InputError: a score is NaN or infinite.
@@ -39,7 +39,10 @@ class KernelScores:
     def __post_init__(self) -> None:
         for name, values in [*self.layers.items(), *self.per_class.items()]:
             if not bool(torch.isfinite(values).all()):
-                raise InputError(f"{self.method} gave NaN or infinite scores for layer {name!r}; nothing was ranked.")
+                raise InputError(
+                    f"{self.method} returned NaN or infinite scores for layer {name!r}. Check the network's weights, or use "
+                    "another ranking."
+                )
 
     def save(self, path: Path) -> None:
         """Write as safetensors; equal scores give equal bytes."""
@@ -54,10 +57,10 @@ class KernelScores:
 
     @classmethod
     def load(cls, path: Path) -> "KernelScores":
-        """Read what :meth:`save` wrote.
+        """Load scores that :meth:`save` wrote.
 
         Raises:
-            InputError: missing, damaged, or not scores.
+            InputError: the file is missing, damaged, or holds no scores.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -69,7 +72,7 @@ class KernelScores:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError, KeyError) as error:
             raise InputError(
-                f"{path} does not hold scores of secateur ({error}). Run `secateur explain` again."
+                f"{path} holds no scores that secateur can read ({error}). Run `secateur explain` again."
             ) from error
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -96,7 +99,7 @@ class KernelScores:
 
 @dataclass(frozen=True)
 class LayerScores:
-    """What a ranker returns: :class:`KernelScores` without method and unit, which the registry adds."""
+    """The result of a ranker: :class:`KernelScores` without method and unit, which the registry adds."""
 
     layers: Mapping[str, Tensor]
     per_class: Mapping[str, Tensor] = field(default_factory=dict)
@@ -104,7 +107,7 @@ class LayerScores:
     members: Mapping[str, KernelScores] = field(default_factory=dict)
 
     def named(self, method: str, unit: str) -> KernelScores:
-        """The same as scores by ``method`` in ``unit``.
+        """The same as :class:`KernelScores` by ``method`` in ``unit``.
 
         Raises:
             InputError: a score is NaN or infinite.
@@ -114,10 +117,10 @@ class LayerScores:
 
 @dataclass(frozen=True)
 class RankingTask:
-    """What a ranker is given. ``images`` are calibration images, never validation or test.
+    """The input of a ranker. ``images`` are calibration images, never validation or test images.
 
-    ``scratch`` is a folder, for this network, these images and this method alone, where long work keeps what it needs to go on
-    after a stop; None: nothing is kept. ``agic`` and ``picnn`` are those rankers' settings.
+    ``scratch`` is a folder for this network, these images and this method only, where long computations keep checkpoints to
+    resume from; None for none. ``agic`` and ``picnn`` are the settings of those rankers.
 
     Examples:
         >>> import secateur

@@ -13,7 +13,7 @@ from .scores import KernelScores
 
 @dataclass(frozen=True)
 class UnitScores:
-    """One score per unit of a group, float64 ``[units]``; ``counted`` are the layers whose scores went in."""
+    """One score per unit of a group, float64 ``[units]``; ``counted`` are the layers whose scores were used."""
 
     method: str
     values: Tensor
@@ -60,7 +60,7 @@ def score_units(groups: Sequence[ChannelGroup], scores: KernelScores) -> dict[st
         if not counted and not any(member.layer in scores.layers for member in group.producers):
             names = ", ".join(member.layer for member in group.producers)
             raise InputError(
-                f"{scores.method} scored none of {names}, so nothing says which of its units go. Use another."
+                f"{scores.method} scored none of {names}, so the units of this group cannot be ranked. Use another ranking."
             )
         result[group.name] = UnitScores(scores.method, values, tuple(counted))
     return result

@@ -1,8 +1,8 @@
-"""Several attribution graphs (At-GCs) of one network as dense features and one sparse matrix of links.
+"""A batch of attribution graphs (At-GCs) of one network as dense features and one sparse matrix of links.
 
-All graphs of a network have the same nodes, so features stay ``[graphs, nodes, F]`` for every node type, and the messages of
-all edge types are one product with a sparse matrix. It is what ``HeteroConv`` of ``GraphConv`` in torch-geometric computes,
-without a call for each of up to hundreds of edge types.
+All graphs of a network have the same nodes, so features are ``[graphs, nodes, F]`` for every node type, and the messages of
+all edge types are one product with a sparse matrix. This is what ``HeteroConv`` of ``GraphConv`` in torch-geometric computes,
+without a separate call for each of up to hundreds of edge types.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ EdgeType = tuple[str, str, str]
 
 
 class NodeOrder:
-    """How a layout's nodes and links are numbered: node types in network order; edge types by what they lead to.
+    """The numbering of a layout's nodes and links: node types in network order, edge types by their target.
 
     Each edge type has a slot for every node of its target, where the messages over it are summed. ``names``, ``sizes`` (nodes),
-    ``incoming`` (edge types) and ``slots`` (all slots of these) are of each node type.
+    ``incoming`` (edge types) and ``slots`` (all slots of these) have one entry per node type.
     """
 
     def __init__(self, layout: GraphLayout) -> None:
@@ -36,7 +36,7 @@ class NodeOrder:
         self.nodes = sum(self.sizes)
         first = dict(zip(self.names, accumulate(self.sizes, initial=0), strict=False))
         self.offsets: dict[EdgeType, tuple[int, int]] = {}
-        """Of each edge type: the number of its first slot and of its source's first node."""
+        """For each edge type, the number of its first slot and of its source's first node."""
         self.incoming: list[int] = []
         self.slot_count = 0
         for name, size in layout.nodes.items():
@@ -57,7 +57,9 @@ class SparseRows:
     values: Tensor
 
     def __matmul__(self, dense: Tensor) -> Tensor:
-        """With ``[columns, width]``. An embedding bag with weights: as exact as torch's sparse product, and faster on CPUs."""
+        """The product with ``[columns, width]``, as a weighted embedding bag: as exact as torch's sparse product, and faster on
+        CPUs.
+        """
         return F.embedding_bag(self.columns, dense, self.starts, mode="sum", per_sample_weights=self.values)
 
     def to(self, device: str) -> "SparseRows":
@@ -82,7 +84,7 @@ class Links:
 
 
 class _Product(torch.autograd.Function):
-    """The product with the links; its gradient uses the transpose at hand, where torch would sort in every backward pass."""
+    """The product with the links; its gradient uses the stored transpose, whereas torch would sort in every backward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, links: Links) -> Tensor:
@@ -107,10 +109,10 @@ class GraphBatch:
 
 
 def collate(graphs: Sequence["HeteroData"], layout: GraphLayout, order: NodeOrder) -> GraphBatch:
-    """Put graphs together; an edge type that a graph lacks has no links in it.
+    """Collate graphs into a batch; an edge type that a graph lacks has no links there.
 
     Raises:
-        InputError: a graph has other node types, another number of nodes, or edge types that the layout does not know.
+        InputError: a graph has other node types, another number of nodes, or edge types that the layout lacks.
     """
     rows, columns, weights = [], [], []
     for number, graph in enumerate(graphs):
@@ -147,7 +149,7 @@ def _check_nodes(graph: "HeteroData", layout: GraphLayout) -> None:
 
 
 def _numbered(graph: "HeteroData", order: NodeOrder) -> tuple[Tensor, Tensor, Tensor]:
-    """For each link of a graph its slot, its source's number and its weight."""
+    """For each link of a graph, its slot, the number of its source and its weight."""
     pairs, weights, starts = [], [], []
     for edge_type, store in graph.edge_items():
         if edge_type not in order.offsets:
@@ -164,7 +166,9 @@ def _numbered(graph: "HeteroData", order: NodeOrder) -> tuple[Tensor, Tensor, Te
 
 
 def _sparse(rows: Sequence[Tensor], columns: Sequence[Tensor], weights: Sequence[Tensor], row_count: int) -> SparseRows:
-    """Of blocks, each with rows below those of the block before: where the blocks are sorted, the whole is."""
+    """A sparse matrix of blocks, each with rows below those of the previous block, so that sorted blocks give a sorted
+    whole.
+    """
     orders = [block.argsort(stable=True) for block in rows]
     ends = torch.bincount(torch.cat(list(rows)), minlength=row_count).cumsum(0)
     return SparseRows(

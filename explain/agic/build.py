@@ -1,4 +1,4 @@
-"""Building attribution graphs (At-GCs): one forward pass per batch of images, Shapley values, and one file per batch."""
+"""Build attribution graphs (At-GCs): one forward pass per batch of images, Shapley values, and one file per batch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -31,12 +31,14 @@ LARGEST_HALF = 65504.0
 
 @dataclass(frozen=True)
 class GraphSettings:
-    """``edges``: how many incoming edges a node keeps; ``background``: how many calibration images stand in for kernels left
-    out; ``batch_size``: images a pass, and graphs a file. ``permutations`` of players, by which shap's estimates take the place
-    of values that have no closed form; 0: no edges there.
+    """Settings of attribution graphs.
+
+    ``edges``: incoming edges kept per node. ``background``: calibration images that replace kernels left out of a coalition.
+    ``batch_size``: images per pass, and graphs per file. ``permutations``: permutations of the players in shap's estimates of
+    values without a closed form; 0 leaves those edges out.
 
     Raises:
-        UsageError: a number that is no count.
+        UsageError: a number is out of range.
     """
 
     edges: int = 16
@@ -63,10 +65,10 @@ def build_graphs(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> AttributionGraphs:
-    """One attribution graph for each image, into a folder; a run that was stopped goes on from the files that are there.
+    """Write an attribution graph for each image into a folder; an interrupted run resumes from the existing files.
 
     Args:
-        background: ``settings.background`` of these images, drawn by the seed, stand in for kernels left out.
+        background: ``settings.background`` of these images, drawn with the seed, replace kernels left out of a coalition.
 
     Raises:
         InputError: the network cannot be traced or has no links with a closed form, or the folder holds graphs of another
@@ -88,7 +90,7 @@ def build_graphs(
     if (folder / ABOUT).is_file():
         if read_json(folder / ABOUT).get("identity") != identity:
             raise InputError(
-                f"{folder} holds attribution graphs of another network, other images or other settings. Name another folder, "
+                f"{folder} holds attribution graphs of another network, other images or other settings. Use another folder, "
                 "or remove it."
             )
     else:
@@ -103,7 +105,7 @@ def build_graphs(
 
 
 def _missing(images: Images, size: int, folder: Path) -> Iterator[tuple[Tensor | None, Tensor]]:
-    """Batch by batch (images, labels); no images where the batch's file is there already."""
+    """The (images, labels) of each batch; without images if the batch's file already exists."""
     for number, start in enumerate(range(0, len(images), size)):
         part = torch.arange(start, min(start + size, len(images)))
         if (folder / shard_name(number)).is_file():
@@ -120,7 +122,7 @@ class _Writer:
         self._sites = {name: site for name, site in explainer.topology.sites.items() if site.kind != IMAGE}
 
     def begin(self, identity: str, images: int, classes: int) -> None:
-        """Write what all graphs have in common; ``ABOUT`` last, so that where it is the rest is too, and all files are its."""
+        """Write what all graphs have in common; ``ABOUT`` comes last, so that its presence means that the rest is complete."""
         view, topology = self._explainer.view, self._explainer.topology
         parameters = {name: parameter_features(view, site).contiguous() for name, site in self._sites.items()}
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +144,7 @@ class _Writer:
         write_json(self._folder / ABOUT, about)
 
     def write(self, number: int, images: Tensor, labels: Tensor) -> None:
-        """One forward pass: maps and class scores as they come by, then the edges target by target."""
+        """Run one forward pass and write its maps, class scores and the edges of every target."""
         view, tensors = self._explainer.view, dict[str, Tensor]()
         readers: dict[fx.Node, list[Callable[[Tensor], None]]] = {}
         for name, site in self._sites.items():
@@ -202,7 +204,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _identity(network: Network, images: Images, background: Images, settings: GraphSettings) -> str:
-    """A hash of what the graphs are made of."""
+    """A hash of everything that determines the graphs."""
     made_of = {
         "network": fingerprint(network),
         "images": check_readable(images, "graphs'"),

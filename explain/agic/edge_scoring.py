@@ -1,15 +1,16 @@
 """Scoring aggregation along the edges of attribution graphs: which kernels must be kept for the network's own decisions.
 
-A perceptron scores every kernel by what its embeddings are like over the graphs; the scores decide which share ``r`` of a
-layer's kernels is kept; and what is kept is aggregated along the Shapley edges up to the classes. A kernel that is not kept
-is what it usually is, so that its Shapley values vanish: into a layer, whose game is a sum, exactly these, and at a join to
-first order. Of what moves a reader j away from its average the share ``rho_j = sum_i |w_ij| a_i rho_i`` is taken to be left
-(with the weights w as shares of the sum of absolute values; edges too weak to be kept as their source's average). At the
-classes the scores are their average plus ``sum_i phi_ic a_i rho_i``, and what the edges kept do not explain goes with the
-average of the sources. The scores are trained so that these give the class probabilities of the network whole.
+A perceptron scores every kernel from the statistics of its embeddings over the graphs; the scores decide which share ``r`` of
+a layer's kernels is kept; the kept kernels are aggregated along the Shapley edges up to the classes. A kernel that is not
+kept takes its average value, so its Shapley values vanish: exactly in a layer, whose game is a sum, and to first order at a
+join. Of a reader j's deviation from its average, the share ``rho_j = sum_i |w_ij| a_i rho_i`` is assumed to be left, where
+the weights w are shares of the sum of absolute values; edges too weak to be stored count with their source's average. The
+scores of the classes are their average plus ``sum_i phi_ic a_i rho_i``; what the stored edges do not explain is weighted by
+the average of the sources. The scores are trained so that these reproduce the class probabilities of the whole network.
 
-Part of the reconstruction of AGIC (Zheng et al., Neural Networks 179, 2024) from its abstract, which says that a scoring
-aggregation network assesses nodes and not how. In ``scoring_aggregation`` a readout of each layer takes the place of the edges.
+Part of the reconstruction of AGIC (Zheng et al., Neural Networks 179, 2024) from its abstract, which states that a scoring
+aggregation network assesses the nodes, but not how. ``faithfulness/readout_scoring.py`` has a variant with a readout of each
+layer instead of the edges.
 """
 
 import math
@@ -30,13 +31,13 @@ from .keep_masks import KEEP_RATES, LEAST_KEPT, MOST_KEPT, keep_masks
 
 @dataclass(frozen=True)
 class EdgeScoringSettings:
-    """How scores are learned (AdamW, one cycle of the learning rate).
+    """Settings of the training of scores (AdamW, one-cycle learning rate).
 
     ``by_class``: for this share of the graphs in a step, kernels are scored by their embeddings over the graphs of the same
-    class instead of over all. ``temperature`` of the mask.
+    class instead of over all graphs. ``temperature`` is that of the mask.
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value is out of range.
     """
 
     steps: int = 480
@@ -60,7 +61,7 @@ class EdgeScoringSettings:
 
 
 class EdgeAggregation:
-    """What is left of the class scores when only some kernels are kept, along the edges of the graphs.
+    """The class scores that are left when only some kernels are kept, computed along the edges of the graphs.
 
     Raises:
         InputError: no edges lead to the classes.
@@ -77,11 +78,12 @@ class EdgeAggregation:
         self.kernels = tuple(name for name, kind in kinds.items() if kind == "kernel" and name in self._needed)
 
     def __call__(self, keep: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """What the head gives each class, before what is behind it (a softmax), averaged over places: ``[graphs, classes]``.
+        """The head's output for each class, before any following operation (a softmax), averaged over positions: ``[graphs,
+        classes]``.
 
         Args:
-            keep: for each layer of ``kernels`` how far each kernel is kept, ``[graphs, C]``, within [0, 1].
-            rows: the graphs' numbers, int64 ``[graphs]``.
+            keep: for each layer of ``kernels``, the degree to which each kernel is kept, ``[graphs, C]``, in [0, 1].
+            rows: the indices of the graphs, int64 ``[graphs]``.
         """
         left: dict[str, Tensor] = {}
         device = self._average.device
@@ -99,7 +101,7 @@ class EdgeAggregation:
                     edges.weights[rows].float().to(device),
                 )
                 held = sources.gather(1, players.clamp(min=NONE + 1).flatten(1)).view_as(players)
-                typical = sources.mean(1, keepdim=True)  # for the edges that were too weak to be kept
+                typical = sources.mean(1, keepdim=True)  # for edges too weak to be stored
                 if name == self._head:
                     values = weights * edges.size[rows].to(device).unsqueeze(2)
                     rest = self.outputs[rows] - self._average - values.sum(2)
@@ -107,11 +109,11 @@ class EdgeAggregation:
                 kept = edges.kept[rows].float().to(device)
                 share = (weights.abs() * held).sum(2) + (1 - kept).clamp(min=0) * typical
             left[name] = share * keep[name] if name in keep else share
-        raise AssertionError("the head comes after all that leads to it")
+        raise AssertionError("the head comes after all nodes that lead to it")
 
 
 def _head(graphs: AttributionGraphs, outputs: Tensor) -> str:
-    """The last layer, or the sum of several, whose greatest value is the class that the network predicts most often."""
+    """The last layer, or the sum of several, whose largest value most often is the predicted class."""
     kinds = graphs.layout.kinds
     classes = [name for name, kind in kinds.items() if kind == "class"]
     inner = {source for source, target in graphs.layout.links if target in classes}
@@ -121,7 +123,7 @@ def _head(graphs: AttributionGraphs, outputs: Tensor) -> str:
     if not found:
         raise InputError(
             "No links with a closed form lead to this network's classes, so nothing can be aggregated along the edges of its "
-            "attribution graphs. Rank it by gap, or have the links estimated ([agic] permutations = 4 in the recipe)."
+            "attribution graphs. Rank it by gap, or set [agic] permutations = 4 in the recipe to estimate the links."
         )
     predictions = outputs.argmax(1)
     return max(found, key=lambda name: int((graphs.class_values(name).argmax(1) == predictions).sum()))
@@ -139,10 +141,10 @@ def _leading_to(head: str, sources: Mapping[str, Sequence[str]]) -> set[str]:
 
 
 class KernelProfiles(nn.Module):
-    """What each kernel's embeddings are like: mean and standard deviation over graphs, standardised over all kernels.
+    """Statistics of each kernel's embeddings: mean and standard deviation over graphs, standardised over all kernels.
 
-    ``values`` is ``[1 + classes, kernels, 2 * width]``: over all graphs first, then over each class's; ``present`` says which
-    classes have graphs (the others have the profile over all).
+    ``values`` is ``[1 + classes, kernels, 2 * width]``: first over all graphs, then over the graphs of each class; ``present``
+    says which classes have graphs (the others use the profile over all graphs).
     """
 
     values: Tensor
@@ -166,7 +168,7 @@ def _profile(values: Tensor) -> Tensor:
 
 
 class EdgeScoring(nn.Module):
-    """Scores of kernels from their profiles, by one perceptron for all."""
+    """Scores of kernels from their profiles, by a shared perceptron."""
 
     def __init__(self, profiles: KernelProfiles, hidden: int) -> None:
         super().__init__()
@@ -175,7 +177,7 @@ class EdgeScoring(nn.Module):
         self.score = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self) -> Tensor:
-        """``[1 + classes, kernels]``: over all graphs first, then class by class."""
+        """Scores ``[1 + classes, kernels]``: first over all graphs, then class by class."""
         scores: Tensor = self.score(self.profiles.values).squeeze(2)
         return scores
 
@@ -188,12 +190,13 @@ def train_edge_scoring(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Learn which kernels must be kept for the network's own class probabilities (Kullback-Leibler divergence), when in every
-    graph and step another share of each layer's, drawn from 0.1 to 0.9, is kept. Seeded.
+    """Learn which kernels must be kept to reproduce the network's own class probabilities (Kullback-Leibler divergence).
+
+    In every step, each graph keeps a share of each layer's kernels that is drawn from 0.1 to 0.9. Seeded.
 
     Returns:
-        How readily each kernel is kept, the mean of its mask over keep rates: for each layer float32 ``[C]``, and by the
-        profiles over each class's graphs ``[classes, C]`` (zero for a class without any).
+        The score of each kernel, the mean of its mask over keep rates: for each layer float32 ``[C]``, and by the profiles over
+            each class's graphs ``[classes, C]`` (zero for a class without graphs).
 
     Raises:
         InputError: no edges lead to the classes.

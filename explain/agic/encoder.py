@@ -1,8 +1,8 @@
 """The graph encoder of AGIC: embeddings of kernels from attribution graphs (At-GCs), learned without labels.
 
 AGIC is Zheng et al., Neural Networks 179, 2024. Its full text is not public: this is a reconstruction from the abstract, which
-names attribution graphs of kernels, an unsupervised graph encoder and scoring aggregation; how they are built is secateur's
-choice. The objective is Deep Graph Infomax (Veličković et al., ICLR 2019), for batches of graphs of many node types.
+names attribution graphs of kernels, an unsupervised graph encoder and scoring aggregation; their details are secateur's
+choices. The objective is Deep Graph Infomax (Veličković et al., ICLR 2019), for batches of graphs of many node types.
 """
 
 import math
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
 
 
-EPSILON = 1e-15  # torch-geometric's, so that the loss is the same
-NEARLY_CONSTANT = 1e-6  # of a feature's largest value: a spread below it is rounding
+EPSILON = 1e-15  # torch-geometric's value, so that the loss is the same
+NEARLY_CONSTANT = 1e-6  # relative to a feature's largest value: a smaller spread is rounding
 MEMORY_BYTES = 4 * 2**30
 
 
@@ -33,7 +33,7 @@ class EncoderSettings:
     """``width`` of the embeddings, ``rounds`` of message passing, and how Deep Graph Infomax is trained (Adam).
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value is out of range.
     """
 
     width: int = 24
@@ -53,7 +53,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Takes every feature of a node type to mean 0 and standard deviation 1 over the training graphs, constant ones to 0.
+    """Standardises each feature of a node type over the training graphs to mean 0 and standard deviation 1, constant ones to 0.
 
     ``means`` and ``factors`` map a node type to float32 ``[F]``.
     """
@@ -63,7 +63,7 @@ class Standardiser:
 
     @classmethod
     def fit(cls, graphs: Sequence["HeteroData"]) -> "Standardiser":
-        """Read the training graphs once, one by one (Chan et al., 1983, for the running variance).
+        """Fit to the training graphs in one pass (running variance: Chan et al., 1983).
 
         Raises:
             InputError: there are no graphs, or a feature is not finite.
@@ -108,10 +108,10 @@ class Standardiser:
 class GraphEncoder(nn.Module):
     """Embeds the nodes of attribution graphs.
 
-    A projection for each node type; then in every round ``h_v + relu(norm(W h_v + sum_e W_e sum_u w_uv h_u))`` over edge types
-    e, both relations, with the sign of the weights: ``HeteroConv`` of ``GraphConv`` (Morris et al., AAAI 2019);
-    last a projection of the nodes as they were before, between and after the rounds, so that message passing does not wash
-    out a kernel's own features (jumping knowledge: Xu et al., ICML 2018).
+    First a projection for each node type; then rounds of ``h_v + relu(norm(W h_v + sum_e W_e sum_u w_uv h_u))`` over edge types
+    e in both directions, with signed weights: ``HeteroConv`` of ``GraphConv`` (Morris et al., AAAI 2019); finally a
+    projection of the nodes before, between and after the rounds, so that message passing does not smooth out a kernel's own
+    features (jumping knowledge: Xu et al., ICML 2018).
     """
 
     def __init__(
@@ -141,7 +141,9 @@ class GraphEncoder(nn.Module):
 
 
 class _Round(nn.Module):
-    """One round of message passing; a node type's linear map reads what each edge type brings, side by side, then itself."""
+    """One round of message passing; a node type's linear map reads the concatenated messages of its edge types, then the
+    node.
+    """
 
     def __init__(self, order: NodeOrder, width: int) -> None:
         super().__init__()
@@ -155,7 +157,7 @@ class _Round(nn.Module):
     def messages(self, hidden: Tensor, links: Links) -> Tensor:
         """``W h_v + sum_e W_e sum_u w_uv h_u`` for all nodes, ``[graphs, nodes, width]``."""
         order = self.order
-        # Split, not sliced: the gradient of a slice is as large as the whole, for each node type.
+        # Split rather than sliced, since the gradient of each slice would be as large as the whole tensor.
         brought = torch.split(links.gather(hidden, order.slot_count), order.slots, 1)
         messages = []
         for linear, arrived, own in zip(self.maps, brought, torch.split(hidden, order.sizes, 1), strict=True):
@@ -168,10 +170,10 @@ class _Round(nn.Module):
 def infomax_loss(positive: Tensor, negative: Tensor, weight: Tensor) -> Tensor:
     """Deep Graph Infomax (Veličković et al., ICLR 2019, eq. 1) of a batch of graphs; a scalar, in nats.
 
-    With ``s_g = sigmoid(mean_v h_v)`` over all nodes of a graph and ``D(h, s) = sigmoid(h' M s)`` it is
-    ``-mean log D(h_v, s_g) - mean log(1 - D(n_v, s_g))``. As a kernel's parameters are the same in every graph, telling
-    corrupted nodes from true ones needs little of the image; so, with several graphs, the second term is the mean of that one
-    and of the same for true nodes with another image's summary, the next one's in the batch.
+    With ``s_g = sigmoid(mean_v h_v)`` over all nodes of a graph and ``D(h, s) = sigmoid(h' M s)`` it is ``-mean log D(h_v, s_g)
+    - mean log(1 - D(n_v, s_g))``. Since a kernel's parameters are the same in every graph, corrupted nodes can be recognised
+    almost without the image. Therefore, with several graphs, the second term is the mean of this and of the same term for true
+    nodes with the summary of the next image in the batch.
 
     Args:
         positive: embeddings ``[graphs, nodes, width]``.
@@ -199,10 +201,10 @@ def pretrain(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[float, ...]:
-    """Train the encoder, in place, by Deep Graph Infomax on graphs without their labels; the loss of each step.
+    """Train the encoder in place by Deep Graph Infomax on graphs without their labels; returns the loss of each step.
 
-    The corruption permutes the feature rows within each node type and graph; links stay. Seeded by the encoder's settings:
-    the same on one machine's CPU.
+    The corruption permutes the feature rows within each node type and graph, and leaves the links. The result is reproducible
+    on the CPU of one machine, by the seed in the encoder's settings.
     """
     settings = encoder.settings
     generator = torch.Generator().manual_seed(settings.seed)
@@ -230,7 +232,7 @@ def pretrain(
 
 
 def _permuted(features: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Every graph's rows in an order of their own, within each node type."""
+    """The rows of each graph in a separate random order, within each node type."""
     mixed = {}
     for name, x in features.items():
         order = torch.rand(x.shape[:2], generator=generator).argsort(1)
@@ -244,11 +246,10 @@ def _on(features: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What an encoder makes of graphs: ``values`` ``[graphs, all nodes, width]``, float32 or, to save memory, float16.
+    """The embeddings of graphs: ``values`` ``[graphs, all nodes, width]``, float32 or, to save memory, float16.
 
-    ``nodes`` maps a node type to its number of nodes, in the order in which they stand in ``values``; ``kinds`` to
-    ``kernel``, ``join`` or ``class``. ``labels`` and ``predictions`` are int64 ``[graphs]``, ``outputs`` class scores
-    ``[graphs, classes]``.
+    ``nodes`` maps a node type to its number of nodes, in the order of ``values``; ``kinds`` maps it to ``kernel``, ``join`` or
+    ``class``. ``labels`` and ``predictions`` are int64 ``[graphs]``, ``outputs`` class scores ``[graphs, classes]``.
     """
 
     values: Tensor
@@ -267,7 +268,7 @@ class Embeddings:
         return dict(zip(self.nodes, parts, strict=True))[name]
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """The graphs' numbers, ``size`` at a time."""
+        """The indices of the graphs, ``size`` at a time."""
         return iter(torch.split(torch.arange(len(self)), size))
 
 
@@ -281,7 +282,7 @@ def embed(
     progress: Progress = silent,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Embeddings:
-    """Embed all graphs with the encoder as it is. In float32, or in float16 where that would need more than ``memory_bytes``.
+    """Embed all graphs in float32, or in float16 if float32 would need more than ``memory_bytes``.
 
     Raises:
         InputError: there are no graphs, or not even float16 fits.

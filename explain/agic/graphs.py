@@ -1,10 +1,10 @@
-"""Attribution graphs (At-GCs): one graph for each image, of a network's kernels and the Shapley values between them.
+"""Attribution graphs (At-GCs): one graph per image, of a network's kernels and the Shapley values between them.
 
 Zheng et al., "AGIC: Attribution Graph-based Interpretable method for CNNs", Neural Networks 179, 2024: kernels are nodes, SHAP
 values between kernel outputs are edges, and a node holds its kernel's parameters and its feature map on the image. The full
-text is not public; this is a reconstruction from the abstract, and what it leaves open is secateur's choice:
-nodes are the channels of every site of the network (layers, joins, the classes, without their scores: those would give the
-class away), edges the strongest incoming Shapley values of each node as shares of the sum of their absolute values.
+text is not public; this is a reconstruction from the abstract, and what it leaves open is secateur's choice: nodes are the
+channels of every site of the network (layers, joins and the classes, without their scores, which would reveal the class), and
+edges are the strongest incoming Shapley values of each node as shares of the sum of their absolute values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,16 +27,17 @@ if TYPE_CHECKING:
 
 
 ABOUT, PARAMETERS = "graphs.json", "parameters.safetensors"
-"""The files of what all graphs of a folder have in common."""
+"""The files with what all graphs of a folder have in common."""
 
 _PARTS = ("players", "weights", "kept", "size")
 
 
 @dataclass(frozen=True)
 class IncomingEdges:
-    """The edges into one type of node, ``[images, nodes, k]``: whose they are (channels of ``sources`` counted one after the
-    other), their weights (shares of the sum of all absolute values, with sign), and ``[images, nodes]`` the share that the k
-    edges hold and the sum itself."""
+    """The edges into one node type, ``[images, nodes, k]``.
+
+    For each edge, its source (channels of ``sources`` counted one after the other) and its weight (the signed share of the sum
+    of all absolute values); for each node, ``[images, nodes]``, the total share of its k edges and the sum itself."""
 
     sources: tuple[str, ...]
     players: Tensor
@@ -46,14 +47,14 @@ class IncomingEdges:
 
 
 class AttributionGraphs(Sequence["HeteroData"]):
-    """The graphs of some images, read from their folder when asked for: torch-geometric's loader takes it as a data set.
+    """The graphs of some images, read from their folder on access; a data set for torch-geometric's loader.
 
-    ``layout`` is what they have in common. ``unlinked`` maps node types whose incoming links have no closed form, and so are
-    not in the graphs, to what mixes channels on the way. ``explainers`` says of the node types with incoming edges what made
-    these: the closed form, or an estimate with its background.
+    ``layout`` is what they have in common. ``unlinked`` maps node types whose incoming links have no closed form, and are
+    therefore not in the graphs, to the operation that mixes channels. ``explainers`` names, for node types with incoming edges,
+    their origin: the closed form, or an estimate with its background.
 
     Raises:
-        InputError: the folder holds no graphs, or damaged ones.
+        InputError: the folder holds no graphs, or they are damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +84,7 @@ class AttributionGraphs(Sequence["HeteroData"]):
         """The graph of one image.
 
         Raises:
-            IndexError: there is no such image.
+            IndexError: the index is out of range.
             InputError: its file is missing or damaged.
         """
         index = int(index)
@@ -112,11 +113,11 @@ class AttributionGraphs(Sequence["HeteroData"]):
         return graph
 
     def kept(self, target: str) -> Tensor:
-        """The share of the incoming absolute Shapley values that the edges of each node hold, ``[images, nodes]``."""
+        """The share of the incoming absolute Shapley values that each node's edges account for, ``[images, nodes]``."""
         return torch.cat([shard[f"kept/{target}"].float() for shard in self._all()])
 
     def edges(self) -> dict[str, "IncomingEdges"]:
-        """The incoming edges of every node of all graphs, by node type; as they are stored, for all images at once."""
+        """The incoming edges of every node of all graphs by node type, as they are stored."""
         shards = list(self._all())
 
         def whole(name: str) -> Tensor:
@@ -128,7 +129,7 @@ class AttributionGraphs(Sequence["HeteroData"]):
         }
 
     def class_values(self, name: str) -> Tensor:
-        """What a node type of kind ``class`` gave, averaged over places, ``[images, nodes]``."""
+        """The output of a node type of kind ``class``, averaged over positions, ``[images, nodes]``."""
         return torch.cat([shard[f"classes/{name}"] for shard in self._all()])
 
     def outputs(self) -> tuple[Tensor, Tensor]:
@@ -141,7 +142,9 @@ class AttributionGraphs(Sequence["HeteroData"]):
             yield _read(self.folder / shard_name(number))
 
     def _by_source(self, sources: list[str], edges: Tensor, weights: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Edges and weights from each source, its nodes numbered by themselves; what has no player (``NONE``) is no edge."""
+        """Edges and weights from each source, with its nodes numbered from 0; entries without a player (``NONE``) are not
+        edges.
+        """
         weight = weights.flatten()
         ends = accumulate((self.layout.nodes[source] for source in sources), initial=0)
         for source, (first, last) in zip(sources, pairwise(ends), strict=True):

@@ -17,7 +17,7 @@ def keep_masks(scores: Tensor, rates: Tensor, sizes: Sequence[int], temperature:
     ``d tau / d s_v = a_v (1 - a_v) / sum_u a_u (1 - a_u)``.
 
     Args:
-        scores: ``[graphs, nodes]``, the layers side by side.
+        scores: ``[graphs, nodes]``, the layers concatenated.
         rates: ``r`` of each graph, ``[graphs]``, within (0, 1).
         sizes: the number of nodes of each layer.
         temperature: ``T``.

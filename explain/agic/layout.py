@@ -1,4 +1,4 @@
-"""What the attribution graphs (At-GCs) of one network have in common, and what the words of their form are."""
+"""The common structure of the attribution graphs (At-GCs) of one network, and the names in their format."""
 
 import functools
 import warnings
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 FEEDS, FED_BY = "feeds", "fed_by"
 """The two relations between kernels: forward, and its reverse."""
 LABEL, PREDICTION, OUTPUT = "y", "prediction", "output"
-"""Of a graph: the image's class ``[1]``, the class that the network predicts ``[1]``, its class scores ``[1, classes]``."""
+"""Fields of a graph: the image's class ``[1]``, the predicted class ``[1]``, the class scores ``[1, classes]``."""
 
 
 @dataclass(frozen=True)
 class GraphLayout:
-    """The nodes and links that every At-GC of a network has; only feature maps and edges differ from image to image.
+    """The nodes and links of every At-GC of a network; only feature maps and edges differ between images.
 
     ``nodes`` maps a node type (a layer, a join, the classifier) to its number of nodes, in network order; ``kinds`` to
-    ``kernel``, ``join`` or ``class``; ``parameters`` to what does not depend on the image, float32 ``[nodes, P]``.
+    ``kernel``, ``join`` or ``class``; ``parameters`` to the features that do not depend on the image, float32 ``[nodes, P]``.
     ``links`` are (source, target) pairs of node types. The nodes of kind ``class`` are the classes.
     """
 
@@ -40,7 +40,7 @@ class GraphLayout:
 
 
 def empty_graph() -> "HeteroData":
-    """A graph with several node types and no nodes yet, in torch-geometric's form."""
+    """A graph with several node types and no nodes yet, in torch-geometric's format."""
     return _hetero_data()()
 
 

@@ -1,4 +1,4 @@
-"""The neighbourhood of every kernel in a network's attribution graphs: whose Shapley values are strongest on its links."""
+"""The neighbours of every kernel in a network's attribution graphs: the links with the strongest Shapley values."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from ..shapley.explainer import ShapleyExplainer
 
 @dataclass(frozen=True)
 class Edge:
-    """A link to or from a kernel of ``site``, over some images.
+    """A link to or from a kernel of ``site``, averaged over some images.
 
-    ``share`` is the mean of the Shapley value over the sum of the absolute values of all links into the same kernel, with its
-    sign; ``strength``, within [0, 1], the mean of its size.
+    ``share`` is the mean of the signed Shapley value divided by the sum of the absolute values of all links into the same
+    kernel; ``strength``, in [0, 1], is the mean of its absolute value.
     """
 
     site: str
@@ -31,8 +31,8 @@ class Edge:
 class Neighbours:
     """Each kernel's strongest edges, by site and then by kernel, the strongest first.
 
-    ``incoming`` are those into it; ``outgoing`` those from it, as shares of what its readers get. ``explainers`` says of every
-    site with incoming edges what gave them, ``unlinked`` of those without a closed form what mixes channels on the way.
+    ``incoming`` are the edges into it, ``outgoing`` those from it, as shares of all inputs of its readers. ``explainers`` names
+    the origin of each site's incoming edges; ``unlinked``, for sites without a closed form, the operation that mixes channels.
     """
 
     incoming: Mapping[str, tuple[tuple[Edge, ...], ...]]
@@ -52,13 +52,13 @@ def find_neighbours(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Neighbours:
-    """The ``count`` strongest edges into and from each kernel, by the mean of their shares' sizes over images.
+    """The ``count`` strongest edges into and from each kernel, by the mean absolute share over images.
 
-    The values are those on the edges of attribution graphs (:mod:`.attribution_graph`), here of all links and not of the
-    strongest of each image.
+    The values are those on the edges of attribution graphs (:mod:`.graphs`), but of all links rather than only the strongest of
+    each image.
 
     Args:
-        background: these images stand in for kernels left out.
+        background: images that replace kernels left out of a coalition.
 
     Raises:
         InputError: the network cannot be traced.
@@ -99,7 +99,7 @@ def find_neighbours(
 def _into(
     players: Tensor, signed: Tensor, strength: Tensor, sources: tuple[str, ...], ends: list[int], count: int
 ) -> Iterator[tuple[Edge, ...]]:
-    """Of every channel of a target its strongest incoming edges; what is of no player is no edge."""
+    """The strongest incoming edges of every channel of a target; entries without a player are not edges."""
     weight = torch.where(players >= 0, strength, -1)
     top = weight.topk(min(count, weight.shape[1]), dim=1).indices
     rows = (part.gather(1, top).tolist() for part in (players, signed, strength))
@@ -113,13 +113,13 @@ def _into(
 
 
 def _by_player(players: Tensor, values: Tensor, width: int) -> Tensor:
-    """``[channels, candidates]`` as ``[channels, players]``; candidates of no player fall away."""
+    """Convert ``[channels, candidates]`` to ``[channels, players]``; candidates without a player are dropped."""
     whole = values.new_zeros(len(values), width + 1)
     return whole.scatter_add_(1, players.where(players >= 0, width), values)[:, :width]
 
 
 def _out_of(target: str, strength: Tensor, signed: Tensor, count: int) -> Iterator[list[Edge]]:
-    """Of every player its strongest edges into one target."""
+    """The strongest edges of every player into one target."""
     top = strength.topk(min(count, len(strength)), dim=0).indices
     columns = (part.T.tolist() for part in (top, signed.gather(0, top), strength.gather(0, top)))
     for kernels, shares, strengths in zip(*columns, strict=True):

@@ -1,4 +1,4 @@
-"""What a node of an attribution graph knows of itself: its kernel's parameters, and its feature map on one image."""
+"""The features of an attribution graph's nodes: the kernel's parameters, and its feature map on one image."""
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,11 +15,10 @@ MOST_EXACT = 1024
 
 
 def parameter_features(view: fx.GraphModule, site: Site) -> Tensor:
-    """Of each kernel of a layer, float32 ``[C, 6 + COMPONENTS]``; of each channel of a join nothing, ``[C, 0]``.
+    """Features of each kernel of a layer, float32 ``[C, 6 + COMPONENTS]``; of a join's channels none, ``[C, 0]``.
 
     L1 and L2 norm, mean and standard deviation of its weights, gamma and beta of its BatchNorm (1 and 0 without one), and its
-    weights along the ``COMPONENTS`` main directions in which the weights of its layer's kernels differ (zeros where a layer
-    has fewer).
+    weights' first ``COMPONENTS`` principal components among its layer's kernels (zeros if a layer has fewer).
     """
     module = view.get_submodule(str(site.node.target)) if site.node.op == "call_module" else None
     weight = getattr(module, "weight", None)
@@ -41,9 +40,9 @@ def parameter_features(view: fx.GraphModule, site: Site) -> Tensor:
 
 
 def principal_components(rows: Tensor, count: int) -> Tensor:
-    """Coordinates of ``[n, d]`` along its ``count`` main directions, ``[n, count]``; zeros beyond its rank.
+    """Coordinates of ``[n, d]`` along its first ``count`` principal directions, ``[n, count]``; zeros beyond its rank.
 
-    Each direction points to where the largest coordinate is positive, so that equal rows give equal coordinates.
+    The sign of each direction makes its largest coordinate positive, so that equal rows give equal coordinates.
     """
     centred = rows - rows.mean(0)
     most = min(count, *centred.shape)
@@ -59,11 +58,11 @@ def principal_components(rows: Tensor, count: int) -> Tensor:
 
 
 def map_features(values: Tensor, dim: int) -> Tensor:
-    """Of each channel on each image, ``[n, C, MAP_FEATURES]``: mean, standard deviation, maximum, share of positive
-    places, and the map pooled to 4 x 4.
+    """Features of each channel on each image, ``[n, C, MAP_FEATURES]``: mean, standard deviation, maximum, share of positive
+    positions, and the map pooled to 4 x 4.
 
     Args:
-        values: a site's output behind its own normalisation and activation; a map, tokens, or one number a channel.
+        values: a site's output after its own normalisation and activation; a map, tokens, or one number per channel.
         dim: the dimension of the channels.
     """
     values = values.movedim(dim, 1)

@@ -32,15 +32,15 @@ LEAST_A_CLASS = 10
 
 @register(
     "agic",
-    summary="AGIC: what must be kept for the network's decisions, by attribution graphs with Shapley values as edges",
+    summary="AGIC: the kernels needed for the network's decisions, by attribution graphs with Shapley values as edges",
     needs="labels",
     unit="share of keep rates",
     source="Zheng et al., Neural Networks 179, 2024 (reconstruction from the abstract)",
 )
 def score_agic(task: RankingTask) -> LayerScores:
-    """How readily each kernel is kept, within (0, 1); by class over each class's graphs.
+    """The mean keep mask of each kernel, in (0, 1); per class over each class's graphs.
 
-    Works within ``task.agic``: so many images, steps of the encoder and steps of scoring.
+    ``task.agic`` limits the number of images, of training steps of the encoder and of training steps of the scores.
 
     Raises:
         InputError: fewer than ``LEAST_A_CLASS`` images of some class, or a network without links in closed form.
@@ -90,7 +90,9 @@ def _scores(
 
 
 def _about(graphs: "AttributionGraphs", layers: dict[str, Tensor]) -> dict[str, Any]:
-    """What had no edges, what had estimated ones, and which layers got no score as no edges lead on from them."""
+    """Details of the scores: sites without edges, sites with estimated ones, and layers without a score, since no edges lead
+    on.
+    """
     kernels = [name for name, kind in graphs.layout.kinds.items() if kind == "kernel"]
     return {
         "links without a closed form": graphs.unlinked,
@@ -100,14 +102,15 @@ def _about(graphs: "AttributionGraphs", layers: dict[str, Tensor]) -> dict[str, 
 
 
 def _check_classes(task: RankingTask, settings: AgicSettings) -> None:
-    """Some links must lead to the classes; found out before the work begins."""
+    """Check, before any work, that some links lead to the classes."""
     topology = find_topology(trace(task.network.module, task.network.example()), task.network.example())
     heads = [target for target in topology.kernel_targets.values() if target.site.classes]
     if not any(target.exact for target in heads) and not settings.permutations:
         mixer = next((target.mixer for target in heads), "")
         raise InputError(
-            f"AGIC follows Shapley values up to the classes, and those into this network's have no closed form{mixer and ': '}"
-            f"{mixer}. Have them estimated ([agic] permutations = 4 in the recipe), or rank by gap."
+            "AGIC follows Shapley values up to the classes, but those into this network's classes have no closed "
+            f"form{mixer and ': '}"
+            f"{mixer}. Set [agic] permutations = 4 in the recipe to estimate them, or rank by gap."
         )
 
 
@@ -118,7 +121,7 @@ def _enough(images: Images, task: RankingTask, settings: AgicSettings) -> Images
         names = task.network.class_names
         name = repr(names[least]) if least < len(names) else f"number {least}"
         raise InputError(
-            f"AGIC learns from at least {LEAST_A_CLASS} images of each class; of its {len(images)} calibration images "
+            f"AGIC needs at least {LEAST_A_CLASS} images of each class; of its {len(images)} calibration images "
             f"{int(counts[least])} are of class {name}. Give more of them (--calibration, and [agic] images = "
             f"{settings.images} in the recipe), or rank by gap, which needs none."
         )
@@ -126,7 +129,7 @@ def _enough(images: Images, task: RankingTask, settings: AgicSettings) -> Images
 
 
 def _by_layer(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The calls of one layer together: their mean."""
+    """The mean over the calls of each layer."""
     calls: dict[str, list[Tensor]] = {}
     for name, value in values.items():
         calls.setdefault(name.partition(", call ")[0], []).append(value)

@@ -1,10 +1,10 @@
 """Attributions of class logits to kernels, by the methods of captum.
 
-captum runs on a traced copy of the network in which every call is a module of its own (``graph_views.py``), at the places
-where the next layers read a convolution's or linear layer's output, after its own normalisation and activation. What is
-attributed is the logit of the image's class. As for gAP, an image's attribution ``A[k]`` to a kernel's map is reduced to one
-signed number: here the sum over places, so that (except for internal influence) the attributions to the kernels of a layer that
-everything passes through sum to the logit, or to its change from the baseline. gAP's alpha times H*W is the same quantity.
+captum runs on a traced copy of the network in which every call is a separate module (``graph_views.py``), at the points where
+the next layers read a convolution's or linear layer's output, after its own normalisation and activation. The attributed
+output is the logit of the image's class. As for gAP, an image's attribution ``A[k]`` to a kernel's map is reduced to one signed
+number, here the sum over positions. For a layer on every path, the attributions of its kernels then sum to the logit or to its
+change from the baseline (except for internal influence). gAP's alpha times H*W is the same quantity.
 """
 
 import warnings
@@ -28,9 +28,10 @@ BASELINE = "zero image after normalisation"
 
 @dataclass(frozen=True)
 class Attributions:
-    """Attributions of the class logits to kernels: ``layers`` maps a layer's name to signed sums over places, ``[images, C]``.
+    """Attributions of the class logits to kernels: ``layers`` maps a layer's name to signed sums over positions, ``[images,
+    C]``.
 
-    A layer called several times counts all its calls; one that does not reach the logits has zeros.
+    A layer that is called several times sums over its calls; one that does not affect the logits has zeros.
     """
 
     layers: Mapping[str, Tensor]
@@ -38,7 +39,7 @@ class Attributions:
     classes: int
 
     def root_mean_square(self) -> dict[str, Tensor]:
-        """Over images, ``[C]`` by layer."""
+        """Root mean square over images, ``[C]`` by layer."""
         return {layer: STATISTICS["root_mean_square"](values) for layer, values in self.layers.items()}
 
     def per_class(self) -> dict[str, Tensor]:
@@ -48,9 +49,10 @@ class Attributions:
 
 @dataclass(frozen=True)
 class Method:
-    """How captum is run: ``prepare`` takes a view and the rows of a pass, and gives the function for a batch of images.
+    """How captum is run: ``prepare`` takes a view and the number of rows per pass, and returns the function for a batch of
+    images.
 
-    ``rows`` is how many rows of a pass an image takes: itself, its baseline, or some steps of its path.
+    ``rows`` is the number of rows per image in a pass: the image itself, its baseline, or the steps of its path.
     """
 
     name: str
@@ -81,8 +83,8 @@ def attribute(
 ) -> Attributions:
     """Attributions to the kernels of every convolution and linear layer, by ``METHODS[method]``.
 
-    The baseline of the methods that have one is an image of zeros after normalisation (the mean colour, where images are
-    normalised by it). ``batch_size`` is the number of rows, images times steps, of a pass.
+    Methods with a baseline use an image of zeros after normalisation (the mean colour, if images are normalised by it).
+    ``batch_size`` is the number of rows per pass, images times steps.
 
     Raises:
         InputError: the network's forward cannot be traced, or the method has no rule for something in it.
@@ -93,7 +95,7 @@ def attribute(
     collected: dict[str, list[Tensor]] = {layer: [] for layer in view.points}
     done = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # captum's, on the hooks it sets and takes away
+        warnings.simplefilter("ignore")  # captum warns about the hooks that it sets and removes
         run = chosen.prepare(view, batch_size)
         for batch, labels in images.batches(max(1, batch_size // chosen.rows)):
             found = run(batch.to(device).requires_grad_(), labels.to(device)) if names else []

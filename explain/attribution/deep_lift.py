@@ -1,8 +1,8 @@
 """DeepLIFT (Shrikumar et al., ICML 2017) by captum, with multipliers that obey summation-to-delta for every network.
 
-The modules here replace what captum's DeepLIFT does not know or gets wrong. Each runs on images and references as one batch,
-the images first, as captum's DeepLIFT runs networks; it outputs what the module that it replaces outputs, and its gradients are
-DeepLIFT's multipliers: they carry the change of its output over to its inputs.
+The modules here replace operations that captum's DeepLIFT does not support or handles incorrectly. Each runs on images and
+references as one batch, the images first, as captum's DeepLIFT runs networks. Its output equals that of the module that it
+replaces; its gradients are DeepLIFT's multipliers, which attribute the change of its output to its inputs.
 """
 
 import copy
@@ -15,7 +15,7 @@ from .graph_views import Attribute, CaptumView, GatheredPoints, own_inputs, sett
 from .node_kinds import node_kinds
 
 SMALL = 1e-6
-"""Smaller changes of an activation have no slope; its gradient is used instead."""
+"""For smaller changes of an activation, its gradient is used instead of the slope."""
 
 
 def prepare_deep_lift(view: CaptumView, rows: int) -> Attribute:
@@ -26,7 +26,7 @@ def prepare_deep_lift(view: CaptumView, rows: int) -> Attribute:
     module = GatheredPoints(view.traced, view.names)
 
     def run(images: Tensor, labels: Tensor) -> list[Tensor]:
-        peer = LayerDeepLift(module, module.gather)  # a new one: it keeps the handles of its hooks
+        peer = LayerDeepLift(module, module.gather)  # a new instance, since it keeps the handles of its hooks
         peer.eps = SMALL
         return list(peer.attribute(images, target=labels, attribute_to_layer_input=True)[1:])
 
@@ -36,11 +36,12 @@ def prepare_deep_lift(view: CaptumView, rows: int) -> Attribute:
 def prepare_for_deep_lift(view: CaptumView) -> None:
     """Rewrite the view in place so that captum's DeepLIFT obeys summation-to-delta.
 
-    Nonlinearities that captum does not know get the rescale rule (Shrikumar et al., ICML 2017, section 3.5.1), maxima captum's
-    rule with windows that may overlap, products the mean over both orders of change (the Shapley value of two factors).
+    Nonlinearities that captum does not support get the rescale rule (Shrikumar et al., ICML 2017, section 3.5.1), maxima get
+    captum's rule extended to overlapping windows, products the mean over both orders of change (the Shapley value of two
+    factors).
 
     Raises:
-        InputError: the network does something for which there is no rule.
+        InputError: there is no rule for an operation of the network.
     """
     known = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus)
     traced = view.traced
@@ -72,17 +73,17 @@ class Rescaled(nn.Module):
 
 
 class SharedProduct(nn.Module):
-    """A product; to the change of one factor counts the mean of the other over both halves of the batch."""
+    """A product; the multiplier of one factor is the mean of the other over both halves of the batch."""
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         return _with_slope(first * second, (first, _halves_mean(second)), (second, _halves_mean(first)))
 
 
 class RoutedMaximum(nn.Module):
-    """Max-pooling; what a window's maximum changed by goes to the places that were the largest in each half of the batch.
+    """Max-pooling; the change of a window's maximum is attributed to the largest positions of each half of the batch.
 
-    From the reference's maximum up to the larger of both it counts to the image's place, and from there down to the
-    reference's place: captum's rule, but contributions of overlapping windows to one place are summed.
+    The change from the reference's maximum up to the larger of both counts for the image's position, the change from there down
+    for the reference's position. This is captum's rule, but contributions of overlapping windows to one position are summed.
     """
 
     def __init__(self, pool: nn.Module) -> None:
@@ -92,7 +93,7 @@ class RoutedMaximum(nn.Module):
         self.pool: nn.Module = indexed
 
     def forward(self, x: Tensor) -> Tensor:
-        y, own = self.pool.forward(x)  # not by a call: captum hooks the pools it finds
+        y, own = self.pool.forward(x)  # not as a module call, since captum hooks all pools that it finds
         dims = x.dim() - 2
         places, indices = x.flatten(2), own.flatten(2)
         at_image, at_reference = (half.repeat(2, 1, 1) for half in indices.chunk(2))
@@ -109,7 +110,7 @@ class RoutedMaximum(nn.Module):
 
 
 def _halves_apart(value: Tensor) -> Tensor:
-    """What the first half of a batch is above the second, for both halves."""
+    """The first half of a batch minus the second, repeated for both halves."""
     image, reference = value.detach().chunk(2)
     return torch.cat([image - reference] * 2)
 
@@ -120,7 +121,7 @@ def _halves_mean(value: Tensor) -> Tensor:
 
 
 def _with_slope(value: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
-    """``value``, with the second of each pair as its gradient with respect to the first."""
+    """Return ``value`` with a custom gradient: for each pair, the second is the gradient with respect to the first."""
     result = value.detach()
     for source, slope in terms:
         result = result + slope * (source - source.detach())

@@ -1,9 +1,9 @@
-"""Traced networks written so that captum attributes rightly on them.
+"""Traced networks rewritten so that captum's attributions are correct.
 
-captum looks at modules and at the gradients of the tensors they take and give. Its DeepLIFT treats a nonlinearity that is not
-in its table as if it were linear, and loses what pooling windows that overlap share; its LRP knows few modules, mixes relevance
-with gradients where branches of several kinds read one tensor, and cannot tell the relevance at an activation. The views here
-leave the values of the network as they are, and give captum modules for which its arithmetic holds.
+captum works on modules and on the gradients of their inputs and outputs. Its DeepLIFT treats a nonlinearity that is not in its
+table as linear, and loses contributions of overlapping pooling windows; its LRP supports few modules, mixes relevance with
+gradients where branches of several kinds read one tensor, and cannot report the relevance at an activation. The views here
+compute the same values as the network, with modules for which captum's arithmetic is correct.
 """
 
 import copy
@@ -29,7 +29,8 @@ class _Gather(nn.Module):
 
 
 class GatheredPoints(nn.Module):
-    """Class scores ``[n, classes]``; the activations of all points go through one module, ``gather``, behind the scores.
+    """Outputs class scores ``[n, classes]``; the activations of all points pass through one module, ``gather``, after the
+    scores.
 
     captum attributes to all inputs of one module in one pass; the first attribution is that of the scores.
     """
@@ -46,7 +47,7 @@ class GatheredPoints(nn.Module):
 
 
 class ClassScores(nn.Module):
-    """The class scores ``[n, classes]`` in whatever the traced network returns."""
+    """Picks the class scores ``[n, classes]`` from the output of the traced network."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class ClassScores(nn.Module):
 
 @dataclass(frozen=True)
 class CaptumView:
-    """A traced copy of a network in evaluation mode in which every call is a module of its own.
+    """A traced copy of a network in evaluation mode in which every call is a separate module.
 
     ``points`` names, for each convolution and linear layer, the :class:`Point` of every call whose output reaches the class
     scores; ``channels`` is each layer's number of kernels, and ``channels_last`` says whether they are the last dimension.
@@ -113,7 +114,7 @@ def _insert_after(traced: fx.GraphModule, node: fx.Node, name: str, module: nn.M
 
 
 def own_inputs(traced: fx.GraphModule, node: fx.Node, sources: tuple[Any, ...]) -> None:
-    """Give a node copies of its inputs, that no other node reads: captum's hooks on a tensor are those of one module."""
+    """Give a node its own copies of its inputs, since captum's hooks on a tensor belong to one module."""
     for position, source in enumerate(sources):
         with traced.graph.inserting_before(node):
             copied = traced.graph.call_method("clone", (source,))
@@ -127,7 +128,7 @@ def swap(
     arguments: tuple[Any, ...] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> fx.Node:
-    """Replace a node by a call of a module, with the node's own arguments if no others are given."""
+    """Replace a node by a call of a module, by default with the node's own arguments."""
     name = f"secateur_swap_{node.name}"
     traced.add_submodule(name, module)
     with traced.graph.inserting_after(node):
@@ -138,7 +139,7 @@ def swap(
 
 
 def _give_every_call_its_module(traced: fx.GraphModule) -> None:
-    """Copy the modules called at several places: captum keeps what it saw of a module with the module."""
+    """Copy modules that are called several times, since captum stores its state on the module."""
     called: set[str] = set()
     for node in traced.graph.nodes:
         if node.op == "call_module":
@@ -150,7 +151,7 @@ def _give_every_call_its_module(traced: fx.GraphModule) -> None:
 
 
 def settle(traced: fx.GraphModule) -> None:
-    """Make changes of a traced network's graph take effect."""
+    """Recompile a traced network after changes of its graph."""
     traced.delete_all_unused_submodules()
     traced.graph.lint()
     traced.recompile()

@@ -14,7 +14,7 @@ from .graph_views import Attribute, CaptumView, ClassScores, own_inputs, settle,
 from .node_kinds import node_kinds
 
 EPSILON = 1e-6
-"""Of the epsilon rule, in units of the pre-activation."""
+"""The epsilon of the rule, in units of the pre-activation."""
 
 
 def prepare_lrp(view: CaptumView, rows: int) -> Attribute:
@@ -33,19 +33,19 @@ def prepare_lrp(view: CaptumView, rows: int) -> Attribute:
 
 
 def prepare_for_lrp(view: CaptumView) -> Callable[[], None]:
-    """Rewrite the view in place for captum's LRP; the function returned lays the rules on the modules before an attribution.
+    """Rewrite the view in place for captum's LRP; the returned function sets the modules' rules before an attribution.
 
-    BatchNorm is folded into the convolution before it. Convolutions, linear layers, sums, averages and maxima have the epsilon
-    rule (Bach et al., PLoS ONE 10(7), 2015, eq. 58), a BatchNorm behind none too; activations hand relevance on as it is, and
-    what moves values moves relevance.
+    BatchNorm is folded into the convolution before it. Convolutions, linear layers, sums, averages, maxima and a BatchNorm
+    without such a convolution have the epsilon rule (Bach et al., PLoS ONE 10(7), 2015, eq. 58). Activations pass relevance on
+    unchanged, and operations that move values move relevance.
 
     Raises:
-        InputError: the network does something for which there is no rule.
+        InputError: there is no rule for an operation of the network.
     """
     from captum.attr._utils.lrp_rules import EpsilonRule, IdentityRule
 
     class Untouched(EpsilonRule):  # type: ignore[misc]
-        """For modules through which autograd itself carries relevance rightly."""
+        """For modules whose gradient already propagates relevance correctly."""
 
         def forward_hook(self, module: Any, inputs: Any, outputs: Any) -> None: ...
         def forward_hook_weights(self, module: Any, inputs: Any, outputs: Any) -> None: ...
@@ -56,7 +56,7 @@ def prepare_for_lrp(view: CaptumView) -> Callable[[], None]:
     modules = dict(traced.named_modules())
     flowing = image_dependent(traced)
     makers: list[tuple[nn.Module, Callable[[], Any]]] = []
-    for parameter in traced.parameters():  # captum hooks the outputs of constants as well
+    for parameter in traced.parameters():  # captum also hooks the outputs of constants
         parameter.requires_grad_()
     for node, kind in node_kinds(traced, "lrp", "deep-lift or gap", products=False):
         if kind == "move":
@@ -68,10 +68,10 @@ def prepare_for_lrp(view: CaptumView) -> Callable[[], None]:
             node = swap(traced, node, call, tuple(call.flowing), {f"fixed_{i}": s for i, s in enumerate(call.fixed)})
             flowing.add(node)
         fixed = [source for source in node.args if source not in flowing]
-        if fixed and isinstance(module, Add | Multiply):  # captum hooks what is given by position
+        if fixed and isinstance(module, Add | Multiply):  # captum hooks positional arguments only
             node.args, node.kwargs = tuple(s for s in node.args if s in flowing), {"second": fixed[0]}
         own_inputs(traced, node, node.args)
-        if type(module) not in (nn.ReLU, nn.Tanh):  # these captum does itself
+        if type(module) not in (nn.ReLU, nn.Tanh):  # captum has rules for these
             identity = kind in ("activation", "point")
             makers.append((module, IdentityRule if identity else lambda: EpsilonRule(EPSILON)))
     settle(traced)
@@ -87,7 +87,7 @@ def prepare_for_lrp(view: CaptumView) -> Callable[[], None]:
 
 
 class _Call(nn.Module):
-    """A function call of a traced network as a module, of the values that depend on the images."""
+    """A function call of a traced network as a module of the values that depend on the images."""
 
     def __init__(self, node: fx.Node, flowing: set[fx.Node]) -> None:
         super().__init__()

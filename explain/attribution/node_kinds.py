@@ -17,7 +17,7 @@ from ...network.graph.leaf_modules import Add, Concatenate, Multiply, ZeroPadCha
 from ...network.graph.stand_ins import Constant, Subsample
 from ...network.graph.trace import ACTIVATIONS
 
-_MOVES = (  # modules that pass values on, at most to other places
+_MOVES = (  # modules that only pass or move values
     nn.Identity,
     nn.Flatten,
     nn.Unflatten,

@@ -27,7 +27,7 @@ def prepare_internal_influence(view: CaptumView, rows: int) -> Attribute:
 
 
 def _prepare_path(kind: Any, view: CaptumView, rows: int) -> Attribute:
-    """Methods with a path of images: one pass for all points."""
+    """Prepare a method with a path of images: one pass for all points."""
     module = GatheredPoints(view.traced, view.names)
     peer = kind(module, module.gather)
 
@@ -47,7 +47,7 @@ def _prepare_path(kind: Any, view: CaptumView, rows: int) -> Attribute:
 def prepare_integrated_gradients(view: CaptumView, rows: int) -> Attribute:
     """Integrated gradients of every point's output (Sundararajan et al., ICML 2017, eq. 1), ``STEPS_BY_LAYER`` steps.
 
-    One point at a time: with several, captum moves all at once, and later points hide earlier ones.
+    One point at a time: with several, captum moves all at once, and later points mask earlier ones.
     """
     from captum.attr import LayerIntegratedGradients
 

@@ -1,7 +1,7 @@
 """Rankers by captum's attributions: conductance, internal influence, integrated gradients, DeepLIFT, LRP.
 
-The score is the root mean square over images of a kernel's attribution, as for gAP, because signed means cancel between images;
-within a layer the two differ only by the method and the constant H*W.
+The score is the root mean square over images of a kernel's attribution, as for gAP, because signed means cancel between
+images; within a layer the two differ only by the method and the constant H*W.
 """
 
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from .lrp import EPSILON
 from .path_methods import STEPS, STEPS_BY_LAYER
 
 IMAGES = 128
-"""At most: a seeded, stratified sample, as the path methods run the network at every step for each image."""
+"""The most images, a seeded stratified sample, since path methods run the network at every step for each image."""
 
 
 def _score(task: RankingTask, method: str, **details: Any) -> LayerScores:
@@ -28,25 +28,25 @@ def _score(task: RankingTask, method: str, **details: Any) -> LayerScores:
 
 @register(
     "conductance",
-    summary=f"the logit's change on the way from a zero image that flows through a kernel: {IMAGES} images, {STEPS} steps",
+    summary=f"change of the logit from a zero image that flows through a kernel: {IMAGES} images, {STEPS} steps",
     needs="labels",
     unit="logits",
     source="Dhamdhere et al., How Important Is a Neuron?, ICLR 2019, eq. 3; Shrikumar et al. 2018",
 )
 def score_conductance(task: RankingTask) -> LayerScores:
-    """Root mean square over images of the summed conductance; over a layer that everything passes it sums to F(x) - F(0)."""
+    """Root mean square over images of the summed conductance; over a layer on every path it sums to F(x) - F(0)."""
     return _score(task, "conductance", steps=STEPS, baseline=BASELINE)
 
 
 @register(
     "internal-influence",
-    summary=f"mean gradient of the logit to a kernel's map on the way from a zero image: {IMAGES} images, {STEPS} steps",
+    summary=f"mean gradient of the logit by a kernel's map from a zero image: {IMAGES} images, {STEPS} steps",
     needs="labels",
     unit="logits per unit of activation",
     source="Leino et al., Influence-Directed Explanations for Deep Convolutional Networks, ITC 2018, def. 1",
 )
 def score_internal_influence(task: RankingTask) -> LayerScores:
-    """Root mean square over images of the influence summed over places. It does not see how strong the kernel itself is."""
+    """Root mean square over images of the influence summed over positions. It ignores how strong the kernel's activation is."""
     return _score(task, "internal-influence", steps=STEPS, baseline=BASELINE)
 
 
@@ -58,19 +58,19 @@ def score_internal_influence(task: RankingTask) -> LayerScores:
     source="Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML 2017, eq. 1, on a layer's output",
 )
 def score_integrated_gradients(task: RankingTask) -> LayerScores:
-    """Root mean square over images of the integral along the straight line between a layer's two outputs, layer by layer."""
+    """Root mean square over images of the integral along the line between a layer's two outputs, layer by layer."""
     return _score(task, "integrated-gradients", steps=STEPS_BY_LAYER, baseline=BASELINE)
 
 
 @register(
     "deep-lift",
-    summary=f"DeepLIFT contributions of a kernel's map against its map for a zero image, rescale rule: {IMAGES} images",
+    summary=f"DeepLIFT contributions of a kernel's map relative to its map for a zero image, rescale rule: {IMAGES} images",
     needs="labels",
     unit="logits",
     source="Shrikumar et al., Learning Important Features Through Propagating Activation Differences, ICML 2017, section 3.5.1",
 )
 def score_deep_lift(task: RankingTask) -> LayerScores:
-    """Root mean square over images of multiplier times difference; over a layer that all passes it sums to F(x) - F(0)."""
+    """Root mean square over images of multiplier times difference; over a layer on every path it sums to F(x) - F(0)."""
     return _score(task, "deep-lift", baseline=BASELINE)
 
 

@@ -1,4 +1,4 @@
-"""How kernels answer to images, in one pass: by class, how often, and where they answer most."""
+"""Activation statistics of kernels in one pass: by class, how often they are active, and where they are strongest."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ STRONGEST = 9
 
 @dataclass(frozen=True)
 class SiteActivity:
-    """What the C kernels of one site give to some images, behind their own normalisation and activation.
+    """Activations of the C kernels of one site on some images, after their own normalisation and activation.
 
-    ``average`` is the mean over images and places, ``[C]``; ``per_class`` the same over each class's images,
-    ``[classes, C]`` (zero for a class without images); ``active`` the share of places and images above zero, ``[C]``.
-    ``value``, ``[C, k]``, are the largest activations, at most one an image, the largest first; ``image`` and ``place``, int64
-    ``[C, k]``, say in which image and at which place (``row * width + column``; 0 where there are no places).
+    ``average`` is the mean over images and positions, ``[C]``; ``per_class`` the same over each class's images,
+    ``[classes, C]`` (zero for a class without images); ``active`` the share of positions and images above zero, ``[C]``.
+    ``value``, ``[C, k]``, are the largest activations, at most one per image, the largest first; ``image`` and ``place``, int64
+    ``[C, k]``, are their images and positions (``row * width + column``; 0 for outputs without positions).
     """
 
     height: int
@@ -48,18 +48,20 @@ def measure_activity(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, SiteActivity]:
-    """The activity of every site over all images, by the site's name; one forward pass, in which no map is kept.
+    """The activity of every site over all images, by the site's name, in one forward pass that keeps no maps.
 
     Args:
         view: a traced network, in evaluation mode, to which the sites belong.
-        classes: how many there are; the images' labels count from 0.
-        strongest: k, or the number of images if that is smaller. Of equal activations the earlier image's comes first.
+        classes: the number of classes; labels count from 0.
+        strongest: k, limited to the number of images. Of equal activations, that of the earlier image comes first.
 
     Raises:
-        InputError: an image has no label, or a site does not give one row an image.
+        InputError: an image has no label, or a site does not output one row per image.
     """
     if not len(images) or not 0 <= int(images.labels.min()) <= int(images.labels.max()) < classes:
-        raise InputError(f"Activity by class needs images with labels from 0 to {classes - 1}.")
+        raise InputError(
+            f"Activity by class needs images with labels from 0 to {classes - 1}. Label them, or use the network's predictions."
+        )
     tallies = {site.name: _Tally(site, classes, min(strongest, len(images))) for site in sites}
     readers: dict[fx.Node, list[_Tally]] = {}
     for site in sites:
@@ -85,7 +87,7 @@ def _told(tallies: Sequence["_Tally"], labels: Tensor, start: int, value: Tensor
 
 
 class _Tally:
-    """Sums and the largest values of one site so far."""
+    """The running sums and largest values of one site."""
 
     def __init__(self, site: Site, classes: int, strongest: int) -> None:
         self._site, self._classes, self._strongest = site, classes, strongest
@@ -95,7 +97,7 @@ class _Tally:
     def add(self, value: Tensor, labels: Tensor, start: int) -> None:
         if len(value) != len(labels):
             raise InputError(
-                f"{self._site.name} gives {len(value)} rows for {len(labels)} images; one row an image is needed."
+                f"{self._site.name} gives {len(value)} rows for {len(labels)} images; expected one row per image."
             )
         value = value.movedim(self._site.dim, 1)
         self._places = (value.shape[2], value.shape[3]) if value.dim() == 4 else (1, max(1, value[0, 0].numel()))

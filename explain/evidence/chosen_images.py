@@ -1,4 +1,4 @@
-"""Which images are explained when nobody names any: a few of every class, and mistakes if they are asked for."""
+"""The default choice of images to explain: a few of every class, and misclassified ones on request."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ LOOKED_AT = 1000
 
 @dataclass(frozen=True)
 class Choice:
-    """Numbers of the images chosen, those that the network gets right first, then its mistakes; ``looked_at`` of how many."""
+    """Indices of the chosen images, correctly classified ones first, then misclassified ones, out of ``looked_at``."""
 
     right: tuple[int, ...]
     wrong: tuple[int, ...]
@@ -31,10 +31,10 @@ def choose_images(
     batch_size: int = 64,
     device: str = "cpu",
 ) -> Choice:
-    """``count`` images that the network gets right, class by class in turn, and its ``misclassified`` most confident mistakes.
+    """``count`` correctly classified images, one class after another, and the ``misclassified`` most confident mistakes.
 
-    A seeded sample of ``LOOKED_AT`` images is looked at; all of them where it holds fewer mistakes than were asked for. Labels
-    that are the network's own predictions know no mistakes.
+    They come from a seeded sample of ``LOOKED_AT`` images, or from all images if the sample has fewer mistakes than requested.
+    With the network's own predictions as labels, there are no mistakes.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
@@ -46,7 +46,7 @@ def choose_images(
         correct = predicted == looked_at.labels
         if len(part) == len(order) or int((~correct).sum()) >= misclassified or not images.labelled:
             break
-    turn: list[tuple[int, int, int]] = []  # whose turn it is, the class, the place in the order
+    turn: list[tuple[int, int, int]] = []  # the round, the class, the position in the order
     seen: dict[int, int] = {}
     for place in correct.nonzero().flatten().tolist():
         label = int(predicted[place])

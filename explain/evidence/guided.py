@@ -1,8 +1,8 @@
 """Guided backpropagation (Springenberg et al., ICLR 2015 workshop): which pixels excite a decision.
 
-The gradient of the decision with respect to the pixels, where on its way back the negative part of what arrives at an
-activation is stopped: only what excites the decision goes on. A ReLU stops besides, as ever, what belongs to a negative
-input. A traced network has every activation as a module of its own, so functional and reused ones count.
+The gradient of the decision with respect to the pixels, except that the backward pass sets negative gradients at the output of
+an activation to zero, so that only excitatory contributions are propagated. A ReLU also blocks the gradient of negative inputs,
+as usual. In a traced network every activation is a separate module, so functional and reused activations are included.
 """
 
 import contextlib
@@ -20,7 +20,9 @@ from ...network.hooks import frozen, pick_logits
 
 @dataclass(frozen=True)
 class KernelDecisions:
-    """Decisions ``F[k, y, x]`` of a feature map: what kernels give at places, for images. All four int64 ``[decisions]``."""
+    """Decisions ``F[k, y, x]`` of a feature map: the outputs of kernels at positions, for images. All four int64
+    ``[decisions]``.
+    """
 
     node: fx.Node
     images: Tensor
@@ -31,7 +33,7 @@ class KernelDecisions:
 
 @dataclass(frozen=True)
 class ClassDecisions:
-    """Decisions that are class scores before the softmax: of which image, which class. Both int64 ``[decisions]``."""
+    """Decisions that are class scores before the softmax, by image and class. Both int64 ``[decisions]``."""
 
     images: Tensor
     labels: Tensor
@@ -42,12 +44,13 @@ def guided_backpropagation(
 ) -> Tensor:
     """Guided gradients of decisions with respect to normalised images ``[n, C, H, W]``: ``[decisions, C, H, W]``.
 
-    ``view`` is what ``trace`` gives, on the images' device; it is left as it was. ReLU is followed as in the paper. Every
-    other activation that a traced network has as a module (ReLU6, SiLU, GELU, Hardswish, a gate's sigmoid, …) passes the
-    positive part of what arrives through its own derivative. Those that stay functions (``clamp``) pass the plain gradient.
+    ``view`` is the result of ``trace``, on the images' device; it is unchanged. ReLU is treated as in the paper. Every other
+    activation that is a module in the traced network (ReLU6, SiLU, GELU, Hardswish, a gate's sigmoid, …) multiplies the
+    positive part of the incoming gradient by its own derivative. Activations that stay functions (``clamp``) use the plain
+    gradient.
 
     Raises:
-        InputError: an image, kernel, place or class is not there, or the decision does not depend on the pixels.
+        InputError: an image, kernel, position or class does not exist, or the decision does not depend on the pixels.
     """
     if not len(decisions.images):
         return torch.zeros(0, *images.shape[1:], device=images.device)
@@ -66,7 +69,7 @@ def guided_backpropagation(
 
 
 def _pick(value: object, decisions: KernelDecisions | ClassDecisions, part: slice) -> Tensor:
-    """The decisions numbered ``part``, one for each row of what the node gave."""
+    """The decisions with indices ``part``, one for each row of the node's output."""
     if isinstance(decisions, ClassDecisions):
         table, where = pick_logits(value), "of the class scores"
         chosen = {"class": decisions.labels}
@@ -76,7 +79,7 @@ def _pick(value: object, decisions: KernelDecisions | ClassDecisions, part: slic
         table, where = value, f"of {decisions.node.name}"
         chosen = {"kernel": decisions.kernels, "row": decisions.rows, "column": decisions.columns}
     if not table.requires_grad:
-        raise InputError(f"What is taken {where} does not depend on the pixels. Choose another layer.")
+        raise InputError(f"The decision {where} does not depend on the pixels. Choose another layer.")
     index = [torch.arange(len(decisions.images[part]), device=table.device)]
     for size, (what, indices) in zip(table.shape[1:], chosen.items(), strict=True):
         _check(indices[part], size, what, where)
@@ -92,7 +95,7 @@ def _check(indices: Tensor, size: int, what: str, where: str) -> None:
 
 @contextlib.contextmanager
 def _guiding(view: fx.GraphModule) -> Iterator[None]:
-    """While inside, no negative gradient passes an activation of the traced network."""
+    """Inside this context, no negative gradient passes an activation of the traced network."""
 
     def stop_negative(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad:

@@ -1,6 +1,6 @@
-"""All that secateur knows of every kernel of a network, gathered: scores, answers to images, patches, neighbours.
+"""Gather everything about each kernel of a network: scores, activations by class, patches, neighbours.
 
-What cannot be had for a network (one that cannot be traced, a ranker without labels) is left out, and ``missing`` says why.
+Parts that are unavailable for a network (which cannot be traced, for example) are left out, and ``missing`` gives the reason.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +21,18 @@ from .patches import Patch, strongest_patches
 from .receptive_fields import FieldMaps
 
 BESIDE = ("gap", "taylor", "magnitude", "bn-scale")
-"""Rankings that cost little, shown beside the one that decided."""
+"""Cheap rankings, shown for comparison with the one that decided."""
 BESIDE_IMAGES, NEIGHBOUR_IMAGES, BACKGROUND_IMAGES = 256, 48, 32
 MOST_PATCHED = 1000
-"""Kernels with patches cut out of large images, in all, where nobody says how many; a page of them stays below 20 MB."""
+"""The default number of kernels with patches cut out of large images, in total; it keeps a page below 20 MB."""
 
 
 @dataclass(frozen=True)
 class SiteEvidence:
-    """What is known of the kernels of one site: a call of a layer, or a sum or product of branches (``layer`` is empty then).
+    """The evidence on the kernels of one site: a call of a layer, or a sum or product of branches (with an empty ``layer``).
 
-    ``classes``: its kernels are the classes. ``fed_by`` are, of a join's channels, the kernel of a layer behind each, as
-    (layer, kernel), or None. ``patches`` are there for some kernels (all where nothing is limited).
+    ``classes``: whether its kernels are the classes. ``fed_by`` gives, for each channel of a join, the (layer, kernel) that
+    feeds it, or None. ``patches`` exist for some kernels (for all without a limit).
     """
 
     name: str
@@ -48,10 +48,11 @@ class SiteEvidence:
 
 @dataclass(frozen=True)
 class KernelEvidence:
-    """Sites in network order; the ranking that was used, its members and those beside it; neighbours in attribution graphs.
+    """Sites in network order; the ranking that was used, its members and those for comparison; neighbours in attribution
+    graphs.
 
-    ``patched`` is how many kernels of a site have patches, besides those that must (None: all). ``missing`` says by part what
-    is not here, and why.
+    ``patched`` is the number of kernels per site with patches, besides the required ones (None for all). ``missing`` gives the
+    reason for each unavailable part.
     """
 
     sites: tuple[SiteEvidence, ...]
@@ -65,8 +66,10 @@ class KernelEvidence:
 
 @dataclass(frozen=True)
 class GatheringSettings:
-    """``patched``: kernels of each site with patches; None: all where images are small enough to be kept whole, else so many
-    that there are ``MOST_PATCHED`` in all. ``always`` are kernels, by node, that must have them: those in evidence trees."""
+    """Which kernels get patches.
+
+    ``patched`` is the number of kernels per site; None for all if images are small enough to be kept whole, otherwise as many
+    as give ``MOST_PATCHED`` in total. ``always`` are the kernels, by node, that always get them: those in evidence trees."""
 
     patched: int | None = None
     whole_images: bool = True
@@ -76,7 +79,7 @@ class GatheringSettings:
 def gather_kernel_evidence(
     task: RankingTask, ranking: KernelScores | None, settings: GatheringSettings, progress: Progress = silent
 ) -> KernelEvidence:
-    """Gather it on the task's calibration images, which have labels or the network's predictions for labels."""
+    """Gather the evidence on the task's calibration images, which have labels or the network's predictions as labels."""
     missing: dict[str, str] = {}
     part = in_parts(progress, ("beside", 4), ("activity", 3), ("patches", 4), ("neighbours", 2))
     members = tuple(ranking.members.values()) if ranking is not None else ()
@@ -170,7 +173,7 @@ def _sites(
 
 
 def _shown(kernels: int, scores: Tensor | None, count: int | None, always: frozenset[int]) -> list[int]:
-    """The kernels with patches: ``count`` of the highest and the lowest scores in turn, and those that must."""
+    """The kernels with patches: ``count`` with alternately the highest and the lowest scores, and the required ones."""
     if count is None or count >= kernels:
         return list(range(kernels))
     order = list(range(kernels)) if scores is None else scores.argsort(descending=True, stable=True).tolist()
@@ -179,7 +182,7 @@ def _shown(kernels: int, scores: Tensor | None, count: int | None, always: froze
 
 
 def _fed_by(topology: Topology, name: str, channel: int) -> tuple[str, int] | None:
-    """A kernel of a layer that a join's channel shows: that of the first branch which leads to one."""
+    """The kernel of a layer that feeds a join's channel, by the first branch that leads to one."""
     for operand in topology.targets[name].operands:
         if operand.origin.players is None:
             continue

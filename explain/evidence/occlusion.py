@@ -19,10 +19,10 @@ FILLS = ("mean", "grey", "blur")
 
 @dataclass(frozen=True)
 class OcclusionEffect:
-    """What covering a region did to the score of the class ``label``.
+    """The effect of covering a region on the score of the class ``label``.
 
-    Logits are class scores before the softmax, probabilities after it. ``box`` is the smallest around all covered pixels,
-    ``covered`` their share of the image's. ``occluded`` is the covered image as the network saw it, ``[C, H, W]``.
+    Logits are class scores before the softmax, probabilities after it. ``box`` is the bounding box of the covered pixels,
+    ``covered`` their share of the image. ``occluded`` is the covered image as given to the network, ``[C, H, W]``.
     """
 
     label: int
@@ -40,7 +40,7 @@ class OcclusionEffect:
 
 @dataclass(frozen=True)
 class OcclusionMap:
-    """What a covering window takes from a class's score, by the window's place, float32 ``[rows, columns]``.
+    """The drop of a class's score by the position of a covering window, float32 ``[rows, columns]``.
 
     The window at ``(r, c)`` starts at pixel ``(r * stride, c * stride)`` and ends at the image's edge at the latest. A drop
     is the value for the whole image minus that with the window covered: of the logit, and of the probability.
@@ -54,7 +54,7 @@ class OcclusionMap:
     probability_drops: Tensor
 
     def per_pixel(self, height: int, width: int) -> Tensor:
-        """For every pixel of the image the mean drop of the logit over the windows that cover it, ``[H, W]``."""
+        """For each pixel of the image, the mean drop of the logit over the windows that cover it, ``[H, W]``."""
         total, count = torch.zeros(height, width), torch.zeros(height, width)
         for row, drops in enumerate(self.logit_drops):
             for column, drop in enumerate(drops):
@@ -65,13 +65,13 @@ class OcclusionMap:
 
 
 def occlude(image: Tensor, mask: Tensor, fill: str, preprocessing: Preprocessing) -> Tensor:
-    """A normalised image ``[C, H, W]`` with the pixels of each mask, bool ``[n, H, W]``, covered: ``[n, C, H, W]``.
+    """Cover the pixels of each mask, bool ``[n, H, W]``, in a normalised image ``[C, H, W]``; returns ``[n, C, H, W]``.
 
-    Fills: ``mean``, the mean that the network's normalisation takes off (zero for the network); ``grey``, half of full
-    brightness in every channel; ``blur``, the image under a Gaussian of a tenth of its shorter side.
+    Fills: ``mean``, the mean of the network's normalisation (zero after it); ``grey``, half of full brightness in every
+    channel; ``blur``, the image blurred by a Gaussian with a standard deviation of a tenth of its shorter side.
 
     Raises:
-        UsageError: another fill.
+        UsageError: the fill is unknown.
     """
     if fill == "mean":
         cover = torch.zeros_like(image)
@@ -81,7 +81,7 @@ def occlude(image: Tensor, mask: Tensor, fill: str, preprocessing: Preprocessing
     elif fill == "blur":
         cover = _blurred(image, max(1.0, min(image.shape[1:]) / 10))
     else:
-        raise UsageError(f"unknown fill {fill!r}. There are: {', '.join(FILLS)}.")
+        raise UsageError(f"unknown fill {fill!r}. Expected {', '.join(FILLS)}.")
     return torch.where(mask.to(image.device).unsqueeze(1), cover, image)
 
 
@@ -97,16 +97,16 @@ def measure_occlusion(
     """Cover a region of one normalised image ``[C, H, W]`` and measure the decision before and after.
 
     Args:
-        network: left as it was.
-        image: the image as the network sees it.
-        region: a box of pixels, or a mask, bool ``[H, W]`` (of an activation map: ``strong_pixels``).
-        label: the class that is measured; the one predicted for the whole image, if None.
+        network: unchanged.
+        image: the image as given to the network.
+        region: a box of pixels, or a mask, bool ``[H, W]`` (for an activation map, see ``strong_pixels``).
+        label: the class that is measured; the predicted class of the whole image if None.
         fill: see ``occlude``.
         device: where the network runs.
 
     Raises:
-        InputError: the region is empty or does not fit the image, or there is no such class.
-        UsageError: an unknown fill.
+        InputError: the region is empty or does not fit the image, or the class does not exist.
+        UsageError: the fill is unknown.
     """
     mask = _mask(region, image.shape[1], image.shape[2])
     covered = occlude(image, mask.unsqueeze(0), fill, network.preprocessing)
@@ -143,18 +143,18 @@ def occlusion_map(
     """Slide a covering square over one normalised image ``[C, H, W]``; every pixel is covered at least once.
 
     Args:
-        network: left as it was.
-        image: the image as the network sees it.
+        network: unchanged.
+        image: the image as given to the network.
         window: the square's side in pixels.
-        stride: pixels from one place to the next, at most ``window``.
-        label: the class that is measured; the one predicted for the whole image, if None.
+        stride: pixels from one position to the next, at most ``window``.
+        label: the class that is measured; the predicted class of the whole image if None.
         fill: see ``occlude``.
         batch_size: covered images in one pass.
         device: where the network runs.
 
     Raises:
-        InputError: there is no such class.
-        UsageError: the window does not fit the image, the stride leaves pixels out, or an unknown fill.
+        InputError: the class does not exist.
+        UsageError: the window does not fit the image, the stride skips pixels, or the fill is unknown.
     """
     height, width = image.shape[1:]
     if not 1 <= window <= min(height, width):
@@ -190,11 +190,11 @@ def _logits(network: Network, batches: Iterable[Tensor], device: str) -> Tensor:
 
 
 def _known(label: int | None, logits: Tensor) -> int:
-    """The label, or what is predicted for the first row."""
+    """The label, or the predicted class of the first row."""
     if label is None:
         return int(logits[0].argmax())
     if not 0 <= label < logits.shape[1]:
-        raise InputError(f"There is no class {label}: they count from 0 to {logits.shape[1] - 1}.")
+        raise InputError(f"There is no class {label}; classes are 0 to {logits.shape[1] - 1}.")
     return label
 
 
@@ -203,13 +203,13 @@ def _mask(region: Box | Tensor, height: int, width: int) -> Tensor:
     if isinstance(region, Tensor):
         if region.shape != (height, width) or region.dtype != torch.bool:
             found = f"{region.dtype} of {'x'.join(map(str, region.shape))}"
-            raise InputError(f"The mask is {found}; torch.bool of {height}x{width} (height x width) was expected.")
+            raise InputError(f"Expected a mask of torch.bool and {height}x{width} (height x width), got {found}.")
         if not bool(region.any()):
-            raise InputError("The mask covers no pixel, so there is nothing to measure.")
+            raise InputError("The mask covers no pixels. Set at least one to True.")
         return region.cpu()
     if not (0 <= region.left < region.right <= width and 0 <= region.top < region.bottom <= height):
         raise InputError(
-            f"The box {region} (left, top, right, bottom) is empty or leaves the image of {width} columns and {height} rows. "
+            f"The box {region} (left, top, right, bottom) is empty or outside the image of {width} columns and {height} rows. "
             "Give a box inside it."
         )
     mask = torch.zeros(height, width, dtype=torch.bool)
@@ -218,7 +218,9 @@ def _mask(region: Box | Tensor, height: int, width: int) -> Tensor:
 
 
 def _blurred(image: Tensor, deviation: float) -> Tensor:
-    """Under a Gaussian of that standard deviation in pixels, cut at three of them; the edge's pixels go on outside."""
+    """The image blurred by a Gaussian of this standard deviation in pixels, truncated at three of them, with replicated
+    edges.
+    """
     reach = math.ceil(3 * deviation)
     offsets = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
     weights = torch.exp(-0.5 * (offsets / deviation).square())

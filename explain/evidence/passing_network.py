@@ -1,4 +1,4 @@
-"""Running a network so that whatever a value can depend on shows in its gradient, whatever the weights are."""
+"""Run a copy of a network in which gradients show every possible dependence, whatever the weights."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -31,29 +31,32 @@ _NAMES = """add iadd sub isub subtract rsub mul imul multiply div itruediv divid
     erf sigmoid round floor ceil trunc frac heaviside nan_to_num clamp clip clamp_min clamp_max detach
     relu relu6 leaky_relu rrelu elu selu celu gelu silu mish softplus softsign logsigmoid threshold tanhshrink
     hardtanh hardswish hardsigmoid hardshrink softshrink"""
-_ELEMENTWISE = frozenset(_NAMES.split())  # functions, methods, operators; a last underscore, for in place, is left away
+_ELEMENTWISE = frozenset(
+    _NAMES.split()
+)  # functions, methods and operators, without the trailing underscore of in-place forms
 _UNCHANGED = frozenset(("prelu", "batch_norm", "dropout", "dropout2d", "alpha_dropout", "feature_dropout"))
 _CASTS = frozenset(("to", "type", "type_as", "float", "double", "half", "bfloat16"))
 _REDUCTIONS = frozenset(("max", "min", "amax", "amin", "std", "var"))
-# The place of ``dim`` among the arguments.
+# The position of ``dim`` among the arguments.
 _MIXED_ALONG = {"softmax": 1, "softmin": 1, "log_softmax": 1, "normalize": 2}
 _CHOICES = """sort msort topk kthvalue median nanmedian quantile mode cummax cummin
     max_pool1d max_pool3d fractional_max_pool2d adaptive_max_pool1d adaptive_max_pool3d"""
-_CHOOSING = frozenset(_CHOICES.split())  # their gradient reaches only what was chosen this time
+_CHOOSING = frozenset(_CHOICES.split())  # their gradient reaches only the elements that were selected
 _CHOOSING_MODULES = (nn.MaxPool1d, nn.MaxPool3d, nn.FractionalMaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool3d)
 
 
 class NoGradientError(Exception):
-    """An operation of the network tells by no gradient on what its result depends."""
+    """An operation of the network has no gradient that shows what its result depends on."""
 
 
 class PassingNetwork:
-    """A copy of a traced network that passes every gradient; the network is left as it was.
+    """A copy of a traced network that passes every gradient; the network itself is unchanged.
 
-    In the copy, float64 on the CPU, weights are random and positive. Activations, bounds and normalisations by stored
-    statistics pass their input on; products and all else that joins tensors element by element become their mean; maxima become
-    means or sums of what they are of, normalisations over places or channels a mean with that of all they normalise by. So
-    no gradient is zero by saturation, by cancellation or because something else was greater, and values stay near one.
+    In the copy, float64 on the CPU, weights are random and positive. Activations, clamps and normalisations by stored
+    statistics become the identity; products and other element-wise operations on several tensors become their mean; maxima
+    become means or sums of their inputs; normalisations over positions or channels become the mean of the input and of
+    everything they normalise by. Thus no gradient is zero because of saturation, cancellation or a maximum elsewhere, and
+    values stay near one.
     """
 
     def __init__(self, view: fx.GraphModule) -> None:
@@ -62,19 +65,19 @@ class PassingNetwork:
         generator = torch.Generator().manual_seed(0)
         for parameter in self._network.parameters():
             parameter.requires_grad_(False)
-            if parameter.dim() > 1:  # about one over what they sum
+            if parameter.dim() > 1:  # about one over the number of summands
                 parameter.uniform_(0.5, 1.5, generator=generator).div_(parameter[0].numel())
             else:
                 parameter.fill_(1.0)
 
     def run(self, node: fx.Node, image: Tensor) -> Tensor:
-        """What a node of the network gives for an image.
+        """The output of a node for an image.
 
         Args:
-            image: positive, ``[1, C, H, W]``, float64, to which gradients are wanted.
+            image: positive, ``[1, C, H, W]``, float64, with respect to which gradients are computed.
 
         Raises:
-            NoGradientError: an operation on the way to the node passes no gradient (``argmax``), or cannot be run like this.
+            NoGradientError: an operation before the node passes no gradient (``argmax``), or cannot run in this copy.
         """
         wanted = self._copies[node]
         needed = needed_for([wanted])
@@ -86,7 +89,7 @@ class PassingNetwork:
                 values[each] = image if each.op == "placeholder" else _near_one(_value(self._network, each, values))
             except NoGradientError:
                 raise
-            except Exception as error:  # an operation of the user's may want other values, or another type
+            except Exception as error:  # a user's operation may expect other values, or another type
                 raise NoGradientError(f"{each.name}: {error}") from error
         result: Tensor = values[wanted]
         return result
@@ -172,7 +175,7 @@ def _followed(*values: Any) -> bool:
 
 
 def _near_one(value: Any) -> Any:
-    """A tensor scaled so that its mean is no more than ten times away from one."""
+    """A tensor scaled so that its mean is within a factor of ten of one."""
     if not (isinstance(value, Tensor) and value.requires_grad):
         return value
     size = float(value.detach().abs().mean())
@@ -180,7 +183,7 @@ def _near_one(value: Any) -> Any:
 
 
 def _joined(values: Sequence[Any]) -> Tensor:
-    """The mean of all tensors among the values, which are of one shape or stretched to it."""
+    """The mean of all tensors among the values, broadcast to one shape."""
     tensors = [value.double() for value in values if isinstance(value, Tensor)]
     total = tensors[0]
     for tensor in tensors[1:]:
@@ -198,9 +201,9 @@ def _mixed_in_groups(x: Tensor, groups: int) -> Tensor:
 
 
 def _averaged(x: Tensor, dim: Any, options: Mapping[str, Any], run: Callable[[], Any]) -> Any:
-    """The mean of what a reduction is of, in the form that it gives: ``max`` along one dimension gives places as well."""
+    """The mean of a reduction's input, in the form of its output: ``max`` along one dimension also returns indices."""
     given = run()
-    dim = options.get("dim", None if isinstance(dim, bool) else dim)  # std(True) is the older way to say unbiased
+    dim = options.get("dim", None if isinstance(dim, bool) else dim)  # std(True) is the older form of unbiased=True
     if dim is None or dim == ():
         dim = tuple(range(x.dim()))
     values = given if isinstance(given, Tensor) else given[0]
@@ -208,12 +211,14 @@ def _averaged(x: Tensor, dim: Any, options: Mapping[str, Any], run: Callable[[],
 
 
 def _summed(pool: nn.MaxPool2d, x: Tensor, run: Callable[[], Any]) -> Any:
-    """The sum over a pool's windows, of the size that the pool gives."""
+    """The sum over a pool's windows, of the pool's output size."""
     given = run()
     height, width = (given if isinstance(given, Tensor) else given[0]).shape[-2:]
     (down, right), (above, left) = _pair(pool.stride), _pair(pool.padding)
     maps = x if x.dim() == 4 else x.unsqueeze(0)
-    padded = F.pad(maps, (left, left + right, above, above + down))  # windows that ceil_mode lets hang over the edge
+    padded = F.pad(
+        maps, (left, left + right, above, above + down)
+    )  # windows that extend beyond the edge with ceil_mode
     window = torch.ones(maps.shape[1], 1, *_pair(pool.kernel_size), dtype=x.dtype)
     sums = F.conv2d(padded, window, stride=(down, right), dilation=_pair(pool.dilation), groups=maps.shape[1])
     sums = sums[:, :, :height, :width]
@@ -221,7 +226,7 @@ def _summed(pool: nn.MaxPool2d, x: Tensor, run: Callable[[], Any]) -> Any:
 
 
 def _like(given: Any, values: Tensor) -> Any:
-    """``values`` in the form in which they were given: alone, or before their places."""
+    """``values`` in the form of the original output: alone, or followed by indices."""
     if isinstance(given, Tensor):
         return values
     parts = (values, *given[1:])

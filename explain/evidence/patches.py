@@ -1,4 +1,4 @@
-"""The strongest patches of kernels: the regions of images on which they answer most."""
+"""The strongest patches of kernels: the image regions with the largest activations."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from .regions import Box
 
 @dataclass(frozen=True)
 class Patch:
-    """A region that a kernel answers to: the image's number, the pixels that the strongest place sees, the activation there."""
+    """A region that activates a kernel: the image's index, the receptive field of the strongest position, the activation
+    there.
+    """
 
     image: int
     box: Box
@@ -22,12 +24,12 @@ class Patch:
 def strongest_patches(
     fields: FieldMaps, site: Site, activity: SiteActivity, kernels: Collection[int]
 ) -> dict[int, tuple[Patch, ...]]:
-    """Of each kernel asked for its strongest patches, by kernel, the strongest first; none where it is never above zero.
+    """The strongest patches of each requested kernel, the strongest first; none for a kernel that is never above zero.
 
-    The box is the theoretical receptive field of the strongest place; the whole image for layers whose output has no places.
+    The box is the theoretical receptive field of the strongest position; the whole image for layers without positions.
 
     Args:
-        fields: of the traced network that the site belongs to, on the CPU; one for all sites, as it keeps what it made.
+        fields: of the site's traced network, on the CPU; pass the same object for all sites, since it caches its maps.
     """
     boxes = _boxes(fields, site, activity, kernels)
     return {
@@ -46,7 +48,7 @@ def strongest_patches(
 
 
 def _boxes(fields: FieldMaps, site: Site, activity: SiteActivity, kernels: Collection[int]) -> dict[int, Box]:
-    """The boxes of the places that occur, by place."""
+    """The boxes of the given positions, by position."""
     asked = sorted({place for kernel in kernels for place in activity.place[kernel].tolist()})
     view, example = fields.view, fields.example
     whole = Box(0, 0, example.shape[3], example.shape[2])

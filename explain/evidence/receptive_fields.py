@@ -1,7 +1,7 @@
-"""Receptive fields: the pixels of the image that a place of a feature map can depend on.
+"""Receptive fields: the pixels of the image that a position of a feature map can depend on.
 
-``receptive_fields`` finds them for single places, by gradients in a copy of the network that passes every gradient.
-``FieldMaps`` finds those of whole maps from a few places, where rows and columns do not affect each other.
+``receptive_fields`` finds them for single positions, by gradients in a copy of the network that passes every gradient.
+``FieldMaps`` finds those of whole maps from a few positions, if rows and columns are independent.
 """
 
 import functools
@@ -26,24 +26,24 @@ def receptive_fields(
     example: Tensor,
     passing: PassingNetwork | None = None,
 ) -> list[Box]:
-    """For each place the smallest box with all pixels on which it can depend, whatever the weights.
+    """For each position, the smallest box with all pixels that it can depend on, whatever the weights.
 
-    That is the theoretical receptive field, cut at the image's edge: the support of the place's gradient in a copy of the
+    This is the theoretical receptive field, clipped to the image: the support of the position's gradient in a copy of the
     network that passes every gradient (:class:`~.passing_network.PassingNetwork`). Branches, pools, slices and gates are
-    followed; what sees everything (squeeze and excitation, a normalisation over places) gives the whole image.
+    handled; global operations (squeeze-and-excitation, a normalisation over positions) give the whole image.
 
-    Where no gradient tells on what a place depends, because there is an ``argmax`` or the like before it, or because it is
-    constant (a place of the padding), the box is the whole image: it never leaves out a pixel that counts.
+    If no gradient shows the dependence, because of an ``argmax`` before the position or because it is constant (in the
+    padding), the box is the whole image, so that it never misses a relevant pixel.
 
     Args:
-        view: a traced network; it is left as it was.
-        node: gives a feature map ``[n, C, h, w]``.
-        places: (row, column) in it.
-        example: of an image only the shape counts, ``[n, C, H, W]``.
-        passing: that copy, where several nodes are asked for; made here if it is not given.
+        view: a traced network; unchanged.
+        node: outputs a feature map ``[n, C, h, w]``.
+        places: the (row, column) positions in the map.
+        example: an image ``[n, C, H, W]``; only its shape matters.
+        passing: the copy that passes every gradient, to share between nodes; created if None.
 
     Raises:
-        InputError: the node gives no feature map, or has no such place.
+        InputError: the node outputs no feature map, or a position is outside it.
     """
     height, width = _map_size(view, node, example)
     for row, column in places:
@@ -62,7 +62,7 @@ def receptive_fields(
         return [whole] * len(places)
     if not value.requires_grad:
         return [whole] * len(places)
-    # Channels count differently, so that the sum over them is not constant where the network itself normalises them.
+    # Channels are weighted differently, so that their sum is not constant after a normalisation over channels.
     weights = torch.rand(value.shape[1], generator=generator, dtype=torch.float64) + 0.5
     boxes = []
     for row, column in places:
@@ -84,22 +84,23 @@ def _map_size(view: fx.GraphModule, node: fx.Node, example: Tensor) -> tuple[int
 
 @dataclass(frozen=True)
 class FieldMap:
-    """The receptive fields of a map's places: ``rows[r]`` is (top, bottom), ``columns[c]`` (left, right), in pixels; the second
-    of each is the first row or column behind the field."""
+    """The receptive fields of a map's positions: ``rows[r]`` is (top, bottom) and ``columns[c]`` is (left, right), in pixels.
+
+    The second of each is exclusive: the first row or column after the field."""
 
     rows: tuple[Interval, ...]
     columns: tuple[Interval, ...]
 
     def box(self, row: int, column: int) -> Box:
-        """The field of one place."""
+        """The field of one position."""
         (top, bottom), (left, right) = self.rows[row], self.columns[column]
         return Box(left, top, right, bottom)
 
 
 class FieldMaps:
-    """The fields of a traced network's maps, each map looked at once however many images there are.
+    """The receptive fields of a traced network's maps, computed once per map.
 
-    ``example``: of an image only the shape counts, ``[n, C, H, W]``.
+    ``example`` is an image ``[n, C, H, W]``, of which only the shape matters.
     """
 
     def __init__(self, view: fx.GraphModule, example: Tensor) -> None:
@@ -107,10 +108,10 @@ class FieldMaps:
         self._known: dict[fx.Node, FieldMap | None] = {}
 
     def boxes(self, node: fx.Node, height: int, width: int, places: Sequence[tuple[int, int]]) -> list[Box]:
-        """The boxes of places (row, column) of a node's map of ``height`` x ``width``.
+        """The boxes of positions (row, column) of a node's map of ``height`` x ``width``.
 
         Raises:
-            InputError: what :func:`receptive_fields` raises.
+            InputError: as :func:`receptive_fields`.
         """
         if node not in self._known:
             self._known[node] = field_map(self.view, node, self.example, (height, width), self._passing)
@@ -127,14 +128,14 @@ class FieldMaps:
 def field_map(
     view: fx.GraphModule, node: fx.Node, example: Tensor, size: tuple[int, int], passing: PassingNetwork | None = None
 ) -> FieldMap | None:
-    """The fields of all places of a map of ``size`` (height, width), or None where they must be asked for one by one.
+    """The fields of all positions of a map of ``size`` (height, width), or None if they must be computed one by one.
 
-    Convolutions and pools see intervals of rows and columns that move by the same step from place to place, cut at the image's
-    edge. So the two outermost rows and columns at either side tell the others; two places inside, not used for that, must
-    agree with :func:`receptive_fields`, else the map has another kind of fields (a transposition, attention).
+    The fields of convolutions and pools are intervals of rows and columns that move by a constant step from position to
+    position, clipped to the image. They follow from the two outermost rows and columns on each side. Two other positions
+    inside must agree with :func:`receptive_fields`; otherwise the map has other fields (a transposition, attention).
 
     Raises:
-        InputError: what ``receptive_fields`` raises.
+        InputError: as ``receptive_fields``.
     """
     height, width = size
     rows, columns = _outermost(height), _outermost(width)
@@ -158,7 +159,7 @@ def _filled(values: list[int], count: int) -> list[int]:
 
 
 def _between(size: int, known: dict[int, Interval]) -> tuple[Interval, ...]:
-    """Intervals of all places from those at both ends: they move by a fixed step where the image's edge does not cut them."""
+    """Intervals of all positions from those at both ends: they move by a constant step unless clipped to the image."""
     first, last = known[0], known[size - 1]
     before, after = known[max(0, size - 2)], known[min(1, size - 1)]
     start_step = last[0] - before[0] if before[0] > first[0] else last[0] - first[0]

@@ -1,4 +1,4 @@
-"""Regions of the input: boxes of pixels, what supports a gradient, where a map is strong."""
+"""Regions of the input: boxes of pixels, the support of a gradient, the strong pixels of a map."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from ...common.errors import InputError
 
 @dataclass(frozen=True)
 class Box:
-    """A box of pixels of the network's input; ``right`` and ``bottom`` are the first column and row behind it."""
+    """A box of pixels of the network's input; ``right`` and ``bottom`` are exclusive."""
 
     left: int
     top: int
@@ -22,8 +22,9 @@ class Box:
 
 
 def supporting_region(gradient: Tensor, share: float = 0.0) -> Box:
-    """The smallest box with all pixels whose gradient ``[C, H, W]``, in absolute value in any channel, is above ``share``
-    of the largest; with 0 all that is not zero.
+    """The bounding box of the pixels whose absolute gradient ``[C, H, W]``, in any channel, is above ``share`` of the largest.
+
+    With a share of 0, all non-zero pixels count.
 
     Raises:
         InputError: the gradient is zero everywhere.
@@ -37,7 +38,8 @@ def supporting_region(gradient: Tensor, share: float = 0.0) -> Box:
 
 
 def strong_pixels(activation: Tensor, height: int, width: int, share: float = 0.5) -> Tensor:
-    """The pixels that an activation map ``[h, w]`` is strong at, bool ``[H, W]``: enlarged bilinearly, above ``share`` of
-    its maximum. A map without positive values is strong nowhere."""
+    """The pixels where an activation map ``[h, w]``, enlarged bilinearly, is above ``share`` of its maximum, bool ``[H, W]``.
+
+    There are none for a map without positive values."""
     enlarged = F.interpolate(activation.detach()[None, None].float(), (height, width), mode="bilinear")[0, 0]
     return enlarged > share * enlarged.max().clamp(min=0)

@@ -1,4 +1,6 @@
-"""The evidence for a network's decision on one picture, as a tree: which kernels, where, how much, and what supports them."""
+"""The evidence for a network's decision on one picture, as a tree of kernels: their positions, contributions and own
+evidence.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,17 +21,18 @@ from .occlusion import OcclusionEffect, measure_occlusion
 from .receptive_fields import FieldMaps
 from .regions import Box, strong_pixels
 
-MOST = 9  # pieces of evidence for each layer of a picture
+MOST = 9  # pieces of evidence per layer of a picture
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One kernel at one place that supports the decision above it.
+    """One kernel at one position that supports the decision above it.
 
-    ``row`` and ``column`` are the place in its map (eq. 5), ``box`` the pixels that it can see. ``value`` is the activation
-    there, ``alpha`` the contribution (eq. 4) in the unit of the decision above per place, ``share`` that over the sum of
-    ``|alpha|`` of the layer, ``importance`` the product of the shares from the root. ``merged`` are kernels with much the
-    same map. ``activation_map`` is A, ``[h, w]``; ``guided`` the guided gradient of the kernel at its place, ``[C, H, W]``.
+    ``row`` and ``column`` are the position in its map (eq. 5), ``box`` its receptive field. ``value`` is the activation
+    there, ``alpha`` the contribution (eq. 4) in the unit of the decision above per position, ``share`` is ``alpha`` over the
+    sum of ``|alpha|`` of the layer, ``importance`` the product of the shares from the root. ``merged`` are kernels with nearly
+    the same map. ``activation_map`` is A, ``[h, w]``; ``guided`` the guided gradient of the kernel at its position,
+    ``[C, H, W]``.
     """
 
     layer: str
@@ -47,7 +50,7 @@ class Evidence:
     guided: Tensor = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; maps and views are left to the picture."""
+        """Plain values, without maps and gradients, which only the picture shows."""
         names = ("layer", "kernel", "row", "column", "value", "alpha", "share", "importance")
         return {
             **{name: getattr(self, name) for name in names},
@@ -59,7 +62,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Occlusion:
-    """A region that was covered, why, and what that did to the class's score."""
+    """A region that was covered, the reason, and the effect on the class's score."""
 
     why: str
     effect: OcclusionEffect = field(repr=False)
@@ -67,10 +70,10 @@ class Occlusion:
 
 @dataclass(frozen=True)
 class EvidenceTree:
-    """Why a network decided as it did on one picture.
+    """The evidence for a network's decision on one picture.
 
-    ``decision`` names what was explained, ``value`` is its score: a logit, or a kernel's activation. ``predicted`` is the
-    network's class and ``probability`` its softmax. ``pixels`` is the picture as the network saw it, in [0, 1],
+    ``decision`` names the explained decision, ``value`` is its score: a logit, or a kernel's activation. ``predicted`` is the
+    predicted class and ``probability`` its softmax. ``pixels`` is the picture as given to the network, in [0, 1],
     ``[C, H, W]``; ``guided`` the guided gradient of the decision.
     """
 
@@ -88,7 +91,7 @@ class EvidenceTree:
     guided: Tensor = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The tree as JSON; the place of every figure's unit is ``units``."""
+        """The tree as JSON; ``units`` lists the units of its figures."""
         return {
             "picture": self.picture,
             "decision": self.decision,
@@ -125,7 +128,7 @@ class EvidenceTree:
         }
 
     def walk(self) -> Iterator[tuple[int, Evidence]]:
-        """All evidence with its depth, 0 for what supports the decision itself, each before what supports it."""
+        """All evidence with its depth in depth-first order; depth 0 supports the decision itself."""
         pending = [(0, child) for child in reversed(self.evidence)]
         while pending:
             depth, found = pending.pop()
@@ -135,10 +138,10 @@ class EvidenceTree:
 
 @dataclass(frozen=True)
 class PictureTask:
-    """A picture to explain: its name, pixels as the network takes them (normalised, ``[C, H, W]``) and what is asked.
+    """A picture to explain: its name, normalised pixels ``[C, H, W]``, and the decision.
 
-    ``label`` is the class whose logit is explained, or ``kernel`` (layer, kernel, row, column) the decision; with neither
-    the class predicted. ``occlude`` are regions to cover as well; those of the strongest evidence always are.
+    The decision is the logit of the class ``label``, or ``kernel`` (layer, kernel, row, column); by default the predicted
+    class. ``occlude`` are further regions to cover besides those of the strongest evidence.
     """
 
     name: str
@@ -149,20 +152,22 @@ class PictureTask:
 
 
 def explain_picture(decomposer: Decomposer, task: PictureTask, fields: FieldMaps | None = None) -> EvidenceTree:
-    """The evidence tree of one picture; the decomposer says of which network, how far down, and how much of it.
+    """The evidence tree of one picture; the decomposer holds the network and the settings.
 
     Args:
-        fields: the fields of the decomposer's view, where several pictures are explained.
+        fields: the receptive fields of the decomposer's view, to share between pictures.
 
     Raises:
-        InputError: what :func:`decompose` and :func:`measure_occlusion` raise.
+        InputError: as :func:`decompose` and :func:`measure_occlusion`.
     """
     network, device = decomposer.network, decomposer.device
     view, inputs = decomposer.view, task.image.unsqueeze(0).to(device)
     with torch.no_grad():
         logits = network.logits(task.image.unsqueeze(0))[0]
     if not bool(torch.isfinite(logits).all()):
-        raise InputError(f"{task.name}: the network gives NaN or infinite class scores. Is the picture empty?")
+        raise InputError(
+            f"{task.name}: the network's class scores are NaN or infinite. Check the picture and the weights."
+        )
     names = network.class_names or tuple(f"class {index}" for index in range(len(logits)))
     predicted = int(logits.argmax())
     label = predicted if task.label is None else task.label
@@ -196,7 +201,7 @@ def explain_picture(decomposer: Decomposer, task: PictureTask, fields: FieldMaps
 
 
 def _evidence(view: fx.GraphModule, inputs: Tensor, found: Decomposition, fields: FieldMaps) -> tuple[Evidence, ...]:
-    """The nested form of one image's levels."""
+    """The levels of one image as a tree."""
     below: dict[int, list[Evidence]] = {}
     for level in reversed(found.levels):
         decisions = KernelDecisions(level.point.node, level.image, level.kernel, level.row, level.column)
@@ -232,13 +237,13 @@ def _boxes(fields: FieldMaps, level: Level) -> list[Box]:
 def _occlusions(
     network: Network, task: PictureTask, label: int, evidence: tuple[Evidence, ...], device: str
 ) -> tuple[Occlusion, ...]:
-    """What covering each of the first kernels' strong pixels does, and each region that was asked for."""
+    """The effect of covering the strong pixels of each of the first kernels, and each requested region."""
     regions: list[tuple[str, Box | Tensor]] = []
     for child in evidence:
         mask = strong_pixels(child.activation_map, *task.image.shape[1:])
         if bool(mask.any()):
             regions.append((f"where kernel {child.kernel} of {child.layer} is above half its maximum", mask))
-    regions += [("asked for", box) for box in task.occlude]
+    regions += [("requested", box) for box in task.occlude]
     return tuple(
         Occlusion(why, measure_occlusion(network, task.image, region, label=label, device=device))
         for why, region in regions

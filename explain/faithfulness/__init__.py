@@ -1,5 +1,5 @@
-"""How far scores can be trusted: ablation as the truth, faithfulness curves, randomisation checks, controls for graphs.
+"""Faithfulness of scores: ablation as the ground truth, faithfulness curves, randomisation checks, controls for graphs.
 
-In: a network, images and scores. Out: correlations, areas and accuracies. Mostly proofs of claims that the benchmarks run;
-the consensus and the ranker ``car`` use ``curves.py`` and ``ablation.py``. Open ``curves.py`` first.
+In: a network, images and scores. Out: correlations, areas and accuracies. Most of it is used by the benchmarks only; the
+consensus uses ``curves.py``, the ranker ``car`` is in ``ablation.py``. Open ``curves.py`` first.
 """

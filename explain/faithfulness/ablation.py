@@ -1,4 +1,4 @@
-"""Ablation: what a decision loses when one kernel is removed. The truth that faster ways to score kernels estimate."""
+"""Ablation: the drop of a decision when one kernel is removed, the ground truth that faster scores estimate."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ from ..kernel_maps import KernelMaps, fill_values, kernel_maps
 from ..registry import register
 from ..scores import LayerScores, RankingTask
 
-PASS_BYTES = 2**22  # of the largest map in a pass of many (image, kernel) rows: more falls out of a processor's caches
-PASS_BYTES_ON_DEVICE = 2**28  # an accelerator wants many rows
-KEPT_BYTES = 2**29  # of the activations of one batch that are kept to go on from
+PASS_BYTES = 2**22  # for the largest map in a pass of many (image, kernel) rows: more would exceed a processor's caches
+PASS_BYTES_ON_DEVICE = 2**28  # an accelerator needs many rows
+KEPT_BYTES = 2**29  # for the activations of one batch that are kept to continue from
 CAR_IMAGES = 256
 
 
 @dataclass(frozen=True)
 class LayerAblation:
-    """What removing each kernel of a layer does, image by image.
+    """The effect of removing each kernel of a layer, image by image.
 
-    ``drops`` are the decision's, in logits, and ``probability_drops`` those of the class's probability, ``[images, C]``;
-    ``right``, bool ``[images, C]``, says whether the class is still predicted. ``fill`` is what the layer's readers got
-    instead of the kernel's map, ``[C]``.
+    ``drops`` are drops of the decision in logits, ``probability_drops`` those of the class's probability, ``[images, C]``;
+    ``right``, bool ``[images, C]``, tells whether the class is still predicted. ``fill`` is the value that replaced each
+    kernel's map, ``[C]``.
     """
 
     drops: Tensor
@@ -45,7 +45,7 @@ class LayerAblation:
 class Ablation:
     """The effect of removing every kernel of the layers, one at a time.
 
-    ``right``, bool ``[images]``, says which images the whole network classifies rightly; ``labels`` are their classes.
+    ``right``, bool ``[images]``, tells which images the whole network classifies correctly; ``labels`` are their classes.
     """
 
     layers: dict[str, LayerAblation]
@@ -58,7 +58,7 @@ class Ablation:
         return {layer: STATISTICS[name](part.drops) for layer, part in self.layers.items()}
 
     def accuracy_reduction(self) -> dict[str, Tensor]:
-        """Accuracy of the whole network minus that without the kernel, in points, ``[C]`` by layer."""
+        """The accuracy of the whole network minus that without each kernel, in points, ``[C]`` by layer."""
         return {layer: self._lost(part).mean(0) for layer, part in self.layers.items()}
 
     def accuracy_reduction_per_class(self) -> dict[str, Tensor]:
@@ -79,17 +79,17 @@ def ablation_truth(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Ablation:
-    """Remove each kernel of the layers (of all convolutions and linear layers, if None) and see what the decision loses.
+    """Remove each kernel of the layers (of all convolutions and linear layers if None) and measure the drop of the decision.
 
-    The decision is the logit of the image's class. A removed kernel's output behind its own normalisation and activation is
-    set to its ``mean`` over the images and their places, or to ``zero``; at all its calls, if the layer has several.
-    Only the part of the network behind the layer runs, on many rows of (image, kernel) at a time.
+    The decision is the logit of the image's class. A removed kernel's output after its own normalisation and activation is
+    set to its ``mean`` over the images and positions, or to ``zero``, in all calls of the layer. Only the part of the network
+    after the layer runs, on many rows of (image, kernel) at a time.
 
-    Source: Cheng et al. 2023, section 4.1. Their "average activation" is taken over the data set here: a map's own spatial
-    mean changes nothing in front of global average pooling.
+    Source: Cheng et al. 2023, section 4.1. Their "average activation" is computed over the data set here, since a map's own
+    spatial mean has no effect before global average pooling.
 
     Raises:
-        InputError: the network's forward cannot be traced, or has no such layer.
+        InputError: the network's forward cannot be traced, or a layer does not exist.
     """
     view = trace(network.module, network.example()).to(device)
     maps = _named(kernel_maps(view), layers)
@@ -130,19 +130,19 @@ def ablation_truth(
 def ablation_drops(
     view: fx.GraphModule, source: fx.Node, target: fx.Node, images: Tensor, decisions: Tensor, fill: Tensor
 ) -> Tensor:
-    """What decisions inside the network lose when a kernel of an earlier map is removed.
+    """The drops of decisions inside the network when a kernel of an earlier map is removed.
 
     Args:
         view: a traced network.
         source: the node of the map whose kernels are removed, ``[n, C, …]``.
         target: the node of the later value, ``[n, C', H', W']``, or the output node for class scores ``[n, classes]``.
         images: normalised images, ``[n, C, H, W]``.
-        decisions: where the target is looked at, int64 ``[rows, 4]`` of (image, kernel, y, x), or ``[rows, 2]`` of (image,
-            class) for class scores.
-        fill: what the map's readers get instead, ``[C]``; the paper's choice is the average activation.
+        decisions: entries of the target, int64 ``[rows, 4]`` of (image, kernel, y, x), or ``[rows, 2]`` of (image, class) for
+            class scores.
+        fill: the values that replace the map's kernels, ``[C]``; the average activation in the paper.
 
     Returns:
-        The drops ``[rows, C]`` (Cheng et al. 2023, section 4.1). Decisions on one image share its passes.
+        The drops ``[rows, C]`` (Cheng et al. 2023, section 4.1). Decisions on one image share forward passes.
 
     Raises:
         ValueError: ``target`` does not depend on ``source``.
@@ -165,7 +165,7 @@ def ablation_drops(
 
 
 class _Removal:
-    """Removes the kernels of a layer one at a time; ``reads`` are the nodes whose values it goes on from."""
+    """Removes the kernels of a layer one at a time; ``reads`` are the nodes whose values it continues from."""
 
     def __init__(
         self, view: fx.GraphModule, maps: KernelMaps, wanted: fx.Node, fill: Tensor, sizes: dict[fx.Node, int]
@@ -174,7 +174,7 @@ class _Removal:
         self._view, self._maps, self._wanted, self._fill = view, maps, wanted, fill
         self._reached = any(depends_on(wanted, node) for node in maps.nodes)
         self._segment = Segment(view, maps.nodes[0], [wanted]) if self._reached and len(maps.nodes) == 1 else None
-        if self._segment is None:  # several calls: the later ones may see the earlier ones, so the whole network runs
+        if self._segment is None:  # several calls: later ones may depend on earlier ones, so the whole network runs
             self.reads: tuple[fx.Node, ...] = ()
             passed = list(view.graph.nodes)
         else:
@@ -183,9 +183,9 @@ class _Removal:
         self._bytes_a_row = max(sizes[node] for node in passed)
 
     def run(self, images: Tensor, known: dict[fx.Node, Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(images ``[rows]``, kernels ``[rows]``, the wanted node's value without them ``[rows, …]``), pass by pass.
+        """Yield, for each pass, (images ``[rows]``, kernels ``[rows]``, the wanted node's value without them ``[rows, …]``).
 
-        Nothing where the wanted node does not depend on the layer.
+        Yields nothing if the wanted node does not depend on the layer.
         """
         pairs = len(images) * self.kernels if self._reached else 0
         bytes_a_pass = PASS_BYTES if images.device.type == "cpu" else PASS_BYTES_ON_DEVICE
@@ -204,7 +204,7 @@ class _Removal:
 
 
 class _Decisions:
-    """Of a batch: the logits and probabilities of the images' classes, and whether these are predicted, each ``[n]``."""
+    """For a batch, the logits and probabilities of the images' classes, and whether they are predicted, each ``[n]``."""
 
     def __init__(self, scores: Tensor, labels: Tensor) -> None:
         own = labels.unsqueeze(1)
@@ -229,7 +229,7 @@ def _named(maps: dict[str, KernelMaps], layers: Sequence[str] | None) -> list[Ke
 
 
 def _bytes_an_image(view: fx.GraphModule, example: Tensor) -> dict[fx.Node, int]:
-    """The size of every node's value, per image; 0 for what is no tensor."""
+    """The size of every node's value per image; 0 for values that are not tensors."""
     values = run_graph(view, example, view.graph.nodes)
     return {
         node: value.numel() * value.element_size() // len(example) if isinstance(value, Tensor) else 0
@@ -245,10 +245,10 @@ def _bytes_an_image(view: fx.GraphModule, example: Tensor) -> dict[fx.Node, int]
     source="Abbasi-Asl and Yu, Structural Compression of Convolutional Neural Networks, arXiv:1705.07356, 2017",
 )
 def score_car(task: RankingTask) -> LayerScores:
-    """Accuracy of the whole network minus that without the kernel, on at most ``CAR_IMAGES`` images.
+    """The accuracy of the whole network minus that without each kernel, on at most ``CAR_IMAGES`` images.
 
-    Accuracy moves in steps of one image, so many kernels tie. Half a step times the mean drop of the class's probability,
-    which is below 1, is added: it orders ties and nothing else. ``per_class`` holds plain points.
+    Accuracy changes in steps of one image, so many kernels tie. To break ties, half a step times the mean drop of the class's
+    probability (which is below 1) is added. ``per_class`` holds plain points.
     """
     images = task.images.sample(CAR_IMAGES, task.seed)
     found = ablation_truth(

@@ -1,7 +1,7 @@
-"""Adversarial images: changes within a bound on every pixel, chosen so that the network errs.
+"""Adversarial images: perturbations within a bound per pixel, chosen so that the network misclassifies the image.
 
 FGSM takes one step along the sign of the loss's gradient (Goodfellow et al., ICLR 2015, section 4). PGD takes several small
-ones from a random start and goes back into the bound after each (Madry et al., ICLR 2018, section 2.1, L-infinity).
+steps from a random start and projects onto the bound after each (Madry et al., ICLR 2018, section 2.1, L-infinity).
 """
 
 from collections.abc import Callable
@@ -20,11 +20,13 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class DescentSettings:
-    """How PGD goes: ``epsilon`` bounds the change of every pixel, ``step`` is the size of each of the ``steps``, both in
-    1/255 of full brightness. ``targeted``: towards the labels instead of away from them. ``seed`` draws the start.
+    """Settings of PGD.
+
+    ``epsilon`` bounds the change of every pixel, ``step`` is the size of each of the ``steps``, both in 1/255 of full
+    brightness. ``targeted``: towards the labels instead of away from them. ``seed`` is for the random start.
 
     Raises:
-        UsageError: a number lies outside its range.
+        UsageError: a number is out of range.
     """
 
     epsilon: float = 8.0
@@ -43,10 +45,10 @@ class DescentSettings:
 
 @dataclass(frozen=True)
 class AdversarialImages:
-    """Changed images, ``pixels`` float32 in [0, 1] ``[n, C, H, W]``, and the class scores ``[n, classes]`` before and after.
+    """Perturbed images, ``pixels`` float32 in [0, 1] ``[n, C, H, W]``, and the class scores ``[n, classes]`` before and after.
 
-    No pixel differs from the image's by more than ``epsilon`` (in 1/255), but for float32 rounding. ``labels`` are the
-    classes that the network was led away from, or, ``targeted``, towards.
+    No pixel changes by more than ``epsilon`` (in 1/255), up to float32 rounding. ``labels`` are the classes that the attack
+    moves away from or, if ``targeted``, towards.
     """
 
     method: str
@@ -59,7 +61,7 @@ class AdversarialImages:
 
     @property
     def succeeded(self) -> Tensor:
-        """Which images the network now gives another class than the label, or, ``targeted``, the label; bool ``[n]``."""
+        """Which images are now predicted as another class than the label or, if ``targeted``, as the label; bool ``[n]``."""
         return (self.logits_after.argmax(1) == self.labels) == self.targeted
 
 
@@ -72,18 +74,18 @@ def fast_gradient_sign(
     targeted: bool = False,
     device: str = "cpu",
 ) -> AdversarialImages:
-    """FGSM: ``x + epsilon * sign(dL/dx)`` clipped to [0, 1], L the cross-entropy with the label; minus if targeted.
+    """FGSM: ``x + epsilon * sign(dL/dx)`` clipped to [0, 1], where L is the cross-entropy with the label; minus if targeted.
 
     Args:
-        network: left as it was; its normalisation is part of what is differentiated.
+        network: unchanged; its normalisation is part of the differentiated function.
         pixels: images ``[n, C, H, W]``, uint8 or float in [0, 1], not normalised.
-        labels: classes to lead away from (or towards), int64 ``[n]``.
+        labels: classes to move away from (or towards), int64 ``[n]``.
         epsilon: the largest change of a pixel, in 1/255 of full brightness.
-        targeted: lead towards the labels.
+        targeted: move towards the labels.
         device: where the network runs.
 
     Raises:
-        InputError: the pixels are outside [0, 1], a class is not there, or the network lets no gradient through.
+        InputError: the pixels are outside [0, 1], a class does not exist, or no gradient reaches the pixels.
         UsageError: epsilon is not above 0 and at most 255.
     """
     settings = DescentSettings(epsilon, epsilon, steps=1, targeted=targeted)
@@ -98,13 +100,13 @@ def projected_gradient_descent(
     *,
     device: str = "cpu",
 ) -> AdversarialImages:
-    """PGD: from a uniform draw within epsilon, steps along the sign of the gradient, each clipped to epsilon and [0, 1].
+    """PGD: steps along the sign of the gradient from a uniform draw within epsilon, each clipped to epsilon and [0, 1].
 
-    Arguments as for ``fast_gradient_sign``; without settings their defaults. What the last step gives is returned, as in the
-    paper. Equal seeds give equal starts on every device.
+    The arguments are those of ``fast_gradient_sign``; settings default to ``DescentSettings()``. The result of the last step is
+    returned, as in the paper. Equal seeds give equal starts on every device.
 
     Raises:
-        InputError: the pixels are outside [0, 1], a class is not there, or the network lets no gradient through.
+        InputError: the pixels are outside [0, 1], a class does not exist, or no gradient reaches the pixels.
     """
     return _attack(network, pixels, labels, settings or DescentSettings(), random_start=True, device=device)
 
@@ -140,7 +142,7 @@ def _attack(
 def _descend(
     logits_of: Callable[[Tensor], Tensor], images: Tensor, start: Tensor, labels: Tensor, settings: DescentSettings
 ) -> Tensor:
-    """The steps, from the start on; all in [0, 1] and on one device."""
+    """Run the steps from the start; all values are in [0, 1] and on one device."""
     epsilon, step = settings.epsilon / 255, settings.step / 255
     lowest, highest = (images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1)
     current = start
@@ -150,12 +152,11 @@ def _descend(
             loss = F.cross_entropy(logits_of(current), labels, reduction="sum")
         if not loss.requires_grad:
             raise InputError(
-                "The network lets no gradient through to its pixels (a no_grad or detach in its forward?), so there is no "
-                "direction to go. Bring it without."
+                "No gradient reaches the pixels (a no_grad or detach in the network's forward?). Remove it."
             )
         (gradient,) = torch.autograd.grad(loss, current)
         if not bool(torch.isfinite(gradient).all()):
-            raise InputError("The gradient of the loss is NaN or infinite, so there is no direction to go.")
+            raise InputError("The gradient of the loss is NaN or infinite. Check the network's weights.")
         direction = -gradient.sign() if settings.targeted else gradient.sign()
         current = torch.clamp(current.detach() + step * direction, lowest, highest)
     return current
@@ -166,13 +167,11 @@ def _as_fractions(pixels: Tensor) -> Tensor:
     values = pixels.detach().cpu()
     values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
     if not len(values) or not bool(((values >= 0) & (values <= 1)).all()):
-        raise InputError(
-            "Pixels in [0, 1], or uint8, of one image at least were expected. Give images that are not normalised."
-        )
+        raise InputError("Expected pixels in [0, 1] or uint8 of at least one image. Pass images before normalisation.")
     return values
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
     outside = labels[(labels < 0) | (labels >= classes)]
     if len(outside):
-        raise InputError(f"There is no class {int(outside[0])}: they count from 0 to {classes - 1}.")
+        raise InputError(f"There is no class {int(outside[0])}; classes are 0 to {classes - 1}.")

@@ -1,4 +1,4 @@
-"""How far kernel scores can be trusted: against the truth, as an order to remove kernels in, and as what a network needs."""
+"""Faithfulness of kernel scores: correlation with ablation, deletion and insertion curves, and sparse surrogates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SHARES = tuple(step / 8 for step in range(9))
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's and Spearman's coefficient over ``kernels`` kernels; NaN where either side is constant."""
+    """Pearson's and Spearman's coefficients over ``kernels`` kernels; NaN if either side is constant."""
 
     pearson: float
     spearman: float
@@ -30,15 +30,15 @@ class Correlation:
 
 
 def correlate(scores: Tensor, truth: Tensor) -> Correlation:
-    """Correlation of two vectors ``[C]`` (Cheng et al. 2023, eq. 12, and its rank form with ties at their mean rank).
+    """Correlation of two vectors ``[C]`` (Cheng et al. 2023, eq. 12, and on ranks with ties at their mean rank).
 
     Raises:
-        InputError: they differ in length.
+        InputError: their lengths differ.
     """
     from scipy.stats import pearsonr, spearmanr
 
     if scores.shape != truth.shape:
-        raise InputError(f"{len(scores)} scores cannot be compared with {len(truth)}; both must be of one network.")
+        raise InputError(f"{len(scores)} scores cannot be compared with {len(truth)}. Use scores of the same network.")
     first, second = scores.double().cpu().numpy(), truth.double().cpu().numpy()
     if len(first) < 2 or first.min() == first.max() or second.min() == second.max():
         return Correlation(float("nan"), float("nan"), len(first))
@@ -46,7 +46,7 @@ def correlate(scores: Tensor, truth: Tensor) -> Correlation:
 
 
 def correlation(scores: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, Correlation]:
-    """Correlation layer by layer, of the layers that both have, in the order of ``truth``.
+    """Correlation of each layer that both have, in the order of ``truth``.
 
     Args:
         scores: ``[C]`` by layer, as in ``KernelScores.layers``.
@@ -57,15 +57,15 @@ def correlation(scores: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> di
     """
     both = {layer: correlate(scores[layer], values) for layer, values in truth.items() if layer in scores}
     if not both:
-        raise InputError("The scores and the truth have no layer in common; both must be of one network.")
+        raise InputError("The scores and the truth have no layer in common. Use scores of the same network.")
     return both
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What is left of a network as kernels go: by the share removed (or, for insertion, present) of every layer's kernels.
+    """A network's quality by the share of every layer's kernels that is removed (or, for insertion, present).
 
-    ``accuracy`` is the share of images classified rightly, ``probability`` the mean probability of the image's class.
+    ``accuracy`` is the share of correctly classified images, ``probability`` the mean probability of the image's class.
     """
 
     shares: tuple[float, ...]
@@ -74,22 +74,22 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """Under the accuracy, by the trapezoid rule; between 0 and 1 over the shares 0 to 1."""
+        """The area under the accuracy by the trapezoid rule; between 0 and 1 over the shares 0 to 1."""
         return _area(self.shares, self.accuracy)
 
     @property
     def probability_area(self) -> float:
-        """The same under the probability."""
+        """The area under the probability."""
         return _area(self.shares, self.probability)
 
 
 @dataclass(frozen=True)
 class FaithfulnessCurves:
-    """A ranking as an order of removal.
+    """The curves of a ranking as an order of removal.
 
-    ``deletion``: the most important kernels are removed first; a small area speaks for the ranking. ``pruning``: the least
-    important first, as a cut does; a large area does. ``insertion``: all are removed, then the most important come back
-    first: the same states as ``pruning`` read from its end. ``layers`` are those whose kernels were removed.
+    ``deletion``: the most important kernels are removed first; a small area is better. ``pruning``: the least important
+    first, as in a cut; a large area is better. ``insertion``: all are removed, then the most important are restored first;
+    these are the states of ``pruning`` in reverse. ``layers`` are those whose kernels were removed.
     """
 
     deletion: Curve
@@ -113,20 +113,22 @@ def faithfulness_curves(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> FaithfulnessCurves:
-    """Remove the same share of every layer's kernels by score, in eighths, and see what the network still gets right.
+    """Remove the same share of every layer's kernels by score, in eighths, and measure the network.
 
-    A removed kernel's output behind its own normalisation and activation is set to its ``mean`` over the images and their
-    places, or to ``zero``. Equal scores go in the order of their index. Layers without scores stay whole, and so does the
-    head, whose kernels are the classes. Deletion and insertion as in Petsiuk et al., RISE, BMVC 2018, with kernels for pixels.
+    A removed kernel's output after its own normalisation and activation is set to its ``mean`` over the images and positions,
+    or to ``zero``. Equal scores are removed in index order. Layers without scores are not changed, and neither is the head,
+    whose kernels are the classes. Deletion and insertion follow Petsiuk et al., RISE, BMVC 2018, with kernels for pixels.
 
     Raises:
-        InputError: the network's forward cannot be traced, or the scores are of another one.
+        InputError: the network's forward cannot be traced, or the scores are of another network.
     """
     view = trace(network.module, network.example()).to(device)
     head = class_layers(view)
     maps = [part for name, part in kernel_maps(view).items() if name in scores.layers and name not in head]
     if not maps:
-        raise InputError(f"{scores.method} scored no layer of this network but its head, so no kernel can be removed.")
+        raise InputError(
+            f"{scores.method} scored no layer of this network besides its head, so no kernel can be removed."
+        )
     with frozen(view):
         fills = fill_values(view, maps, images, fill, batch_size, device)
         orders = {part.name: scores.layers[part.name].argsort(descending=True, stable=True) for part in maps}
@@ -146,7 +148,7 @@ def faithfulness_curves(
 
 @dataclass(frozen=True)
 class SurrogateAgreement:
-    """A network reduced, image by image, to the kernels that were kept, against the whole one.
+    """A network reduced, image by image, to the kept kernels, compared with the whole one.
 
     ``agreement`` is the share of images on which both predict the same class; ``accuracy`` is the whole network's,
     ``surrogate_accuracy`` the reduced one's, in [0, 1]; ``kept`` the mean share of kernels kept.
@@ -168,23 +170,24 @@ def surrogate_agreement(
     fill: str = "mean",
     batch_size: int = 64,
 ) -> SurrogateAgreement:
-    """Let the network decide with the kept kernels alone: are they what the decision rests on? (Cheng et al. 2023, figure 8)
+    """Evaluate the network with only the kept kernels, to test whether they suffice for the decision (Cheng et al. 2023, figure
+    8).
 
     Args:
         view: a traced network.
         points: the feature maps in which kernels were chosen.
-        kept: for every point the kernels kept for each image, bool ``[images, C]``; all others give their ``mean`` over the
-            images and places, or ``zero``.
+        kept: for every point, the kernels kept for each image, bool ``[images, C]``; all others are set to their ``mean`` over
+            images and positions, or to ``zero``.
         images: the images that the kernels were chosen for, in the same order.
 
     Raises:
-        InputError: the kept kernels are not one row an image and one column a kernel.
+        InputError: the kept kernels do not have one row per image and one column per kernel.
     """
     for point, mask in zip(points, kept, strict=True):
         if mask.shape != (len(images), point.channels):
             raise InputError(
-                f"The kept kernels of {point.name} are {tuple(mask.shape)}; {len(images)} images x {point.channels} kernels "
-                "are needed."
+                f"The kept kernels of {point.name} have shape {tuple(mask.shape)}; expected "
+                f"{len(images)} images x {point.channels} kernels."
             )
     device = str(next(view.parameters()).device)
     maps = [point_maps(point) for point in points]
@@ -212,7 +215,7 @@ def surrogate_agreement(
 
 
 def discriminative_degree(counts: Tensor) -> Tensor:
-    """``D = max_c N_c / sum_c N_c`` of each kernel, ``[C]`` (Cheng et al. 2023, eq. 13); NaN for one that was never kept.
+    """``D = max_c N_c / sum_c N_c`` of each kernel, ``[C]`` (Cheng et al. 2023, eq. 13); NaN for a kernel that was never kept.
 
     Args:
         counts: how often each kernel was among those kept for an image of each class, ``[classes, C]``.
@@ -224,7 +227,7 @@ def discriminative_degree(counts: Tensor) -> Tensor:
 def _removing(
     maps: Sequence[KernelMaps], fills: Mapping[str, Tensor], orders: Mapping[str, Tensor], share: float
 ) -> Changes:
-    """The first kernels of every layer's order filled, ``share`` of them, to the nearest whole number."""
+    """Replace the first ``share`` of every layer's order of kernels, rounded to the nearest whole number."""
     changes: dict[fx.Node, Callable[[Tensor], Tensor]] = {}
     for part in maps:
         order, fill = orders[part.name], fills[part.name]
@@ -237,7 +240,7 @@ def _removing(
 def _measure(
     view: fx.GraphModule, states: Sequence[Changes], images: Images, batch_size: int, device: str, progress: Progress
 ) -> list[tuple[float, float]]:
-    """(accuracy, mean probability of the image's class) of the network in each state."""
+    """The (accuracy, mean probability of the image's class) of the network in each state."""
     output = output_node(view)
     sums = torch.zeros(len(states), 2, dtype=torch.float64)
     done = 0

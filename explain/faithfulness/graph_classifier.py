@@ -1,4 +1,4 @@
-"""Which class an image's attribution graph (At-GC) belongs to, read from frozen embeddings: does the graph hold what it should?
+"""Classify an image's attribution graph (At-GC) from frozen embeddings, to test whether the graph contains the class.
 
 Part of the reconstruction of AGIC (Zheng et al., Neural Networks 179, 2024) from its abstract.
 """
@@ -17,16 +17,16 @@ from ..agic.encoder import NEARLY_CONSTANT, Embeddings
 
 READOUTS = ("mean", "kernels")
 KINDS = ("kernel", "join", "class")
-AT_ONCE = 256  # graphs, where nothing is learned
+AT_ONCE = 256  # graphs per batch without gradients
 
 
 class Readout(nn.Module):
-    """A layer's nodes to one vector, the layers side by side.
+    """Pools each layer's nodes into one vector, and concatenates the layers.
 
-    ``mean``: ``z_l = (1/n_l) sum_v (h_v - hbar_v)``. ``kernels`` knows which kernel it reads:
-    ``z_l = (1/n_l) sum_v g_v * (h_v - hbar_v)`` with a learned gain vector for every kernel, 1 at the start. ``hbar_v`` is the
-    node's mean embedding over the training graphs; taking it off changes ``z_l`` by what does not depend on the image. Then
-    each number is divided by its standard deviation over the training graphs (at gain 1; one that never varies stays 0).
+    ``mean``: ``z_l = (1/n_l) sum_v (h_v - hbar_v)``. ``kernels`` distinguishes kernels:
+    ``z_l = (1/n_l) sum_v g_v * (h_v - hbar_v)`` with a learned gain vector per kernel, initially 1. ``hbar_v`` is the node's
+    mean embedding over the training graphs; subtracting it removes a part that does not depend on the image. Then each
+    number is divided by its standard deviation over the training graphs (at gain 1; constant ones stay 0).
     """
 
     typical: Tensor
@@ -57,13 +57,13 @@ class Readout(nn.Module):
             self.factors = torch.where(spread > NEARLY_CONSTANT * self.typical.abs().max(), 1 / spread, 0)
 
     def take(self, embeddings: Embeddings, rows: Tensor) -> Tensor:
-        """The nodes read, of some graphs: float32 ``[graphs, nodes read, width]``, where the readout lies."""
+        """The nodes read of some graphs, float32 ``[graphs, nodes read, width]``, on the readout's device."""
         return embeddings.values[rows][:, self.kept.cpu()].float().to(self.kept.device)
 
     def forward(self, values: Tensor, keep: Tensor | None = None) -> Tensor:
         """``[graphs, nodes read, width]`` to ``[graphs, layers * width]``.
 
-        With ``keep`` ``[graphs, nodes read]``, ``a_v``, every node is ``a_v h_v + (1 - a_v) hbar_v`` instead.
+        With ``keep``, ``a_v`` of shape ``[graphs, nodes read]``, every node is replaced by ``a_v h_v + (1 - a_v) hbar_v``.
         """
         apart = values - self.typical
         if keep is not None:
@@ -75,10 +75,10 @@ class Readout(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """The readout (``mean`` or ``kernels``), the hidden units behind it, and how they are trained (AdamW).
+    """The readout (``mean`` or ``kernels``), the hidden units after it, and their training (AdamW).
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value is out of range.
     """
 
     readout: str = "mean"
@@ -100,10 +100,10 @@ class ClassifierSettings:
 
 
 def check_training(readout: str, learning_rate: float, weight_decay: float, dropout: float) -> None:
-    """What the settings of classifier and scoring have in common.
+    """Check the settings that classifier and scoring have in common.
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value is out of range.
     """
     if readout not in READOUTS:
         raise UsageError(f"readout must be one of {', '.join(READOUTS)} (got {readout!r}).")
@@ -116,12 +116,12 @@ def check_training(readout: str, learning_rate: float, weight_decay: float, drop
 
 
 def class_head(inputs: int, hidden: int, classes: int, dropout: float) -> nn.Sequential:
-    """What turns a readout into class scores."""
+    """The perceptron from a readout to class scores."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, classes))
 
 
 class GraphClassifier(nn.Module):
-    """A readout and a perceptron with one hidden layer, on embeddings that stay as they are."""
+    """A readout and a perceptron with one hidden layer, on frozen embeddings."""
 
     def __init__(self, embeddings: Embeddings, classes: int, settings: ClassifierSettings) -> None:
         super().__init__()
@@ -147,10 +147,10 @@ def train_classifier(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> GraphClassifier:
-    """Learn ``targets``, int64 ``[graphs]``, by cross-entropy; classes are as many as the network has. Seeded.
+    """Train a classifier of ``targets``, int64 ``[graphs]``, by cross-entropy; it has the network's classes. Seeded.
 
     Raises:
-        InputError: not one target for each graph.
+        InputError: there is not one target per graph.
     """
     settings = settings or ClassifierSettings()
     if len(targets) != len(embeddings):

@@ -1,7 +1,7 @@
-"""What an attribution graph (At-GC) is compared with: the same graph with something taken away.
+"""Controls for an attribution graph (At-GC): the same graph with a part removed.
 
-Each control is a function of a graph and leaves the graph as it was. The control of permuted labels is one of targets, not
-of graphs: hand permuted targets to the classifier.
+Each control is a function of a graph and does not change it. Permuted labels are a control of the targets, not of the graph:
+pass permuted targets to the classifier.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -23,7 +23,7 @@ EdgeType = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class ControlTask:
-    """What a control is given besides the graph: its number among the graphs, the layout, the node types of the last stage."""
+    """The arguments of a control besides the graph: its index, the layout, the node types of the last stage."""
 
     index: int
     layout: GraphLayout
@@ -32,12 +32,12 @@ class ControlTask:
 
 
 def full(graph: "HeteroData", task: ControlTask) -> "HeteroData":
-    """The graph as it is."""
+    """The unchanged graph."""
     return graph
 
 
 def without_classes(graph: "HeteroData", task: ControlTask) -> "HeteroData":
-    """No links to or from classes; the features of classes and of the last stage, which all but say the class, constant."""
+    """No links to or from classes; constant features of classes and of the last stage, which nearly determine the class."""
     classes = {name for name, kind in task.layout.kinds.items() if kind == "class"}
     kept = _linked(graph, lambda kind: classes.isdisjoint((kind[0], kind[2])))
     return _featureless(kept, classes.union(task.last_stage))
@@ -49,14 +49,14 @@ def nodes_only(graph: "HeteroData", task: ControlTask) -> "HeteroData":
 
 
 def edges_only(graph: "HeteroData", task: ControlTask) -> "HeteroData":
-    """Constant features: all nodes of a type are alike but for their links."""
+    """Constant features: the nodes of a type differ only in their links."""
     return _featureless(graph, graph.node_types)
 
 
 def shuffled(graph: "HeteroData", task: ControlTask) -> "HeteroData":
-    """Nodes change places among the links, by one random permutation for each node type and graph.
+    """Permute the nodes of each node type and graph at random, relative to the links.
 
-    The links keep their structure and weights; which kernel stands where in it is lost.
+    The links keep their structure and weights, but no longer belong to their kernels.
     """
     generator = torch.Generator().manual_seed(task.seed * 1_000_003 + task.index)
     places = {name: torch.randperm(count, generator=generator) for name, count in task.layout.nodes.items()}
@@ -74,10 +74,10 @@ CONTROLS: dict[str, Control] = {
 
 
 class ControlledGraphs(Sequence["HeteroData"]):
-    """Graphs under a control, made when they are read.
+    """Graphs under a control, computed on access.
 
     Raises:
-        UsageError: no such control; the valid names are listed.
+        UsageError: the control does not exist; the message lists the valid names.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class ControlledGraphs(Sequence["HeteroData"]):
         seed: int = 0,
     ) -> None:
         if control not in CONTROLS:
-            raise UsageError(f"unknown control {control!r}. There are: {', '.join(CONTROLS)}.")
+            raise UsageError(f"unknown control {control!r}. Expected {', '.join(CONTROLS)}.")
         unknown = sorted(set(last_stage) - set(layout.nodes))
         if unknown:
-            raise UsageError(f"last_stage names {unknown[0]!r}, which is no node type of these graphs.")
+            raise UsageError(f"last_stage names {unknown[0]!r}, which is not a node type of these graphs.")
         self.graphs, self.control = graphs, CONTROLS[control]
         self.layout, self.last_stage, self.seed = layout, last_stage, seed
 
@@ -112,7 +112,7 @@ def _featureless(graph: "HeteroData", names: Collection[str]) -> "HeteroData":
 
 
 def _linked(graph: "HeteroData", keep: Callable[[EdgeType], bool]) -> "HeteroData":
-    """Only links of the edge types to keep; the others have none."""
+    """Keep only the links of the given edge types."""
     changed = graph.clone()
     for edge_type, store in changed.edge_items():
         if not keep(edge_type):

@@ -1,4 +1,4 @@
-"""Sanity checks after Adebayo et al., NeurIPS 2018: do scores depend on what the network learned, and from which labels?"""
+"""Sanity checks (Adebayo et al., NeurIPS 2018): whether scores depend on the learned weights and on the labels."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,20 +23,20 @@ Rank = Callable[[Network], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Resemblance:
-    """Spearman's rank correlation of two sets of scores by layer; NaN where either side is constant."""
+    """Spearman's rank correlation of two sets of scores by layer; NaN if either side is constant."""
 
     layers: dict[str, float]
 
     @property
     def mean(self) -> float:
-        """Over the layers that have one; NaN if none has."""
+        """The mean over layers with a correlation; NaN if there is none."""
         known = [value for value in self.layers.values() if not math.isnan(value)]
         return sum(known) / len(known) if known else float("nan")
 
 
 @dataclass(frozen=True)
 class RandomisationStep:
-    """``layer`` and all behind it have fresh weights; how far the scores still resemble the original network's."""
+    """The correlation with the original scores after ``layer`` and all later layers were re-initialised."""
 
     layer: str
     resemblance: Resemblance
@@ -45,11 +45,11 @@ class RandomisationStep:
 def cascading_randomisation(
     network: Network, rank: Rank, *, seed: int = 0, progress: Progress = silent
 ) -> tuple[RandomisationStep, ...]:
-    """Draw the weights of layer after layer anew, from the head back to the input, and compare the scores at every step.
+    """Re-initialise the weights layer by layer, from the head back to the input, and compare the scores at every step.
 
-    Weights come from each module's own ``reset_parameters``; a layer's normalisation goes with it. In the last step nothing
-    that was learned is left, but for parameters that no module can reset. Scores that still resemble the original's there
-    do not depend on what the network learned. The network given stays as it was.
+    Weights come from each module's own ``reset_parameters``; a layer's normalisation is reset with it. After the last step
+    nothing learned is left, except for parameters that no module can reset. Scores that still correlate with the original ones
+    do not depend on what the network learned. The given network is not changed.
 
     Source: Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018, section 4; Cheng et al. 2023, section 4.1.
 
@@ -62,7 +62,7 @@ def cascading_randomisation(
     order = _from_head_to_input(network)
     with torch.random.fork_rng(devices=[]):
         for done, (layer, names) in enumerate(order.items()):
-            torch.manual_seed(seed + done)  # ranking may draw numbers of its own
+            torch.manual_seed(seed + done)  # ranking may draw random numbers itself
             for name in names:
                 _reset(current.module.get_submodule(name))
             steps.append(RandomisationStep(layer, resemblance(rank(current), original)))
@@ -72,10 +72,11 @@ def cascading_randomisation(
 
 @dataclass(frozen=True)
 class LabelPermutation:
-    """Scores of a network trained on the true labels against those of its twins, trained from the same first weights.
+    """Scores of a network trained on true labels, compared with those of copies trained from the same initial weights.
 
-    ``permuted``: the twin learned from permuted labels; scores that know the labels differ. ``control``: the twin learned
-    from the true ones in another order; what chance alone changes. Accuracies are on the training images, in [0, 1].
+    ``permuted``: the copy was trained on permuted labels; scores that depend on the labels differ. ``control``: the copy was
+    trained on the true labels in another order, which shows the effect of chance. Accuracies are on the training images, in [0,
+    1].
     """
 
     permuted: Resemblance
@@ -85,10 +86,10 @@ class LabelPermutation:
 
 
 def label_permutation(network: Network, images: Images, rank: Rank, settings: TrainingSettings) -> LabelPermutation:
-    """Train the architecture three times from the same fresh weights and compare the scores.
+    """Train the architecture three times from the same initial weights and compare the scores.
 
-    Without the same first weights nothing would tie one network's kernels to the other's. The permuted network's accuracy is
-    on its permuted labels. ``settings.seed`` decides on weights, permutation and order. The network given stays as it was.
+    Without the same initial weights, the kernels of the networks would not correspond. The permuted network's accuracy is on
+    its permuted labels. ``settings.seed`` determines weights, permutation and order. The given network is not changed.
 
     Source: Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018, section 5.
     """
@@ -121,9 +122,10 @@ def resemblance(scores: Mapping[str, Tensor], original: Mapping[str, Tensor]) ->
 
 
 def _from_head_to_input(network: Network) -> dict[str, list[str]]:
-    """The layers in the reverse order of their first calls, each with the modules that can be reset with it.
+    """The layers in the reverse order of their first calls, each with the modules that are reset with it.
 
-    A module that is no layer (a normalisation) goes with the last layer called before it, one before all layers with the first.
+    A module that is not a layer (a normalisation) belongs to the last layer called before it, or to the first layer if there is
+    none.
     """
     view = trace(network.module, network.example())
     own = dict(network.module.named_modules())

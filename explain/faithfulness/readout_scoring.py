@@ -1,8 +1,8 @@
-"""Scoring aggregation: which kernels' embeddings are needed to tell what the network says.
+"""Scoring aggregation by a readout: which kernels' embeddings are needed to reproduce the network's output.
 
 Part of the reconstruction of AGIC (Zheng et al., Neural Networks 179, 2024) from its abstract; the method is secateur's.
 A score for every kernel and image decides which share ``r`` of a layer's kernels is kept; a kernel that is not kept is
-replaced by what it usually is, so neither the scale of the mask nor keeping nothing can be played with.
+replaced by its average, so that neither the scale of the mask nor an empty selection carries information.
 """
 
 import math
@@ -24,16 +24,16 @@ TARGETS = ("output", "label")
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """How scores are learned (AdamW).
+    """Settings of the training of scores (AdamW).
 
-    ``target``: what the kept kernels must tell, the network's own class probabilities (``output``, by their Kullback-Leibler
-    divergence) or the image's class (``label``, by cross-entropy). ``readout`` as for the classifier. ``offsets``: besides
-    what all kernels share, a learned score for each one. ``all_nodes``: joins and classes are read too, whole; they are never
-    scored.
-    ``temperature`` of the mask; ``score_hidden`` and ``hidden`` units behind the embeddings and behind the readout.
+    ``target``: what the kept kernels must predict, the network's own class probabilities (``output``, by Kullback-Leibler
+    divergence) or the image's class (``label``, by cross-entropy). ``readout`` as for the classifier. ``offsets``: add a
+    learned score per kernel to the shared perceptron. ``all_nodes``: joins and classes are read too, unmasked; they are never
+    scored. ``temperature`` is that of the mask; ``score_hidden`` and ``hidden`` are the hidden units after the embeddings and
+    after the readout.
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value is out of range.
     """
 
     target: str = "output"
@@ -62,9 +62,9 @@ class ScoringSettings:
 
 
 class ScoringNetwork(nn.Module):
-    """Scores ``s_v = MLP(h_v)``, the masks they make, and what is read through the masks.
+    """Scores ``s_v = MLP(h_v)``, their masks, and the readout through the masks.
 
-    The perceptron is one for all kernels; it sees embeddings standardised over all kernels and training graphs.
+    All kernels share the perceptron; its inputs are embeddings standardised over all kernels and training graphs.
     """
 
     center: Tensor
@@ -90,8 +90,8 @@ class ScoringNetwork(nn.Module):
             nn.Linear(width, settings.score_hidden), nn.ReLU(), nn.Linear(settings.score_hidden, 1)
         )
         self.offsets = nn.Parameter(torch.zeros(len(self.scored))) if settings.offsets else None
-        # The rate is told to the head: else it would take less kept for less sure, and to be as sure at every rate as the
-        # network is it would drop kernels that it needs.
+        # The rate is an input of the head. Otherwise fewer kernels would mean less confidence, and to be as confident as the
+        # network at every rate, the scores would drop kernels that it needs.
         self.head = class_head(len(self.readout.factors) + 1, settings.hidden, classes, settings.dropout)
 
     def masks(self, values: Tensor, rates: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class ScoringNetwork(nn.Module):
 
 
 def _spread(embeddings: Embeddings, readout: Readout, scored: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the kernels' embeddings over kernels and graphs, both ``[width]``."""
+    """The mean and standard deviation of the kernels' embeddings over kernels and graphs, both ``[width]``."""
     center = readout.typical[scored].mean(0)
     squares = [
         (readout.take(embeddings, rows)[:, scored] - center).square().mean((0, 1)) * len(rows)
@@ -127,8 +127,9 @@ def train_scoring(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> ScoringNetwork:
-    """Learn which kernels tell the target best when only a share of them is kept; the share is drawn anew for each graph and
-    step, uniformly from 0.1 to 0.9. Seeded: the same on one machine's CPU.
+    """Learn which kernels predict the target best when only a share of them is kept.
+
+    The share is drawn for each graph and step, uniformly from 0.1 to 0.9. The result is reproducible on the CPU of one machine.
 
     Raises:
         InputError: the graphs have no nodes of kind kernel.
@@ -162,10 +163,11 @@ def train_scoring(
 def kernel_scores(
     network: ScoringNetwork, embeddings: Embeddings, *, rates: Sequence[float] = KEEP_RATES
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """How readily each kernel is kept: the mean of ``a_v(r)`` over graphs and keep rates, within (0, 1).
+    """The score of each kernel: the mean of ``a_v(r)`` over graphs and keep rates, in (0, 1).
 
     Returns:
-        for each layer float32 ``[C]``, and the same over each class's graphs, ``[classes, C]`` (zero for a class without any).
+        For each layer float32 ``[C]``, and the same over each class's graphs, ``[classes, C]`` (zero for a class without
+            graphs).
     """
     classes = max(embeddings.outputs.shape[1], int(embeddings.labels.max()) + 1)
     sums = torch.zeros(classes, sum(network.sizes))

@@ -1,10 +1,10 @@
-"""Which filters belong to which class: the learned assignments of filters to class-specific clusters.
+"""Learned assignments of filters to class-specific clusters.
 
-All are matrices of classes x filters, and each gives, for the classes of a batch, a mask over the filters: ``training_mask``
-one that gradients go through, ``cluster`` the filters of the classes' clusters, drawn where the method draws.
+All are matrices of classes x filters that give, for the classes of a batch, a mask over the filters: ``training_mask`` is a
+differentiable one, ``cluster`` the filters of the classes' clusters, sampled if the method samples.
 
-``bernoulli`` is PICNN's own (Guo et al., AAAI 2024, arXiv:2312.12068, eqs. 4-10), ``gumbel`` what its Table 4 compares it with
-(Jang et al., ICLR 2017), ``csg`` the class-specific gates of Liang et al. (ECCV 2020), ``std`` a matrix that is never learned.
+``bernoulli`` is PICNN's (Guo et al., AAAI 2024, arXiv:2312.12068, eqs. 4-10), ``gumbel`` the alternative of its Table 4 (Jang
+et al., ICLR 2017), ``csg`` the class-specific gates of Liang et al. (ECCV 2020), ``std`` a matrix that is never learned.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ GATE_OPEN = 0.5
 
 
 def straight_through(value: Tensor, parameter: Tensor) -> Tensor:
-    """``value``, whose gradient is that of ``parameter``: eqs. 5 and 8, with the difference as the constant."""
+    """The straight-through estimator: ``value``, with the gradient of ``parameter`` (eqs. 5 and 8)."""
     return parameter + (value - parameter).detach()
 
 
@@ -31,7 +31,7 @@ def sample_bernoulli(probabilities: Tensor, generator: torch.Generator | None = 
 def sample_categorical(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One class for each row of ``[n, classes]``, one-hot, with the gradient of the probabilities (eqs. 8-10)."""
     noise = torch.rand((len(probabilities), 1), generator=generator, device=probabilities.device)
-    upper = probabilities.detach().double().cumsum(1)  # float32 sums of a thousand classes end beside 1
+    upper = probabilities.detach().double().cumsum(1)  # float32 sums over a thousand classes deviate from 1
     drawn = (noise.double() * upper[:, -1:] >= upper).sum(1).clamp(max=probabilities.shape[1] - 1)
     one_hot = F.one_hot(drawn, probabilities.shape[1]).to(probabilities.dtype)
     return straight_through(one_hot, probabilities)
@@ -45,27 +45,28 @@ class Assignment(nn.Module, ABC):
     @property
     @abstractmethod
     def probabilities(self) -> Tensor:
-        """How far each filter belongs to each class, within [0, 1]: ``[classes, filters]``."""
+        """The degree to which each filter belongs to each class, in [0, 1]: ``[classes, filters]``."""
 
     @abstractmethod
     def training_mask(self, classes: Tensor) -> Tensor:
-        """A mask ``[n, filters]`` for one-hot classes ``[n, classes]``; gradients go to both."""
+        """A mask ``[n, filters]`` for one-hot classes ``[n, classes]``, differentiable in both."""
 
     @abstractmethod
     def cluster(self, classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The cluster of each class index of ``[n]``: 0 or 1, ``[n, filters]``, no gradients."""
+        """The cluster of each class index of ``[n]``: 0 or 1, ``[n, filters]``, without gradients."""
 
     def penalty(self) -> Tensor:
-        """What is added to the loss for the matrix itself."""
+        """The penalty on the matrix that is added to the loss."""
         return self.probabilities.new_zeros(())
 
     def project(self) -> None:
-        """Bring the parameters back to where they may lie, after a step."""
+        """Project the parameters onto their valid range after a step."""
 
 
 class Bernoulli(Assignment):
-    """P, the filter-class correspondence matrix: a softmax over classes, so each filter's column sums to 1. A filter is in a
-    class's cluster with the probability that P gives, drawn for every image on its own."""
+    """P, the filter-class correspondence matrix: a softmax over classes, so that each filter's column sums to 1.
+
+    A filter is in a class's cluster with its probability in P, sampled independently for every image."""
 
     def __init__(self, classes: int, filters: int, initial: str, generator: torch.Generator) -> None:
         super().__init__()
@@ -85,13 +86,13 @@ class Bernoulli(Assignment):
 
 
 class Untrained(Bernoulli):
-    """STD: a P that stays as it was drawn. Its clusters are some ``1 / classes`` of the filters, at random."""
+    """STD: a P that keeps its random initialisation. Its clusters are about ``1 / classes`` of the filters, at random."""
 
     learned = False
 
 
 class Gumbel(Bernoulli):
-    """Each filter goes to one class, drawn by the Gumbel-softmax trick instead of Bernoulli trials."""
+    """Each filter is assigned to one class, sampled by the Gumbel-softmax trick instead of Bernoulli trials."""
 
     def training_mask(self, classes: Tensor) -> Tensor:
         columns = self.correspondence.T.expand(len(classes), -1, -1)  # [n, filters, classes]
@@ -99,7 +100,7 @@ class Gumbel(Bernoulli):
         return torch.einsum("nfk,nk->nf", drawn, classes)
 
     def cluster(self, classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """By one draw of a class for every filter and image."""
+        """The clusters by one sampled class per filter and image."""
         with torch.no_grad():
             columns = self.probabilities.T
             noise = torch.rand(len(classes), len(columns), 1, generator=generator, device=columns.device)
@@ -108,10 +109,10 @@ class Gumbel(Bernoulli):
 
 
 class Gates(Assignment):
-    """Class-specific gates: values within [0, 1], the largest of each filter 1, pressed towards few by an L1 penalty.
+    """Class-specific gates: values in [0, 1], of which the largest of each filter is 1, made sparse by an L1 penalty.
 
-    Penalised is what the gates sum to beyond one class a filter, divided by the number of filters. A filter is in a class's
-    cluster where its gate is open by more than a half; masks for training are the gates themselves.
+    The penalty is the sum of the gates beyond one class per filter, divided by the number of filters. A filter is in a class's
+    cluster if its gate is above one half; the masks for training are the gates themselves.
     """
 
     def __init__(self, classes: int, filters: int, weight: float, generator: torch.Generator) -> None:
@@ -144,9 +145,9 @@ class Gates(Assignment):
 def make_assignment(
     kind: str, classes: int, filters: int, *, initial: str = "normal", gate_penalty: float = 0.1, seed: int = 0
 ) -> Assignment:
-    """An untrained assignment of a kind: ``bernoulli``, ``gumbel``, ``csg`` or ``std``.
+    """An untrained assignment: ``bernoulli``, ``gumbel``, ``csg`` or ``std``.
 
-    ``initial``: parameters of P are ``normal`` deviates, or the ``softmax`` of such (the published code).
+    ``initial``: the parameters of P are ``normal`` deviates, or their ``softmax`` (as in the published code).
     """
     generator = torch.Generator().manual_seed(seed)
     if kind == "csg":

@@ -1,5 +1,5 @@
-"""What class-specific clusters show of images: P of the target layer, and Grad-CAM by all filters, by a class's cluster and by
-its complement (Guo et al. 2024, figure 7; Selvaraju et al., ICCV 2017)."""
+"""Visualise class-specific clusters: P of the target layer, and Grad-CAM by all filters, by a class's cluster and by its
+complement (Guo et al. 2024, figure 7; Selvaraju et al., ICCV 2017)."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .pathway import Pathway
 
 @dataclass(frozen=True)
 class ClusterMaps:
-    """Grad-CAM maps of images for one class each, ``[n, h, w]`` in logits per place, never below zero."""
+    """Grad-CAM maps of images for one class each, ``[n, h, w]`` in logits per position, never negative."""
 
     whole: Tensor
     cluster: Tensor
@@ -29,23 +29,23 @@ class ClusterMaps:
 def cluster_maps(
     pathway: Pathway, membership: Membership, images: Tensor, classes: Tensor | None = None
 ) -> ClusterMaps:
-    """Grad-CAM at the target layer: ``relu(sum_i w_i H_i)`` with ``w_i`` the mean over places of ``d logit / d H_i``.
+    """Grad-CAM at the target layer: ``relu(sum_i w_i H_i)`` with ``w_i`` the mean over positions of ``d logit / d H_i``.
 
     The weights are those of the whole network; the sum runs over all filters, over those that belong to the class more than
-    to any other, and over the others, so that before the ReLU the second and third add up to the first.
+    to any other, and over the others. Before the ReLU, the second and third sum to the first.
 
     Args:
         images: normalised, ``[n, C, H, W]``.
-        classes: int64 ``[n]``; the predicted ones, if None.
+        classes: int64 ``[n]``; the predicted ones if None.
 
     Raises:
-        InputError: the target layer's features have no places.
+        InputError: the target layer's features have no positions.
     """
     with frozen(pathway.parts):
         with torch.no_grad():
             features, beside = pathway.parts.trunk(images)
         if features.dim() != 4:
-            raise InputError(f"{pathway.point.name} gives features without places, so there is no map to draw.")
+            raise InputError(f"{pathway.point.name} outputs features without positions, so there is no map to draw.")
         features.requires_grad_(True)
         with torch.enable_grad():
             scores = pathway.parts.head(features, beside)
@@ -60,8 +60,10 @@ def cluster_maps(
 
 @dataclass(frozen=True)
 class ClusterEvidence:
-    """P with the name of the node that gives the target's features, and the maps of the images that are explained (None: there
-    are none, or the features have no places). ``trained``: P comes from training, else it was learned post hoc."""
+    """P, the node that outputs the target's features, and the maps of the explained images.
+
+    The maps are None without images, or if the features have no positions. ``trained``: P comes from training; otherwise it was
+    learned post hoc."""
 
     membership: Membership
     node: str
@@ -79,15 +81,15 @@ def explain_clusters(
     seed: int = 0,
     device: str = "cpu",
 ) -> ClusterEvidence:
-    """P and the cluster Grad-CAMs of normalised pictures ``[n, C, H, W]``, each for the class predicted.
+    """P and the cluster Grad-CAMs of normalised pictures ``[n, C, H, W]``, each for the predicted class.
 
     Args:
-        calibration: P is learned on these post hoc, with the network as it is, where training left none.
-        trained: the file in which training with PICNN's pathway left P.
+        calibration: images to learn P on post hoc, with the network frozen, if training left none.
+        trained: the file with P from training with PICNN's pathway.
 
     Raises:
-        InputError: the network cannot be traced or has no target layer, an image has no label, ``trained`` is damaged or
-            another network's.
+        InputError: the network cannot be traced or has no target layer, an image has no label, or ``trained`` is damaged or
+            from another network.
     """
     pathway: Pathway
     if trained is not None:

@@ -1,7 +1,7 @@
-"""How entangled filters and classes are: ACC1, ACC2, ACC3 and the mutual information score (Guo et al. 2024).
+"""The entanglement of filters and classes: ACC1, ACC2, ACC3 and the mutual information score (Guo et al. 2024).
 
-ACC1 is the accuracy by all filters, ACC2 by the filters of one class's cluster alone, ACC3 by all but those; the class is a
-pseudo-label, drawn from the network's own prediction. MIS is the mean over filters of
+ACC1 is the accuracy with all filters, ACC2 with only the filters of one class's cluster, ACC3 with all others; the class is a
+pseudo-label, sampled from the network's own prediction. MIS is the mean over filters of
 the largest mutual information between a filter's activation and one class.
 """
 
@@ -24,9 +24,9 @@ from .pathway import Pathway
 
 BOOTSTRAPS = 2000
 LEAST_IMAGES = 2
-"""Of a class, and of all others: a nearest neighbour is needed."""
+"""The fewest images of a class, and of all others, since the estimate needs a nearest neighbour."""
 MOST_PAIRS = 20_000
-"""Of filters and classes whose mutual information is estimated; of more filters a seeded sample takes part."""
+"""The most pairs of filters and classes whose mutual information is estimated; of more filters, a seeded sample is used."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Share:
 
 @dataclass(frozen=True)
 class Entanglement:
-    """What the pathway of a network does on labelled images.
+    """The measures of a network's pathway on labelled images.
 
-    ``acc1``, ``acc2`` and ``acc3`` are shares of the images; ``mis`` is in nats with a 95% interval over filters, ``mis_floor``
-    is the same with permuted labels (a maximum over noisy estimates lies above zero), ``mis_ceiling`` the largest that these
-    labels allow; ``mis_images`` and ``mis_filters`` took part in these. ``cluster_share``: of the filters, in the clusters that
-    were drawn.
+    ``acc1``, ``acc2`` and ``acc3`` are shares of the images. ``mis`` is in nats with a 95% interval over filters, ``mis_floor``
+    is the same with permuted labels (a maximum over noisy estimates is positive), ``mis_ceiling`` the largest value that these
+    labels allow; they were computed from ``mis_images`` and ``mis_filters``. ``cluster_share``: the share of filters in the
+    sampled clusters.
     """
 
     target: str
@@ -77,8 +77,11 @@ class Entanglement:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Which images are classified rightly, bool ``[draws, images]`` for the clusters' two; pooled activations of the filters,
-    ``[images, filters]``; the mean share of filters in a cluster; the mean loss by all filters and by clusters, in nats."""
+    """The predictions of both pathways.
+
+    Which images are classified correctly, bool, ``[draws, images]`` for the two with clusters; pooled activations of the
+    filters, ``[images, filters]``; the mean share of filters in a cluster; the mean loss with all filters and with clusters, in
+    nats."""
 
     right: Tensor
     cluster_right: Tensor
@@ -99,9 +102,9 @@ def predict_pathways(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Predictions:
-    """Both pathways on images, with ``draws`` (the settings', if None) pseudo-labels and masks for each, drawn by the seed.
+    """Evaluate both pathways on images, with ``draws`` (by default the settings') seeded pseudo-labels and masks for each.
 
-    ACC3's masks are the opposite of ACC2's, or drawn anew, as ``settings.complement`` says.
+    ACC3's masks are the complement of ACC2's, or drawn separately, by ``settings.complement``.
     """
     settings, assignment = pathway.settings, pathway.assignment
     draws = settings.draws if draws is None else draws
@@ -187,8 +190,8 @@ def mutual_information(
 ) -> NDArray[np.float64]:
     """Mutual information in nats between each filter's pooled activation and each class with images, ``[classes, filters]``.
 
-    By scikit-learn's nearest-neighbour estimate (Ross, PLoS ONE 9(2), 2014), which never goes below zero. A filter that gives
-    one value for all images tells nothing, and of a class with one image nothing can be told: 0.
+    Uses scikit-learn's nearest-neighbour estimate (Ross, PLoS ONE 9(2), 2014), which is never negative. It is 0 for a constant
+    filter, and for a class with one image.
 
     Args:
         activations: ``[images, filters]``.

@@ -1,4 +1,4 @@
-"""Which filters of a target layer belong to which class, as a result; and learned post hoc, with the network frozen."""
+"""The membership of a target layer's filters in class-specific clusters, saved or learned post hoc with a frozen network."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ LEAST_PROBABILITY = 1e-8
 class Membership:
     """The filter-class correspondence matrix of one layer.
 
-    ``probabilities`` is P, float32 ``[classes, filters]``: how far each filter belongs to each class's cluster. ``masks`` names
-    the kind of assignment, ``target`` the layer.
+    ``probabilities`` is P, float32 ``[classes, filters]``: the degree to which each filter belongs to each class's cluster.
+    ``masks`` names the kind of assignment, ``target`` the layer.
     """
 
     target: str
@@ -61,10 +61,10 @@ class Membership:
 
     @classmethod
     def load(cls, path: Path) -> "Membership":
-        """Read what :meth:`save` wrote.
+        """Load a membership that :meth:`save` wrote.
 
         Raises:
-            InputError: missing, damaged, or something else.
+            InputError: the file is missing, damaged, or not a membership.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -77,12 +77,12 @@ class Membership:
             return cls(about["target"], about["masks"], probabilities, tuple(about["class_names"]), about["details"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} holds no membership of secateur ({error}). Run the command that writes it again."
+                f"{path} holds no membership that secateur can read ({error}). Run the command that writes it again."
             ) from error
 
 
 def membership_of(pathway: Pathway, network: Network, details: Mapping[str, Any] | None = None) -> Membership:
-    """The assignment of a pathway as it is now."""
+    """The current assignment of a pathway."""
     probabilities = pathway.assignment.probabilities.detach().float().cpu().clone()
     names = network.class_names or tuple(f"class {index}" for index in range(len(probabilities)))
     return Membership(pathway.point.name, pathway.settings.masks, probabilities, names, details or {})
@@ -97,10 +97,10 @@ def fit_membership(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[Pathway, Membership]:
-    """Learn P alone, for a network as it is: trunk and head stay frozen, and features are computed once.
+    """Learn P alone: trunk and head of the network are frozen, and features are computed once.
 
-    Adam at ``post_hoc_rate`` with a cosine to zero for ``post_hoc_steps`` batches; the loss is ``H(y, y2)``, as nothing else
-    moves. Features that do not fit into ``FEATURE_BYTES`` are computed again for each batch.
+    Uses Adam at ``post_hoc_rate`` with a cosine schedule to zero for ``post_hoc_steps`` batches. The loss is ``H(y, y2)``, the
+    only term that depends on P. Features that do not fit into ``FEATURE_BYTES`` are recomputed for each batch.
 
     Returns:
         The pathway around a copy of the network, and its membership.
@@ -111,7 +111,7 @@ def fit_membership(
     settings = settings or PicnnSettings()
     if not len(images) or int(images.labels.min()) < 0:
         raise InputError(
-            "Membership is learned from images with labels; label them, or take the network's predictions."
+            "Learning the membership needs images with labels. Label them, or use the network's predictions."
         )
     pathway = Pathway(network, settings, seed).to(device)
     details = {"post hoc": True, "images": len(images), "steps": settings.post_hoc_steps, "seed": seed}
@@ -140,7 +140,7 @@ def fit_membership(
 
 
 class _FeatureBatches:
-    """Features and class scores of images: kept where they fit, and computed for each batch where they do not."""
+    """Features and class scores of images, cached if they fit into memory and recomputed for each batch otherwise."""
 
     def __init__(self, pathway: Pathway, images: Images, batch_size: int, device: str) -> None:
         self._parts, self._images, self._device = pathway.parts, images, device
@@ -155,7 +155,7 @@ class _FeatureBatches:
             self._kept = torch.cat(found), torch.cat(scores)
 
     def of(self, rows: Tensor) -> tuple[Tensor, tuple[Any, ...], Tensor, Tensor]:
-        """Features, what the head asks beside them, class scores and labels of some images."""
+        """Features, the head's other inputs, class scores and labels of some images."""
         labels = self._labels[rows.to(self._device)]
         if self._kept is not None:
             features, scores = (kept[rows.to(self._device)] for kept in self._kept)
@@ -167,23 +167,23 @@ class _FeatureBatches:
 
 
 def with_membership(network: Network, settings: PicnnSettings, membership: Membership, seed: int = 0) -> Pathway:
-    """A pathway around a copy of the network, with the assignment that a membership says.
+    """A pathway around a copy of the network, with the assignment of a membership.
 
     Raises:
-        InputError: the network cannot be traced, the membership is of another layer or kind of masks than the settings ask
-            for, or of other filters or classes than the target has.
+        InputError: the network cannot be traced, or the membership's layer, kind of masks, filters or classes differ from
+            those of the settings and the target.
     """
     pathway = Pathway(network, settings, seed)
     own, given = pathway.assignment, membership.probabilities
     if (membership.target, membership.masks) != (pathway.point.name, settings.masks):
         raise InputError(
-            f"The membership is of {membership.target} by {membership.masks} masks; {pathway.point.name} by {settings.masks} "
-            "was asked for. Is it another network's?"
+            f"The membership is of {membership.target} by {membership.masks} masks; expected {pathway.point.name} by "
+            f"{settings.masks}. Use the membership of this network."
         )
     if given.shape != own.probabilities.shape:
         raise InputError(
             f"The membership has {given.shape[0]} classes and {given.shape[1]} filters, {pathway.point.name} has "
-            f"{own.probabilities.shape[0]} and {own.probabilities.shape[1]}. Is it another network's?"
+            f"{own.probabilities.shape[0]} and {own.probabilities.shape[1]}. Use the membership of this network."
         )
     with torch.no_grad():
         for parameter in own.parameters():  # a softmax of logarithms gives the probabilities again

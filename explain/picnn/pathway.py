@@ -1,8 +1,8 @@
 """PICNN's two pathways through one network (Guo et al., AAAI 2024, arXiv:2312.12068).
 
-The discrimination pathway is the network as it is: all filters of the target layer, class scores y1. The interpretation pathway
-sends the filters of one class's cluster through the same head: y2. The class is a pseudo-label drawn from softmax(y1), so that
-nothing in y2 knows the label. Loss: ``H(y, y1) + lambda H(y, y2)`` (eqs. 1-3).
+The discrimination pathway is the network itself: all filters of the target layer, class scores y1. The interpretation pathway
+passes only the filters of one class's cluster through the same head: y2. The class is a pseudo-label sampled from softmax(y1),
+so that y2 does not depend on the label. Loss: ``H(y, y1) + lambda H(y, y2)`` (eqs. 1-3).
 """
 
 from collections.abc import Callable
@@ -22,8 +22,9 @@ from .assignments import Assignment, make_assignment, sample_categorical
 
 
 class PathwayScores(NamedTuple):
-    """Class scores of a batch by all filters and by the clusters, ``[n, classes]``, and the classes whose clusters those
-    were, int64 ``[n]``."""
+    """Class scores of a batch with all filters and with the clusters, ``[n, classes]``, and the classes of the clusters, int64
+    ``[n]``.
+    """
 
     scores: Tensor
     cluster_scores: Tensor
@@ -33,10 +34,10 @@ class PathwayScores(NamedTuple):
 class Pathway(nn.Module):
     """A network with an assignment of its target layer's filters to classes, to be trained together.
 
-    ``parts`` is a traced copy of the network; the network given stays as it is. ``point`` is the target.
+    ``parts`` is a traced copy of the network; the given network is not changed. ``point`` is the target.
 
     Raises:
-        InputError: the network cannot be traced or has no target layer, or not the one named.
+        InputError: the network cannot be traced, has no target layer, or does not have the named one.
     """
 
     def __init__(self, network: Network, settings: PicnnSettings, seed: int = 0) -> None:
@@ -58,11 +59,11 @@ class Pathway(nn.Module):
         self.assignment.requires_grad_(self.assignment.learned)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> PathwayScores:
-        """Both pathways.
+        """Run both pathways.
 
         Args:
             images: normalised, ``[n, C, H, W]``.
-            labels: take the clusters of these classes instead of pseudo-labels, ``[n]``.
+            labels: use the clusters of these classes instead of pseudo-labels, ``[n]``.
         """
         features, beside = self.parts.trunk(images)
         scores = self.parts.head(features, beside)
@@ -89,7 +90,7 @@ class Pathway(nn.Module):
             scores, labels
         ),
     ) -> Callable[[PathwayScores, Tensor, Tensor], Tensor]:
-        """The loss of both pathways as ``network.training.train`` takes it.
+        """The loss of both pathways in the form that ``network.training.train`` expects.
 
         Args:
             discriminate: the discrimination pathway's loss of (scores, images, labels).
@@ -106,7 +107,7 @@ class Pathway(nn.Module):
         return loss
 
     def interpretation_loss(self, output: PathwayScores, labels: Tensor) -> Tensor:
-        """``H(y, y2)`` (eq. 2): of all images, or of those whose pseudo-label is right."""
+        """``H(y, y2)`` (eq. 2) over all images, or over those with a correct pseudo-label."""
         each = F.cross_entropy(output.cluster_scores, labels, reduction="none")
         if self.settings.loss_over == "all":
             return each.mean()
@@ -114,5 +115,5 @@ class Pathway(nn.Module):
         return (each * right).sum() / right.sum().clamp(min=1)
 
     def classes_for(self, labels: Tensor) -> Tensor | None:
-        """Whose clusters are taken in training: None for pseudo-labels."""
+        """The classes whose clusters are used in training: None for pseudo-labels."""
         return labels if self.settings.labels == "true" or self.settings.masks == "csg" else None

@@ -1,4 +1,4 @@
-"""PICNN as a ranking: what the classes that a filter belongs to lose without it (Guo et al., AAAI 2024, arXiv:2312.12068)."""
+"""PICNN as a ranking: the loss of a filter's classes without it (Guo et al., AAAI 2024, arXiv:2312.12068)."""
 
 from dataclasses import asdict, dataclass
 
@@ -21,25 +21,25 @@ from .pathway import Pathway
 
 PASS_BYTES = 2**24
 REMOVAL_BYTES = 2**36
-"""Of masked features in all that filters are removed from; above it fewer images take part."""
+"""For all masked features from which filters are removed; above it, fewer images are used."""
 
 
 @register(
     "picnn",
-    summary="PICNN: what the classes that a filter belongs to lose without it; layers before by their gAP links to that",
+    summary="PICNN: the loss of a filter's classes without it; earlier layers by their gAP links to it",
     needs="labels",
-    unit="nats of the classes' loss, or of it per place",
+    unit="nats of the classes' loss, or nats per position",
     source="Guo et al., AAAI 2024; links: Cheng et al., IJCV 131(5), 2023",
 )
 def score_picnn(task: RankingTask) -> LayerScores:
-    """Scores from class-specific clusters, the network as it is.
+    """Scores from class-specific clusters of the unchanged network.
 
-    P is learned post hoc on the calibration images. A filter i of the target layer scores ``sum_y p[y, i] * loss_y(i)``: by how
-    much the mean cross-entropy of class y's images rises when the filter's map is set to zero, weighted by membership, so that
-    a filter that many classes share is not taken for one that nobody needs. A kernel before the target scores by its gAP
-    contribution (eqs. 3-4 of Cheng et al., against mean activations, root mean square over images) to what the filters of the
-    image's class carry: ``sum_i max(0, p[y, i] * loss_y(i)) * H_i / E|H_i|``. Hidden linear units behind the target score by
-    their contribution to the class logit. Per class: the terms of the sum, and the links' signed means.
+    P is learned post hoc on the calibration images. A filter i of the target layer scores ``sum_y p[y, i] * loss_y(i)``: the
+    rise of the mean cross-entropy of class y's images when the filter's map is set to zero, weighted by membership, so that a
+    filter shared by many classes is not taken for an unnecessary one. A kernel before the target scores by its gAP
+    contribution (eqs. 3-4 of Cheng et al., against mean activations, root mean square over images) to the filters of the
+    image's class: ``sum_i max(0, p[y, i] * loss_y(i)) * H_i / E|H_i|``. Hidden linear units after the target score by their
+    contribution to the class logit. Per class: the terms of the sum, and the links' signed means.
 
     Raises:
         InputError: the network cannot be traced or has no target layer.
@@ -76,7 +76,7 @@ def score_picnn(task: RankingTask) -> LayerScores:
 
 
 def _membership(task: RankingTask, progress: Progress) -> tuple[Pathway, Membership]:
-    """P learned post hoc; read from the task's scratch folder if it is there."""
+    """P learned post hoc, or read from the task's scratch folder if it exists there."""
     kept = None if task.scratch is None else task.scratch / "membership.safetensors"
     if kept is not None and kept.is_file():
         return Pathway(task.network, task.picnn, task.seed).to(task.device).eval(), Membership.load(kept)
@@ -90,7 +90,9 @@ def _membership(task: RankingTask, progress: Progress) -> tuple[Pathway, Members
 
 @dataclass(frozen=True)
 class _Places:
-    """Where layers lie: ``own`` output the target's map themselves, ``before`` it (with ``own``) and ``behind`` it."""
+    """The layers by position: ``own`` output the target's map, ``before`` lie before it (including ``own``), ``behind`` after
+    it.
+    """
 
     point: FeaturePoint
     own: list[str]
@@ -112,7 +114,7 @@ class _Places:
 def _links(
     task: RankingTask, places: _Places, weights: Tensor, progress: Progress
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """gAP contributions to what the target's filters carry for the image's class, ``weights`` being ``[classes, filters]``."""
+    """gAP contributions to the target's filters of the image's class, weighted by ``weights``, ``[classes, filters]``."""
 
     def carried(features: Tensor, labels: Tensor) -> Tensor:
         return (pooled(features) * weights[labels]).sum(1)
@@ -143,12 +145,12 @@ def removal_losses(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[Tensor, Tensor, int]:
-    """What each class's loss rises by without each filter of the target, by running the head again.
+    """The rise of each class's loss without each filter of the target, by running the head again.
 
     Returns:
         The rise of the mean cross-entropy over the class's images when the filter's map is zero, in nats, ``[classes,
         filters]`` (zero for a class without images); the filters' mean absolute pooled activations, ``[filters]``; and the
-        number of images seen: fewer than given where filters, images and maps together exceed ``REMOVAL_BYTES``.
+            number of images used, fewer than given if the masked maps of all images exceed ``REMOVAL_BYTES``.
     """
     point = pathway.point
     bytes_a_row = 4 * point.channels * point.height * point.width
@@ -166,7 +168,7 @@ def removal_losses(
             parts = []
             for part in torch.split(pairs, len(labels) * max(1, step // len(labels))):
                 filters, rows = part // len(labels), part % len(labels)
-                # as many rows as there are images, a whole number of times: what the head asks beside stays right
+                # a multiple of the number of images, so that the head's other inputs match
                 mask = 1 - nn.functional.one_hot(filters, point.channels).to(features.dtype)
                 scores = _head_in_batches(pathway, masked(features[rows], mask), beside, len(labels))
                 parts.append(nn.functional.cross_entropy(scores, labels[rows], reduction="none") - whole[rows])
@@ -177,7 +179,7 @@ def removal_losses(
 
 
 def _head_in_batches(pathway: Pathway, features: Tensor, beside: tuple[object, ...], size: int) -> Tensor:
-    """Class scores of rows; batch by batch of the images' number where the head asks for something beside the features."""
+    """Class scores of rows, in batches of the number of images if the head has inputs besides the features."""
     if not beside:
         return pathway.parts.head(features)
     return torch.cat([pathway.parts.head(part, beside) for part in torch.split(features, size)])

@@ -26,7 +26,7 @@ from .pathway import Pathway
 
 @dataclass(frozen=True)
 class TrainedPicnn:
-    """A network trained with its pathway, the membership of its filters, and how it went."""
+    """A network trained with its pathway, the membership of its filters, and the training history."""
 
     network: Network
     pathway: Pathway
@@ -35,11 +35,12 @@ class TrainedPicnn:
 
 
 def with_new_layer(network: Network, settings: PicnnSettings, seed: int = 0) -> tuple[Network, PicnnSettings]:
-    """The network with the new layer that the settings ask for, untrained, and the settings with that layer as the target;
-    both as they are, if none is asked for.
+    """Insert the new layer of the settings, untrained; returns the network, and the settings with that layer as the target.
+
+    Both are returned unchanged if the settings have no new layer.
 
     Raises:
-        InputError: it cannot be put in, the network has one already, or was pruned.
+        InputError: the layer cannot be inserted, or the network already has one or was pruned.
     """
     width = settings.filters
     if settings.filters_per_class is not None:
@@ -50,13 +51,13 @@ def with_new_layer(network: Network, settings: PicnnSettings, seed: int = 0) -> 
         return network, settings
     if network.new_layer is not None:
         raise InputError(
-            f"The network has a new layer already, behind {network.new_layer.after}. Leave --filters out, or start from the "
+            f"The network already has a new layer after {network.new_layer.after}. Leave out --filters, or start from the "
             "network without it."
         )
     if network.cuts:
         raise InputError(
-            "A new layer cannot be put into a network that was pruned: its cuts were planned without one. Put it into the "
-            "original, train it, and prune that."
+            "A new layer cannot be inserted into a pruned network, whose cuts were planned without it. Insert it into the "
+            "original, train that, and then prune it."
         )
     view = trace(network.module, network.example())
     layer = NewLayer(find_target(view, network.example(), settings.target).name, width)
@@ -78,16 +79,16 @@ def train_picnn(
     training: TrainingSettings | None = None,
     checkpoint: Path | None = None,
 ) -> TrainedPicnn:
-    """Train a network and the assignment of its target layer's filters together; the network given stays as it is.
+    """Train a network and the assignment of its target layer's filters jointly; the given network is not changed.
 
-    Adam with a cosine from ``learning_rate`` to ``final_learning_rate``. Kept is the epoch with the highest
-    ``(ACC1 + lambda ACC2) / (1 + lambda)`` on validation images (ACC1 where P is not learned).
+    Uses Adam with a cosine schedule from ``learning_rate`` to ``final_learning_rate``. The best epoch is the one with the
+    highest ``(ACC1 + lambda ACC2) / (1 + lambda)`` on validation images (ACC1 if P is not learned).
 
     Args:
         discriminate: the discrimination pathway's loss of (scores, images, labels); cross-entropy if None.
-        start: a membership to start P from, of the same layer.
+        start: a membership of the same layer to initialise P with.
         training: another optimizer and schedule.
-        checkpoint: a file where training is kept after every epoch, and taken up from.
+        checkpoint: a file that is written after every epoch, and resumed from if it exists.
 
     Raises:
         InputError: the network cannot be traced or has no target layer.
@@ -119,7 +120,7 @@ def train_picnn(
 
 
 def _judge(pathway: nn.Module, images: Images, seed: int, device: str) -> Judged:
-    """Loss and accuracies on validation images; which epoch is best is decided by ``(ACC1 + lambda ACC2) / (1 + lambda)``."""
+    """Loss and accuracies on validation images; ``(ACC1 + lambda ACC2) / (1 + lambda)`` determines the best epoch."""
     assert isinstance(pathway, Pathway)
     found = predict_pathways(pathway, images, seed=seed, device=device, draws=1)
     right = float(found.right.double().mean())

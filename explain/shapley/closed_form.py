@@ -1,4 +1,4 @@
-"""The two games whose Shapley values have a closed form: a sum over players, and two players on every channel."""
+"""The two games whose Shapley values have a closed form: a sum over players, and a game of two players per channel."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -13,19 +13,19 @@ from ...network.graph.channel_origins import NONE, Site
 from ...network.graph.topology import GATE, JOIN, Target, Topology, own_modules
 
 VALUE_BYTES = 2**25
-"""Of the values ``[images, channels, candidates]`` that are held at a time."""
+"""For the values ``[images, channels, candidates]`` in memory at a time."""
 
 ROUNDING = 2e-6
-"""Of a sum of distances, in float32: what is left below it where the terms cancel is no number."""
+"""Relative to a sum of distances in float32: smaller remainders after cancellation are rounding errors."""
 
 Readers = list[tuple[fx.Node, Callable[[Tensor], None]]]
 
 
 class Game:
-    """Into one target: reads what it needs from a forward pass, and gives the Shapley values of what was read last.
+    """The game of one target: reads values from a forward pass, and returns the Shapley values for the last reading.
 
     ``sources`` are the sites whose channels are the players, one after the other; ``players``, int64 ``[channels,
-    candidates]``, says whose each value is; ``explainer`` names what made the values.
+    candidates]``, gives the player of each value; ``explainer`` names the origin of the values.
     """
 
     sources: tuple[str, ...]
@@ -33,15 +33,15 @@ class Game:
     explainer: str = "closed form"
 
     def readers(self) -> Readers:
-        """The nodes to be read, and what is to be called with their values."""
+        """The nodes to read, with the functions to call with their values."""
         raise NotImplementedError
 
     def learn(self) -> None:
-        """Take what was read last as the background."""
+        """Use the last reading as the background."""
         raise NotImplementedError
 
     def values(self) -> Iterator[tuple[int, Tensor]]:
-        """Takes what was read last; gives (first image, values ``[images, channels, candidates]``), part by part."""
+        """Yield (first image, values ``[images, channels, candidates]``) for the last reading, part by part."""
         raise NotImplementedError
 
 
@@ -53,7 +53,7 @@ def game_of(view: fx.GraphModule, topology: Topology, target: Target) -> Game:
 
 
 class SumGame(Game):
-    """A convolution or linear layer: what it gives is a sum over the channels that it reads."""
+    """A convolution or linear layer, whose output is a sum over its input channels."""
 
     def __init__(self, view: fx.GraphModule, target: Target) -> None:
         (operand,) = target.operands
@@ -91,7 +91,7 @@ class SumGame(Game):
         return [(self._node, self._read)]
 
     def _read(self, value: Tensor) -> None:
-        """Keep what each tap sees of each channel, averaged over output places: ``[n, in, taps]``."""
+        """Store the input of each tap in each channel, averaged over output positions: ``[n, in, taps]``."""
         if isinstance(self._module, nn.Linear):
             self._seen = value.flatten(1, -2).mean(1).unsqueeze(2) if value.dim() > 2 else value.unsqueeze(2)
             return
@@ -125,7 +125,9 @@ class SumGame(Game):
 
 
 class PairGame(Game):
-    """A join or gate ``g(u * s)``: on every channel two players, one of each branch. ``g`` is what acts on it alone."""
+    """A join or gate ``g(u * s)``: two players per channel, one of each branch. ``g`` are the operations that act on it
+    alone.
+    """
 
     def __init__(self, view: fx.GraphModule, topology: Topology, target: Target) -> None:
         self.sources, self._nodes = target.sources, tuple(operand.node for operand in target.operands)
@@ -160,7 +162,7 @@ class PairGame(Game):
             self._values = _summed(torch.stack(self._played(first, second), 2), self._into)
 
     def _whole_maps(self) -> tuple[Tensor, Tensor]:
-        """Both branches' maps, broadcast to the same shape, channels second."""
+        """The maps of both branches, broadcast to the same shape, with channels second."""
         first, second = torch.broadcast_tensors(self._maps[0], self._maps[1])  # type: ignore[no-untyped-call]
         self._maps.clear()
         first, second = first.movedim(self._dim, 1), second.movedim(self._dim, 1)
@@ -168,7 +170,7 @@ class PairGame(Game):
 
     def learn(self) -> None:
         first, second = (part.contiguous() for part in self._whole_maps())
-        if self._linear:  # only averages count
+        if self._linear:  # only averages are needed
             self._empty = self._mean(first, second).mean(0)
             first, second = first.mean(0, keepdim=True), second.mean(0, keepdim=True)
         else:
@@ -193,23 +195,23 @@ class PairGame(Game):
         ]
 
     def _expected(self, maps: Tensor, other: Tensor) -> Tensor:
-        """Mean over the other branch's background and places of ``g``, ``[n, C]``; ``maps`` is ``[n, C, P]``."""
+        """The mean of ``g`` over the other branch's background and positions, ``[n, C]``; ``maps`` is ``[n, C, P]``."""
         if self._relu:  # relu(a + b) = (a + b + |a + b|) / 2, and sums of |a + b| are distances
             between = torch.cdist(maps.transpose(0, 1), -other.transpose(0, 1), p=1.0).mean(2).T / maps.shape[2]
             found = 0.5 * (maps.mean(2) + other.mean((0, 2)) + between)
             return torch.where(
                 found > ROUNDING * between, found, 0
-            )  # a dead channel's is zero: shares of noise say nothing
+            )  # zero for a dead channel: shares of noise are meaningless
         total = torch.zeros(maps.shape[:2], dtype=maps.dtype, device=maps.device)
         for each in other:
             total += self._mean(maps, each.unsqueeze(0))
         return total / len(other)
 
     def _mean(self, first: Tensor, second: Tensor) -> Tensor:
-        """The mean of ``g`` over places, ``[n, C]``."""
+        """The mean of ``g`` over positions, ``[n, C]``."""
         value = first * second if self._product else first + second
         for module in self._after:
-            if isinstance(module, _BatchNorm):  # whatever the number of dimensions that it asks for
+            if isinstance(module, _BatchNorm):  # for any number of dimensions that it requires
                 statistics = module.running_mean, module.running_var
                 value = F.batch_norm(value, *statistics, module.weight, module.bias, eps=module.eps)
             else:
@@ -222,7 +224,7 @@ def _images_at_a_time(players: Tensor) -> int:
 
 
 def _scale(view: fx.GraphModule, site: Site) -> Tensor:
-    """What the BatchNorm directly behind a layer multiplies each channel by, ``[C]`` (1 without one)."""
+    """The factor of each channel in the BatchNorm directly after a layer, ``[C]`` (1 without one)."""
     own = own_modules(view, site)
     norm = own[0] if own else None
     if not isinstance(norm, _BatchNorm) or norm.running_var is None:
@@ -232,7 +234,7 @@ def _scale(view: fx.GraphModule, site: Site) -> Tensor:
 
 
 def _columns(players: Tensor) -> tuple[Tensor, Tensor]:
-    """The players that are shown, ascending, and for each the channels that show it, ``[players, most]``; -1 fills up."""
+    """The players that occur, ascending, and for each the channels that depend on it, ``[players, most]``, padded with -1."""
     shown = (players != NONE).nonzero().squeeze(1)
     order = shown[players[shown].argsort(stable=True)]
     present, counts = torch.unique(players[order], return_counts=True)
@@ -244,7 +246,9 @@ def _columns(players: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _told_once(players: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Players ``[channels, candidates]`` of whom no channel has two, and where each value is added; None: nobody came twice."""
+    """Players ``[channels, candidates]`` without duplicates per channel, and the index to add each value to; None without
+    duplicates.
+    """
     ordered = players.sort(1).values
     if not bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NONE)).any()):
         return players, None
@@ -254,20 +258,20 @@ def _told_once(players: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _summed(values: Tensor, into: Tensor | None) -> Tensor:
-    """Values ``[images, channels, candidates]``, those of one player added up."""
+    """Values ``[images, channels, candidates]``, summed over duplicates of a player."""
     if into is None:
         return values
     return torch.zeros_like(values).scatter_add_(2, into.expand_as(values), values)
 
 
 def _gathered(values: Tensor, columns: Tensor) -> Tensor:
-    """``[n, channels, taps]`` to ``[n, players, most * taps]``, zeros where a player is shown by fewer channels."""
+    """``[n, channels, taps]`` to ``[n, players, most * taps]``, padded with zeros for players with fewer channels."""
     padded = F.pad(values, (0, 0, 0, 1))  # the last channel, which -1 means, is zero
     return padded[:, columns].flatten(2)
 
 
 def _tap_matrix(module: nn.Conv2d, height: int, width: int) -> Tensor:
-    """How often, of all output places, each tap sees each place of the map: ``[height * width, taps]``."""
+    """The share of output positions at which each tap reads each position of the map: ``[height * width, taps]``."""
     left, right, top, bottom = module._reversed_padding_repeated_twice
     mode = module.padding_mode
     rows = _tap_counts(height, (top, bottom), mode, module.kernel_size[0], module.stride[0], module.dilation[0])

@@ -1,14 +1,14 @@
-"""Shapley values between kernels: what each channel that a site reads gives to the site's own channels.
+"""Shapley values between kernels: the contribution of each input channel of a site to the site's own channels.
 
-Players are the channels of the sources; the payoff is the mean over places of the target's output (behind its own BatchNorm,
-before its activation), the value of a coalition its mean over a background of images that stand in for the players left
-out (interventional Shapley values). Where every channel that the target reads is a function of one player, the game is a sum
-and the values have a closed form, also with BatchNorm, ReLU and pooling in between:
+Players are the channels of the sources. The payoff is the mean over positions of the target's output (after its own BatchNorm,
+before its activation); the value of a coalition is its mean over a background of images that replace the players left out
+(interventional Shapley values). If every channel that the target reads is a function of one player, the game is a sum and the
+values have a closed form, also with BatchNorm, ReLU and pooling in between:
 
-    phi[i -> j] = scale_j / places * sum over taps of W[j, i, tap] * (m[i, tap](x) - E m[i, tap])
+    phi[i -> j] = scale_j / positions * sum over taps of W[j, i, tap] * (m[i, tap](x) - E m[i, tap])
 
-with ``m`` the sum over output places of what a tap sees of channel i. At a join or gate ``g(u * s)`` of two branches (``*``:
-sum or product) each channel is a game of two players, which needs the background's maps and not only their means:
+with ``m`` the sum over output positions of the input of a tap in channel i. At a join or gate ``g(u * s)`` of two branches
+(``*``: sum or product), each channel is a game of two players, which needs the background's maps and not only their means:
 
     phi_u = 1/2 ([g(u * s) - E g(U * s)] + [E g(u * S) - E g(U * S)])
 
@@ -41,9 +41,9 @@ class ShapleyValues:
     """Shapley values of one target's incoming links, for some images.
 
     ``values``, ``[images, channels, candidates]``, in the unit of the target's output; ``players``, int64 ``[channels,
-    candidates]``, says whose they are: the channels of ``sources`` counted one after the other (``NONE``: of no player,
-    the value is zero). ``start`` is the first image's place in the batch. ``explainer`` is ``closed form`` or the
-    name of what estimated the values.
+    candidates]``, gives their players: the channels of ``sources`` counted one after the other (``NONE`` for no player, with a
+    value of zero). ``start`` is the index of the first image in the batch. ``explainer`` is ``closed form`` or the name of the
+    estimator.
     """
 
     target: str
@@ -56,11 +56,11 @@ class ShapleyValues:
 
 @dataclass(frozen=True)
 class StrongestEdges:
-    """Of each target channel the k strongest incoming edges, by absolute value.
+    """The k strongest incoming edges of each target channel, by absolute value.
 
-    ``players`` int64 and ``weights`` ``[images, channels, k]``: the value over the sum of the absolute values of *all*
-    incoming edges, sign kept. ``kept``, ``[images, channels]``: the share of that sum that the k edges hold; ``size``, alike,
-    the sum itself.
+    ``players`` (int64) and ``weights`` are ``[images, channels, k]``; a weight is the signed value over the sum of the absolute
+    values of *all* incoming edges. ``kept``, ``[images, channels]``, is the share of that sum in the k edges; ``size``, of the
+    same shape, the sum itself.
     """
 
     target: str
@@ -77,7 +77,7 @@ class StrongestEdges:
 
 
 def strongest_edges(values: ShapleyValues, count: int) -> StrongestEdges:
-    """The ``count`` strongest incoming edges of each channel, all of them where there are fewer; normalised before the cut."""
+    """The ``count`` strongest incoming edges of each channel, or all if there are fewer; normalised before the selection."""
     size = values.values.abs().sum(2)
     count = min(count, values.values.shape[2])
     chosen = values.values.abs().topk(count, dim=2).indices
@@ -92,14 +92,14 @@ class ShapleyExplainer:
 
     Args:
         network: any network that torch.fx traces.
-        background: what stands in for players left out: calibration images, ``BACKGROUND`` of them is usual.
-        targets: the sites whose incoming links are wanted; None: all that no channel of the image feeds directly.
-        joins: whether sums and products of branches are among these.
-        estimates: how the values of links without a closed form are estimated; None: they are left out, and ``inexact`` lists
-            their targets. It always lists those behind a BatchNorm without statistics, whose images depend on each other.
+        background: calibration images that replace players left out of a coalition, usually ``BACKGROUND`` of them.
+        targets: the sites whose incoming links are computed; None for all that do not read the image directly.
+        joins: whether to include sums and products of branches.
+        estimates: how values of links without a closed form are estimated; if None, they are left out, and ``inexact`` lists
+            their targets. It always lists those after a BatchNorm without running statistics, since their images interact.
 
     Raises:
-        InputError: the network cannot be traced, a target does not exist.
+        InputError: the network cannot be traced, or a target does not exist.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class ShapleyExplainer:
 
     @property
     def explainers(self) -> dict[str, str]:
-        """What gives each target's values: the closed form, or the name of an estimate with its background."""
+        """The origin of each target's values: the closed form, or the name of an estimator with its background."""
         return {name: game.explainer for name, game in self._games.items()}
 
     def __call__(
@@ -148,7 +148,7 @@ class ShapleyExplainer:
 
         Args:
             images: normalised, ``[n, C, H, W]``.
-            tell: what is to be told the values of nodes of ``view`` as the same pass comes by.
+            tell: functions to call with the values of nodes of ``view`` in the same pass.
         """
         with torch.no_grad(), frozen(self.view):
             self._run(images.to(self.device), tell or {})
@@ -158,7 +158,7 @@ class ShapleyExplainer:
                 yield ShapleyValues(name, game.sources, game.players, part, start, game.explainer)
 
     def _run(self, images: Tensor, tell: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
-        """One forward pass in which every game reads what it needs as it comes by."""
+        """Run one forward pass in which every game reads its values."""
         readers = {node: [told] for node, told in tell.items()}
         for game in self._games.values():
             for node, read in game.readers():

@@ -1,4 +1,4 @@
-"""A ranker of Shapley values between kernels: what a kernel's readers would miss without it."""
+"""A ranker by Shapley values between kernels: each kernel's share in the inputs of its readers."""
 
 from collections.abc import Mapping
 
@@ -18,18 +18,19 @@ MOST_IMAGES = 1000
 
 @register(
     "shapley",
-    summary="the kernel's share in what every layer and join that reads it takes, by exact Shapley values",
+    summary="the kernel's share in the inputs of the layers and joins that read it, by exact Shapley values",
     needs="images",
-    unit="share of what its readers take",
+    unit="share of its readers' inputs",
     source="Shapley 1953; Lundberg and Lee, NeurIPS 2017; between kernels as in Zheng et al., Neural Networks 179, 2024",
 )
 def score_shapley(task: RankingTask) -> LayerScores:
     """Sum over all that read a kernel of the mean of ``|phi[i -> j]| / sum_i' |phi[i' -> j]|`` over images and channels j.
 
-    The first ``MOST_IMAGES`` images, against ``BACKGROUND`` of them, drawn by the seed. A layer that is called several times
-    sums over its calls. Readers behind something that mixes channels (LayerNorm, attention) have no closed form and do not
-    count; layers without any other reader get no score and stand in the details. A depthwise convolution takes all of what it
-    reads: its kernels pass on what is taken of theirs. Per class: the mean over its images.
+    Uses the first ``MOST_IMAGES`` images, against a background of ``BACKGROUND`` of them drawn with the seed. A layer that is
+    called several times sums over its calls. Readers after an operation that mixes channels (LayerNorm, attention) have no
+    closed form and do not count; layers without any other reader get no score and are listed in the details. A depthwise
+    convolution reads only its own channel, so its input channels get the scores of its kernels. Per class: the mean over its
+    images.
 
     Raises:
         InputError: the network cannot be traced, or no layer has a reader with a closed form.
@@ -41,7 +42,7 @@ def score_shapley(task: RankingTask) -> LayerScores:
     if len(mixers) == len({_layer(site) for site in kernels.values()}):
         first = next((f" ({layer}: {mixer})" for layer, mixer in mixers.items()), "")
         raise InputError(
-            f"No layer of this network is read where its channels are still apart{first}, so its Shapley values have no closed "
+            f"No layer of this network is read before its channels are mixed{first}, so its Shapley values have no closed "
             "form. Rank by gap."
         )
     readers = [name for name, target in topology.targets.items() if not kernels.keys().isdisjoint(target.sources)]
@@ -58,8 +59,7 @@ def score_shapley(task: RankingTask) -> LayerScores:
     by_layer = {layer: total for layer, total in taken.by_layer().items() if layer not in mixers}
     if not any(bool(total.any()) for total in by_layer.values()):
         raise InputError(
-            "No kernel's Shapley value differs from zero on any image: the images are too few or all alike. Give more of them "
-            "(--calibration)."
+            "All Shapley values are zero, since the images are too few or identical. Use more images (--calibration)."
         )
     counts = torch.bincount(images.labels, minlength=taken.classes).clamp(min=1).unsqueeze(1)
     return LayerScores(
@@ -70,7 +70,9 @@ def score_shapley(task: RankingTask) -> LayerScores:
 
 
 class _Taken:
-    """What the readers of every site take of its channels: sums of shares over images by class, ``[classes, C]`` by site."""
+    """The shares of every site's channels in the inputs of their readers, summed over images by class, ``[classes, C]`` by
+    site.
+    """
 
     def __init__(self, topology: Topology, kernels: Mapping[str, Site], classes: int) -> None:
         self.classes = classes
@@ -81,9 +83,9 @@ class _Taken:
         self._depthwise: dict[str, ShapleyValues] = {}
 
     def add(self, values: ShapleyValues, labels: Tensor) -> None:
-        """One reader's values for some images of a batch; ``labels`` are those of the whole batch."""
+        """Add one reader's values for some images of a batch; ``labels`` are those of the whole batch."""
         if values.target in self._kernels and values.values.shape[2] == 1:
-            self._depthwise[values.target] = values  # its share is always all, whatever the image
+            self._depthwise[values.target] = values  # its share is always 1
             return
         part = labels[values.start : values.start + len(values.values)]
         widths = self._widths(values)
@@ -92,7 +94,7 @@ class _Taken:
             self._sums[name].index_add_(0, part, share)
 
     def pass_on_depthwise(self) -> None:
-        """Depthwise convolutions take of each channel that they read what their own readers take of it, the last first."""
+        """Assign to the input channels of depthwise convolutions the scores of their outputs, from the last to the first."""
         for values in reversed(self._depthwise.values()):
             widths = self._widths(values)
             passed = torch.zeros(self.classes, sum(widths), dtype=torch.float64)
@@ -115,7 +117,7 @@ class _Taken:
 def player_shares(values: ShapleyValues, players: int) -> Tensor:
     """Each player's mean share over the target's channels, ``[images, players]``: ``|phi|`` over the sum of ``|phi|``.
 
-    Channels that nothing moves give no share to anybody.
+    Channels with all values zero contribute no shares.
     """
     sizes = values.values.abs()
     whole = sizes.sum(2, keepdim=True)
@@ -138,7 +140,7 @@ def _layer(site: Site) -> str:
 
 
 def _mixers(topology: Topology, kernels: Mapping[str, Site]) -> dict[str, str]:
-    """Of each layer that nothing reads with channels apart, what mixes them (for the first that reads it)."""
+    """For each layer without a reader in closed form, the operation that mixes its channels (for the first reader)."""
     readers: dict[str, list[str]] = {_layer(site): [] for site in kernels.values()}
     for target in topology.targets.values():
         for name in target.sources:

@@ -1,7 +1,7 @@
-"""Estimates of Shapley values where channels mix on the way, by shap on the part of the network that lies between.
+"""Estimate Shapley values where channels are mixed, by shap on the part of the network in between.
 
 Players are the channels of all sources of a target; a coalition's value is the mean over background images of the target's
-payoff, where the maps of the sources show the background's channels for the players left out.
+payoff, with the channels of players left out taken from the background.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from ...network.graph.topology import GATE, JOIN, Target, Topology, own_modules
 from .closed_form import Game, Readers
 
 ROW_BYTES = 2**26
-"""Of the sources' maps that run through the network at a time."""
+"""For the sources' maps that run through the network at a time."""
 
 
 @dataclass(frozen=True)
 class EstimateSettings:
-    """How estimates are made: ``background`` images (the first of the explainer's), ``permutations`` of the players.
+    """Settings of the estimates: ``background`` images (the explainer's first), and ``permutations`` of the players.
 
     Raises:
-        UsageError: a number that is no count.
+        UsageError: a number is out of range.
     """
 
     background: int = 8
@@ -43,14 +43,14 @@ class EstimateSettings:
 
 
 class SampledGame(Game):
-    """Any target. Its values are those of ``shap.PermutationExplainer``, image by image.
+    """The game of any target, with the values of ``shap.PermutationExplainer`` for each image.
 
-    Every permutation is gone through forwards and backwards, so that the values sum to the payoff above its background mean,
-    and are exact where no more than two players act together. With 8 players behind a GroupNorm or LayerNorm they are, at 4
-    permutations, 3 to 13 times nearer to the enumeration of all coalitions than ``shap.SamplingExplainer`` and 1.4 to 5 times
-    nearer than ``shap.KernelExplainer`` after as many coalitions (the latter is exact once it can take all of them, which
-    ends at a dozen players). ``shap.DeepExplainer`` is off by as much as the values are large behind GroupNorm, LayerNorm and
-    a softmax gate, and its sum is wrong.
+    Every permutation is traversed forwards and backwards, so the values sum to the payoff minus its background mean, and are
+    exact if at most two players interact. For 8 players before a GroupNorm or LayerNorm and 4 permutations, their error
+    against the enumeration of all coalitions is 3 to 13 times smaller than that of ``shap.SamplingExplainer`` and 1.4 to 5
+    times smaller than that of ``shap.KernelExplainer`` with as many coalitions (which is exact with all of them, feasible for
+    up to a dozen players). The error of ``shap.DeepExplainer`` after GroupNorm, LayerNorm and a softmax gate is as large as
+    the values themselves, and its sum is wrong.
     """
 
     def __init__(self, view: fx.GraphModule, topology: Topology, target: Target, settings: EstimateSettings) -> None:
@@ -93,7 +93,7 @@ class SampledGame(Game):
         return torch.as_tensor(values, dtype=torch.float32, device=self.players.device)
 
     def _worth(self, own: dict[fx.Node, Tensor], coalitions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The values of coalitions, bool ``[m, players]``, for all channels of the target: ``[m, channels]``."""
+        """The values ``[m, channels]`` of coalitions, bool ``[m, players]``, for all channels of the target."""
         inside = torch.as_tensor(coalitions, dtype=torch.bool, device=self.players.device)
         row = sum(value[0].numel() * value.element_size() for value in self._background.values())
         step = max(1, ROW_BYTES // (row * len(self._background[self._image])))
@@ -114,7 +114,7 @@ class SampledGame(Game):
 
 
 class _Masks:
-    """Hands shap's masks on as they are: the network is run on coalitions, not on masked features."""
+    """Passes shap's masks on unchanged, since the network is run on coalitions, not on masked features."""
 
     def __init__(self, players: int) -> None:
         self.shape = (1, players)
@@ -124,7 +124,7 @@ class _Masks:
 
 
 def depends_on_batch(view: fx.GraphModule, topology: Topology, target: Target) -> bool:
-    """Whether a BatchNorm without statistics of its own lies between: then no image has a payoff of its own."""
+    """Whether a BatchNorm without running statistics lies in between, so that an image's payoff depends on its batch."""
     starts = {topology.sites[name].node for name in target.sources}
     pending, seen = [_payoff_node(view, target)], set(starts)
     while pending:
@@ -140,7 +140,7 @@ def depends_on_batch(view: fx.GraphModule, topology: Topology, target: Target) -
 
 
 def _payoff_node(view: fx.GraphModule, target: Target) -> fx.Node:
-    """A layer's output behind its own BatchNorm; a join or gate behind all that acts on it alone."""
+    """A layer's output after its own BatchNorm; a join or gate after all operations on it alone."""
     site = target.site
     if site.kind in (JOIN, GATE):
         return site.reading
@@ -150,7 +150,7 @@ def _payoff_node(view: fx.GraphModule, target: Target) -> fx.Node:
 
 @contextlib.contextmanager
 def _numpy_seed_kept() -> Iterator[None]:
-    """shap seeds NumPy's global generator."""
+    """Restore the state of NumPy's global generator, which shap seeds."""
     state = np.random.get_state()
     try:
         yield

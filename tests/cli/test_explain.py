@@ -23,7 +23,7 @@ def test_explain_a_picture_writes_its_evidence(model, data, tmp_path):
     tree = json.loads((out / "evidence" / "1.json").read_text())
     assert tree["predicted"] in ("cat", "dog")
     assert len(tree["evidence"]) <= 2
-    assert tree["occlusions"][-1]["why"] == "asked for"
+    assert tree["occlusions"][-1]["why"] == "requested"
     assert f"kernel {tree['evidence'][0]['kernel']}" in stdout
     assert stdout.endswith(f"page: {out / 'evidence' / 'evidence.html'}\n")
     code, _, stderr = secateur("explain", twin, "--model", model, "--out", out, "--layers", "0", "--class", "1")

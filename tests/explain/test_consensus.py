@@ -136,7 +136,7 @@ def test_a_method_that_cannot_run_is_left_out_by_name_with_what_it_lacked(task):
 
 def test_where_nothing_can_run_all_reasons_are_given(task):
     few = replace(task, images=task.images.sample(12, 0))
-    with pytest.raises(InputError, match=r"None of agic, refusing can rank.*agic: AGIC learns"):
+    with pytest.raises(InputError, match=r"None of agic, refusing can rank.*agic: AGIC needs"):
         registry_with_refusing(few)
 
 
@@ -155,7 +155,7 @@ def registry_with_refusing(task):
     [
         ("gap,gap", "two or more different"),
         ("gap,nowhere", "unknown ranker 'nowhere'"),
-        ("gap,consensus", "name it alone"),
+        ("gap,consensus", "Use it alone"),
         ("gap,", "unknown ranker ''"),
     ],
 )
@@ -172,7 +172,7 @@ def test_names_with_commas_and_the_consensus_by_name(task):
 
 
 def test_too_few_images_are_refused(task):
-    with pytest.raises(InputError, match="halves the calibration images, and there are 3"):
+    with pytest.raises(InputError, match="at least four \\(got 3\\)"):
         score_together(replace(task, images=task.images.subset(torch.arange(3))), ("gap", "random"))
 
 

@@ -53,7 +53,7 @@ def test_equal_scores_give_equal_bytes(tmp_path, scores):
 @pytest.mark.parametrize("place", ["layers", "per_class"])
 def test_scores_that_are_not_finite_are_refused(value, place):
     given = {"layers": {"conv7": torch.ones(3)}, "per_class": {}} | {place: {"conv7": torch.tensor([[1.0, value]])}}
-    with pytest.raises(InputError, match=r"mine gave NaN or infinite scores for layer 'conv7'"):
+    with pytest.raises(InputError, match=r"mine returned NaN or infinite scores for layer 'conv7'"):
         KernelScores("mine", "points", **given)
 
 

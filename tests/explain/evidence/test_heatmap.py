@@ -82,13 +82,13 @@ def test_pixels_are_shown_as_they_are():
 
 
 def test_what_cannot_be_shown_is_refused(picture):
-    with pytest.raises(InputError, match=r"height x width with finite values was expected \(got \[1, 2, 2\]\)"):
+    with pytest.raises(InputError, match=r"height x width with finite values \(got \[1, 2, 2\]\)"):
         overlay(torch.zeros(1, 2, 2), picture)
     with pytest.raises(InputError, match="finite"):
         overlay(torch.full((2, 2), torch.nan), picture)
     with pytest.raises(UsageError, match="alpha must be between 0 and 1"):
         overlay(torch.zeros(2, 2), picture, alpha=1.5)
-    with pytest.raises(UsageError, match="There are: nearest, bilinear"):
+    with pytest.raises(UsageError, match="Expected nearest, bilinear"):
         overlay(torch.zeros(2, 2), picture, enlarge="cubic")
     with pytest.raises(InputError, match=r"1 or 3 channels .* \(got \[2, 4, 4\]\)"):
         gradient_picture(torch.zeros(2, 4, 4))

@@ -80,7 +80,7 @@ def test_regions_are_covered_and_the_decision_measured_again(digit):
     covered[:, :, :4] = 0
     after = network.logits(torch.stack([image, covered])).softmax(1).detach()
     label = int(after[0].argmax())
-    assert (asked.why, asked.effect.box) == ("asked for", box)
+    assert (asked.why, asked.effect.box) == ("requested", box)
     assert asked.effect.probability_after == pytest.approx(float(after[1, label]), abs=1e-6)
     assert asked.effect.logit_before == pytest.approx(measure_occlusion(network, image, box).logit_before)
 

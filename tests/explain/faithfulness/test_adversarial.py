@@ -165,17 +165,17 @@ class Closed(nn.Module):
 
 def test_a_network_without_gradient_is_refused(network_of, case):
     _, pixels, labels = case()
-    with pytest.raises(InputError, match="lets no gradient through"):
+    with pytest.raises(InputError, match="No gradient reaches the pixels"):
         fast_gradient_sign(network_of(Closed()), pixels, labels)
 
 
 def test_what_does_not_fit_is_named(case):
     network, pixels, labels = case("chain")
-    with pytest.raises(InputError, match="not normalised"):
+    with pytest.raises(InputError, match="before normalisation"):
         fast_gradient_sign(network, pixels * 2 - 1, labels)
-    with pytest.raises(InputError, match="not normalised"):
+    with pytest.raises(InputError, match="before normalisation"):
         fast_gradient_sign(network, pixels * float("nan"), labels)
-    with pytest.raises(InputError, match="no class 4: they count from 0 to 3"):
+    with pytest.raises(InputError, match="no class 4; classes are 0 to 3"):
         projected_gradient_descent(network, pixels, labels + 4 - labels)
     with pytest.raises(UsageError, match="epsilon must be above 0"):
         fast_gradient_sign(network, pixels, labels, epsilon=0)

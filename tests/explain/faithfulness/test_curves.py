@@ -229,7 +229,7 @@ def test_stages_can_be_reduced_and_masks_must_fit(case):
     masks = [torch.ones(6, point.channels, dtype=torch.bool) for point in points]
     assert surrogate_agreement(view, points, masks, images).agreement == 1
     masks[-1] = masks[-1][:5]
-    with pytest.raises(InputError, match=r"\(5, 32\); 6 images x 32 kernels"):
+    with pytest.raises(InputError, match=r"\(5, 32\); expected 6 images x 32 kernels"):
         surrogate_agreement(view, points, masks, images)
     assert not any(child._forward_hooks for child in view.modules())
     assert output_node(view).op == "output"

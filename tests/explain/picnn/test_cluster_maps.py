@@ -57,5 +57,5 @@ def test_features_without_places_have_no_map(network_of):
     module = models.VisionTransformer(32, 16, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=24, num_classes=4)
     network = network_of(module, (3, 32, 32))
     pathway = Pathway(network, PicnnSettings())
-    with pytest.raises(InputError, match="without places"):
+    with pytest.raises(InputError, match="without positions"):
         cluster_maps(pathway, membership_of(pathway, network), network.example())

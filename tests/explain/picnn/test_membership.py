@@ -111,7 +111,7 @@ def test_another_networks_membership_is_refused(planted, tiny, network_of):
     found = fit_membership(network, images, PicnnSettings(post_hoc_steps=1))[1]
     with pytest.raises(InputError, match=r"4 classes and 12 filters, layer3 has 4 and 32"):
         with_membership(network_of(tiny("Padded")), PicnnSettings(), replace(found, target="layer3"))
-    with pytest.raises(InputError, match="is of conv by bernoulli masks; layer3 by bernoulli"):
+    with pytest.raises(InputError, match="is of conv by bernoulli masks; expected layer3 by bernoulli"):
         with_membership(network_of(tiny("Padded")), PicnnSettings(), found)
     with pytest.raises(InputError, match="conv by csg"):
         with_membership(network, PicnnSettings(masks="csg"), found)

@@ -62,10 +62,10 @@ def test_a_new_layer_behind_a_block_in_the_middle_is_the_one_that_is_trained(dig
 
 def test_a_second_new_layer_and_one_in_a_pruned_network_are_refused(task, plan_for):
     wide, _ = with_new_layer(task.network, replace(BRIEF, filters=6))
-    with pytest.raises(InputError, match="has a new layer already, behind layer3"):
+    with pytest.raises(InputError, match="already has a new layer after layer3"):
         with_new_layer(wide, replace(BRIEF, filters=8))
     pruned = cut(task.network, plan_for(task.network, round_to=1))
-    with pytest.raises(InputError, match="cannot be put into a network that was pruned"):
+    with pytest.raises(InputError, match="cannot be inserted into a pruned network"):
         with_new_layer(pruned, replace(BRIEF, filters=8))
 
 
