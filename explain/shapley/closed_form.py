@@ -141,7 +141,6 @@ class PairGame(Game):
             columns.append(shown[operand.origin.players])  # NONE is the last
         device = next((parameter.device for parameter in view.parameters()), torch.device("cpu"))
         self.players, self._into = _told_once(torch.stack(columns, 1).to(device))
-        self._dims = [operand.dim for operand in target.operands]
         self._product = target.site.kind == GATE
         self._after = own_modules(view, target.site)
         self._dim = target.site.dim

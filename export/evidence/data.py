@@ -83,7 +83,7 @@ def page_data(content: PageContent) -> dict[str, Any]:
         "sites": [_site(site, content, kept, whys) for site in sites],
         "whys": list(whys),  # filled by the previous line
         "neighbours": None if kernels is None or kernels.neighbours is None else _about(kernels.neighbours),
-        "atlas": kept.atlas(content.class_names),
+        "atlas": kept.atlas(),
         "pictures": [_picture(one, content.nodes, site_of_node) for one in content.pictures],
         "clusters": None if clusters is None else _clusters(clusters, site_of_node),
         "missing": {**content.missing, **(kernels.missing if kernels else {})},
@@ -213,7 +213,7 @@ class _Kept:
         box = patch.box
         return picture_of(pixels[:, box.top : box.bottom, box.left : box.right], PATCH_SIDE)
 
-    def atlas(self, class_names: Sequence[str]) -> dict[str, Any] | None:
+    def atlas(self) -> dict[str, Any] | None:
         if self._images is None or not self._number:
             return None
         height, width = self._images.preprocessing.input_shape[1:]

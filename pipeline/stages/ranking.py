@@ -6,7 +6,6 @@ from typing import Any
 
 from ...common.environment import code_sha256, installed_packages
 from ...common.errors import UsageError
-from ...common.files import sha256_json
 from ...explain.ranking import members_of, rank_kernels
 from ...explain.scores import KernelScores, RankingTask
 from ...network.channels.follow import find_groups
@@ -144,8 +143,3 @@ def circumstances(inputs: Inputs) -> dict[str, Any]:
         "packages": installed_packages(),
         "code": code_sha256(),
     }
-
-
-def key_of_scores(inputs: Inputs, scores: KernelScores, sha256: str) -> str:
-    """The key of scores that were read from a file with this hash, for the stages that build on them."""
-    return sha256_json([sha256, scores.method, ranking_inputs(inputs, inputs.fingerprint)])

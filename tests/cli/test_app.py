@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import typer.main
-from shell import secateur
 from torch import nn
 
 from secateur.cli.app import PANELS
 from secateur.cli.commands import app
 from secateur.common.errors import ExitCode
 from secateur.network.digits import WEIGHTS
+from shell import secateur
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(sys.executable).with_name("secateur")

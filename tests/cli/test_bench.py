@@ -1,8 +1,7 @@
 """Two ONNX files compared from the command line."""
 
-from shell import secateur
-
 from secateur.common.errors import ExitCode
+from shell import secateur
 
 
 def test_bench_needs_to_know_the_normalisation(tmp_path, data):

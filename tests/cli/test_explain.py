@@ -4,9 +4,9 @@ import json
 
 import pytest
 from PIL import Image
-from shell import secateur
 
 from secateur.common.errors import ExitCode
+from shell import secateur
 
 
 def test_explain_a_picture_writes_its_evidence(model, data, tmp_path):

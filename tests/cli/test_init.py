@@ -2,10 +2,9 @@
 
 import tomllib
 
-from shell import secateur
-
 from secateur.common.errors import ExitCode
 from secateur.pipeline.recipe.recipe import Recipe
+from shell import secateur
 
 
 def test_the_recipe_holds_what_was_given_and_runs(model, data, tmp_path):

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from shell import secateur
 
 from secateur.prune.plan import PruningPlan
+from shell import secateur
 
 QUICK = ("--calibration", "8", "--rank-by", "magnitude", "--no-evidence")
 

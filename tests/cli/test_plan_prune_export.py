@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from shell import secateur
-
 from secateur.common.errors import ExitCode
+from shell import secateur
 
 
 def test_the_steps_follow_each_other(tmp_path, model, data):

@@ -8,10 +8,8 @@ from dataclasses import replace
 import pytest
 from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from secateur import load_model, prune_and_export
-from secateur.cli.commands import app
 from secateur.common.errors import UsageError
 from secateur.common.progress import Observer
 from secateur.explain.picnn.entanglement import Entanglement, measure_entanglement
@@ -23,14 +21,9 @@ from secateur.network.images.digits_images import load_digits_splits
 from secateur.pipeline.recipe.recipe import Recipe
 from secateur.pipeline.single_commands import prune_into, recover_into
 from secateur.pipeline.train_picnn import chosen_settings, train_picnn_into
+from shell import secateur
 
 BRIEF = PicnnSettings(epochs=2, batch_size=64, post_hoc_steps=60, draws=1)
-
-
-def secateur(*arguments):
-    """Run in this process: (exit code, stdout, stderr)."""
-    done = CliRunner().invoke(app, list(map(str, arguments)))
-    return done.exit_code, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

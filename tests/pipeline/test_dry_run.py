@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shell import secateur
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,6 +11,7 @@ from secateur import load_model
 from secateur.common.errors import ExitCode, InputError, UsageError
 from secateur.pipeline.dry_run import dry_run
 from secateur.pipeline.recipe.recipe import Recipe
+from shell import secateur
 
 SETTINGS = Recipe().override(macs=0.5, epochs=1)
 

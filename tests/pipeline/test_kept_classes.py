@@ -7,18 +7,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from secateur import load_model, prune_and_export
-from secateur.cli.commands import app
 from secateur.export.onnx.model import read_metadata
 from secateur.network.images.digits_images import load_digits_splits
 from secateur.pipeline.recipe.recipe import Recipe
-
-
-def secateur(*arguments):
-    done = CliRunner().invoke(app, list(map(str, arguments)))
-    return done.exit_code, done.stdout, done.stderr
+from shell import secateur
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
-from attribution_cases import DELTAS, FINE, ROUGH, Functional, OneEach, Reused, Straight, change_of_logit, near, summed
 from torch import nn
 from torch.nn import functional as F
 
+from attribution_cases import DELTAS, FINE, ROUGH, Functional, OneEach, Reused, Straight, change_of_logit, near, summed
 from secateur.explain.attribution import path_methods
 from secateur.explain.attribution.attributions import METHODS, attribute
 from secateur.explain.gap.contributions import contributions

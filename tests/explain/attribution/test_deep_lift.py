@@ -2,10 +2,10 @@ import warnings
 
 import pytest
 import torch
-from attribution_cases import WINDOWS, Pooled, Residual, change_of_logit, near, summed
 from torch import nn
 from torch.nn import functional as F
 
+from attribution_cases import WINDOWS, Pooled, Residual, change_of_logit, near, summed
 from secateur.explain.attribution.attributions import attribute
 from secateur.network.graph.trace import trace
 

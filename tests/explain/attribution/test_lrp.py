@@ -1,9 +1,9 @@
 import pytest
 import torch
-from attribution_cases import WINDOWS, Pooled, change_of_logit, near
 from torch import nn
 from torch.nn import functional as F
 
+from attribution_cases import WINDOWS, Pooled, change_of_logit, near
 from secateur.explain.attribution import lrp
 from secateur.explain.attribution.attributions import attribute
 from secateur.explain.gap.contributions import contributions

@@ -1,8 +1,8 @@
 import pytest
-from attribution_cases import PATHS
 from torch import nn
 from torch.nn import functional as F
 
+from attribution_cases import PATHS
 from secateur.common.errors import InputError
 from secateur.explain.attribution.attributions import attribute
 

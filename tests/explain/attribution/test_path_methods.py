@@ -1,7 +1,7 @@
 import pytest
 import torch
-from attribution_cases import PATHS, Residual, Straight, near, summed
 
+from attribution_cases import PATHS, Residual, Straight, near, summed
 from secateur.explain.attribution.attributions import attribute
 
 

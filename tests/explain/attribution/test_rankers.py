@@ -1,7 +1,7 @@
 import pytest
 import torch
-from attribution_cases import near
 
+from attribution_cases import near
 from secateur.explain.attribution import rankers
 from secateur.explain.attribution.attributions import METHODS, attribute
 from secateur.explain.ranking import rank_kernels

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gap_by_hand import by_hand, close, maps_of_chain
 from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
+from gap_by_hand import by_hand, close, maps_of_chain
 from secateur.common.errors import InputError
 from secateur.explain.gap import contributions as contributions_module
 from secateur.explain.gap.contributions import contributions

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from gap_by_hand import overlap
 from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
+from gap_by_hand import overlap
 from secateur.common.errors import InputError
 from secateur.explain.gap.decisions import ClassDecision, KernelDecision
 from secateur.explain.gap.decomposition import Decomposer, decompose

@@ -1,6 +1,6 @@
 import torch
-from gap_by_hand import overlap
 
+from gap_by_hand import overlap
 from secateur.explain.gap.near_duplicates import Selection, strongest
 
 

@@ -1,6 +1,6 @@
 import torch
-from gap_by_hand import by_hand, close
 
+from gap_by_hand import by_hand, close
 from secateur.explain.gap import rankers as gap
 from secateur.explain.gap.contributions import contributions
 from secateur.explain.gap.decisions import ClassDecision

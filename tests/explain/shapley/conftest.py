@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+
 from coalitions import inputs
 from shapley_cases import SHAPE
 

@@ -1,10 +1,9 @@
 import pytest
 import torch
-from coalitions import dense, enumerate_coalitions, inputs, payoff, payoff_name, whole
-from shapley_cases import CASES
 from torch import nn
 from torchvision import models
 
+from coalitions import dense, enumerate_coalitions, inputs, payoff, payoff_name, whole
 from secateur.explain.shapley import closed_form as games
 from secateur.explain.shapley.explainer import ShapleyExplainer
 from secateur.network.graph.execution import run_graph
@@ -12,6 +11,7 @@ from secateur.network.graph.trace import trace
 from secateur.network.images.images import images_from_tensor
 from secateur.network.load import load_model
 from secateur.network.settings import ModelSettings
+from shapley_cases import CASES
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,13 +2,13 @@ import copy
 
 import pytest
 import torch
-from coalitions import dense, enumerate_coalitions, inputs, whole
-from shapley_cases import CASES
 
+from coalitions import dense, enumerate_coalitions, inputs, whole
 from secateur.common.errors import InputError
 from secateur.explain.shapley.explainer import ShapleyExplainer, ShapleyValues, strongest_edges
 from secateur.network.graph.execution import run_graph
 from secateur.network.graph.topology import JOIN
+from shapley_cases import CASES
 
 
 def test_only_the_wanted_targets_are_computed(case):

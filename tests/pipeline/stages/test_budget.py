@@ -10,10 +10,8 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from secateur import load_images, load_model, prune_and_export
-from secateur.cli.commands import app
 from secateur.common.errors import ExitCode
 from secateur.common.files import sha256_file
 from secateur.export.report.content import schema
@@ -24,6 +22,7 @@ from secateur.pipeline.stages.candidates import Candidates
 from secateur.pipeline.stages.ranking import find_channels, rank
 from secateur.pipeline.stages.store import StageStore
 from secateur.prune import surgery
+from shell import secateur
 
 ARTEFACTS = ("plan.json", "model.onnx", "baseline.onnx", "model.safetensors", "recipe.toml")
 
@@ -153,11 +152,6 @@ def test_two_rounds_within_a_budget_in_bytes(rounded):
     assert (plan["resource"], plan["fraction"]) == ("size", 0.4)
     text = (rounded.folder / "report.md").read_text()
     assert f"{100 * gate['value']:.1f}% of the bytes of weights in 2 rounds" in text
-
-
-def secateur(*arguments):
-    done = CliRunner().invoke(app, list(map(str, arguments)))
-    return done.exit_code, done.stdout, done.stderr
 
 
 def test_why_a_kernel_goes_names_its_round(rounded):

@@ -7,10 +7,8 @@ from dataclasses import replace
 import jsonschema
 import onnx
 import pytest
-from typer.testing import CliRunner
 
 from secateur import prune_and_export
-from secateur.cli.commands import app
 from secateur.common.errors import ExitCode, InputError, UsageError
 from secateur.common.files import sha256_file
 from secateur.export.measure.latency import Comparison, Latency
@@ -20,6 +18,7 @@ from secateur.export.report.rendering import to_html, to_markdown
 from secateur.pipeline.recipe.recipe import Recipe
 from secateur.prune.settings import BudgetSettings
 from secateur.prune.widths.ranking_choice import best_plan
+from shell import secateur
 
 
 def recipe(**options):
@@ -120,20 +119,15 @@ def test_a_floor_ends_the_run_with_the_floor_named(machine, tmp_path):
 
 def test_plan_alone_goes_by_the_table(machine, tmp_path):
     out = tmp_path / "out"
-
-    def secateur(*arguments):
-        done = CliRunner().invoke(app, [*map(str, arguments), "--out", str(out)])
-        return done.exit_code, done.stdout, done.stderr
-
-    assert secateur("explain", "--rank-by", "magnitude", "--calibration", "100")[0] == 0
-    code, stdout, stderr = secateur("plan", "--latency", "0.7", "--allocation", "uniform")
+    assert secateur("explain", "--rank-by", "magnitude", "--calibration", "100", "--out", out)[0] == 0
+    code, stdout, stderr = secateur("plan", "--latency", "0.7", "--allocation", "uniform", "--out", out)
     assert code == 0, stderr
     assert "only `prune-and-export` also times its cut" in " ".join(stdout.split())
     plan = json.loads((out / "plan.json").read_text())
     assert plan["resource"] == "latency"
     assert plan["latency_table"]
     assert "latency = 0.7" in (out / "recipe.toml").read_text()
-    code, _, stderr = secateur("prune", "--repair", "none", "--epochs", "0")
+    code, _, stderr = secateur("prune", "--repair", "none", "--epochs", "0", "--out", out)
     assert code == 0, stderr
 
 
