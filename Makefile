@@ -42,15 +42,18 @@ test: setup
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-# The quick loop: lint, and the tests of what changed against BASE but the slow ones. Pytest ends with 5 where only slow ones are left.
+# The quick loop: lint, whether docs/architecture.md still shows the imports, and the tests of what changed against BASE but the
+# slow ones. Pytest ends with 5 where only slow ones are left.
 check: lint
+	@$(BIN)/python scripts/architecture.py --check
 	@tests="$$($(BIN)/python scripts/changed_tests.py $(BASE))" || exit 1; \
 		if [ -z "$$tests" ]; then echo "no test belongs to what changed"; exit 0; fi; \
 		OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow and not long" $$tests || [ $$? = 5 ]
 
-# Tables and pictures in the documentation, from benchmarks/results/*.json.
+# Tables and pictures in the documentation: from benchmarks/results/*.json, and of the architecture from the code.
 figures: setup
 	$(BIN)/python -m benchmarks.pages
+	$(BIN)/python scripts/architecture.py
 
 # The pages of docs/ and the reference from docstrings, into build/docs, without a network.
 docs: setup

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = Path("tests")
 OUTSIDE = {"docs": "tests/test_docs.py", "scripts": "tests/test_docs.py", "README.md": "tests/test_docs.py"}
 """What is no module, and the test that reads it."""
+ARCHITECTURE = "tests/scripts/test_architecture.py"
+"""The test of a page that names files and functions of the package, and of the script that draws its picture."""
 
 
 def git(*arguments: str) -> list[str]:
@@ -109,9 +111,9 @@ def tests_of(changed: Iterable[str], tests: Iterable[str], root: Path) -> list[s
         elif path.parts[0] == "tests":
             wanted |= tests_of_helper(path, known, root)
         elif path.parts[0] in OUTSIDE:
-            wanted.add(OUTSIDE[path.parts[0]])
+            wanted |= {OUTSIDE[path.parts[0]], *([ARCHITECTURE] if path.stem == "architecture" else [])}
         elif path.suffix == ".py":
-            wanted |= tests_of_module(path, known)
+            wanted |= {*tests_of_module(path, known), ARCHITECTURE}
     return sorted(wanted & set(known))
 
 

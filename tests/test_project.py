@@ -74,6 +74,12 @@ def test_a_changed_module_brings_its_mirror_and_whoever_imports_it(tmp_path):
     assert of("benchmarks/pages/check.py") == ["tests/benchmarks/test_pages.py"]
     assert of("docs/index.md", "README.md") == ["tests/test_docs.py"]
     assert of("LICENSE") == []
+    (tmp_path / "tests" / "scripts").mkdir()
+    (tmp_path / "tests" / "scripts" / "test_architecture.py").touch()
+    tests.append("tests/scripts/test_architecture.py")
+    assert of("prune/cost.py") == ["tests/scripts/test_architecture.py"]
+    assert of("docs/architecture.md") == ["tests/scripts/test_architecture.py", "tests/test_docs.py"]
+    assert of("docs/index.md") == ["tests/test_docs.py"]
 
 
 def test_a_package_brings_the_tests_of_its_folder_and_a_helper_those_that_use_it(tmp_path):
