@@ -68,14 +68,14 @@ if TYPE_CHECKING:
     from .pipeline.prune_and_export import prune_and_export as prune_and_export
     from .pipeline.recipe.recipe import Recipe as Recipe
     from .prune.cost import measure_cost as measure_cost
-    from .prune.plan import plan_pruning as plan_pruning
+    from .prune.planning import plan_pruning as plan_pruning
     from .prune.repair.fine_tune import recover as recover
     from .prune.repair.repair import repair as repair
     from .prune.settings import BudgetSettings as BudgetSettings
     from .prune.settings import RecoverySettings as RecoverySettings
     from .prune.surgery import cut as cut
     from .prune.surgery import save as save
-    from .prune.widths.sensitivity import measure_sensitivity as measure_sensitivity
+    from .prune.widths.measure_sensitivity import measure_sensitivity as measure_sensitivity
 
 __version__ = "0.1.0"
 
@@ -98,8 +98,8 @@ _HOMES = {
     "match_classes": "network.load",
     "measure_accuracy": "export.measure.accuracy",
     "measure_cost": "prune.cost",
-    "measure_sensitivity": "prune.widths.sensitivity",
-    "plan_pruning": "prune.plan",
+    "measure_sensitivity": "prune.widths.measure_sensitivity",
+    "plan_pruning": "prune.planning",
     "prune_and_export": "pipeline.prune_and_export",
     "rank_kernels": "explain.ranking",
     "recover": "prune.repair.fine_tune",

@@ -31,11 +31,14 @@ from secateur.network.intervals import paired_drop_interval
 from secateur.network.network import Network
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import PruningPlan, plan_pruning
-from secateur.prune.repair.repair import judging, repair
+from secateur.prune.plan import PruningPlan
+from secateur.prune.planning import plan_pruning
+from secateur.prune.repair.judging import judging
+from secateur.prune.repair.repair import repair
 from secateur.prune.settings import BudgetSettings
+from secateur.prune.widths.measure_sensitivity import measure_sensitivity
 from secateur.prune.widths.ranking_choice import best_orders, best_plan, choices, unit_orders
-from secateur.prune.widths.sensitivity import Sensitivity, measure_sensitivity
+from secateur.prune.widths.sensitivity import Sensitivity
 
 RESULTS = Path(__file__).parent / "results" / "consensus.json"
 NETWORKS = ("resnet20", "resnet56")

@@ -22,10 +22,10 @@ from secateur.network.kept_classes import restrict_images, restrict_network
 from secateur.network.network import Network
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import plan_pruning
+from secateur.prune.planning import plan_pruning
 from secateur.prune.repair.repair import repair
 from secateur.prune.settings import BudgetSettings
-from secateur.prune.widths.sensitivity import measure_sensitivity
+from secateur.prune.widths.measure_sensitivity import measure_sensitivity
 
 RESULTS = Path(__file__).parent / "results" / "kept_classes.json"
 KEPT = ("cat", "dog", "horse")

@@ -32,11 +32,11 @@ from secateur.network.intervals import paired_drop_interval
 from secateur.network.network import Network
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import plan_pruning
+from secateur.prune.planning import plan_pruning
 from secateur.prune.repair.fine_tune import recover, recover_with_pathway
 from secateur.prune.repair.repair import repair
 from secateur.prune.settings import BudgetSettings, RecoverySettings
-from secateur.prune.widths.sensitivity import measure_sensitivity
+from secateur.prune.widths.measure_sensitivity import measure_sensitivity
 
 RESULTS = Path(__file__).parent / "results" / "picnn.json"
 METHODS = ("std", "csg", "gumbel", "bernoulli")

@@ -45,11 +45,13 @@ from secateur.network.network import Network
 from secateur.network.settings import ModelSettings
 from secateur.prune import surgery
 from secateur.prune.cost import CostModel, measure_cost
-from secateur.prune.plan import PruningPlan, plan_pruning
+from secateur.prune.plan import PruningPlan
+from secateur.prune.planning import plan_pruning
 from secateur.prune.repair.fine_tune import recover
 from secateur.prune.repair.repair import repair
 from secateur.prune.settings import BudgetSettings, RecoverySettings
-from secateur.prune.widths.sensitivity import Sensitivity, measure_sensitivity
+from secateur.prune.widths.measure_sensitivity import measure_sensitivity
+from secateur.prune.widths.sensitivity import Sensitivity
 
 RESULTS = Path(__file__).parent / "results" / "pruning.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "benchmarks" / "pruning.svg"

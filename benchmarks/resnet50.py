@@ -47,7 +47,7 @@ from secateur.network.network import Network
 from secateur.network.settings import ModelSettings
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import plan_pruning
+from secateur.prune.planning import plan_pruning
 from secateur.prune.settings import BudgetSettings
 from secateur.prune.widths import width_book as widths
 

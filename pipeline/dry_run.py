@@ -14,7 +14,7 @@ from ..explain.scores import RankingTask
 from ..network.channels.group import ChannelGroup
 from ..network.hooks import frozen, pick_logits
 from ..prune.cost import CostModel
-from ..prune.widths.sensitivity import LIVE_MAPS, MEMORY_BYTES, SHARES
+from ..prune.widths.measure_sensitivity import LIVE_MAPS, MEMORY_BYTES, SHARES
 from ..prune.widths.width_book import alignment
 from .inputs import Inputs, load_inputs
 from .prune_and_export import check_release, check_request

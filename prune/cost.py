@@ -1,4 +1,4 @@
-"""MACs and parameters of a network and of any plan, exactly, without building the smaller network."""
+"""Exact MACs, parameters and bytes of a network after any cut, without building the smaller network."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,19 +16,23 @@ from ..network.channels.group import Side
 from ..network.channels.zero_pad import followable
 from ..network.hooks import frozen, pick_logits
 from ..network.network import Network
-from .budget_search.layer_times import LatencyTable
+from .latency_table import LatencyTable
 
 ELEMENT_BYTES = 4
 _WIDE = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
 Removed = Mapping[tuple[str, Side], int]
-"""(layer, side) to the number of channels that leave it."""
+"""From (layer, side) to the number of channels removed."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """``macs``: multiply-accumulates of convolutions, linear layers and matrix products for one image. ``parameters``:
-    elements of all parameters; running statistics are not parameters. ``bytes``: what parameters and running statistics take,
-    four each."""
+    """The cost of a network.
+
+    Attributes:
+        macs: multiply-accumulates of convolutions, linear layers and matrix products for one image.
+        parameters: elements of all parameters, without running statistics.
+        bytes: the size of parameters and running statistics, four bytes per element.
+    """
 
     macs: int
     parameters: int
@@ -38,7 +42,7 @@ class Cost:
         return Cost(self.macs - other.macs, self.parameters - other.parameters, self.bytes - other.bytes)
 
     def of(self, resource: str) -> int:
-        """The cost in what a budget is given in: macs, params or size."""
+        """The cost in one resource: macs, params or size."""
         return {"macs": self.macs, "params": self.parameters, "size": self.bytes}[resource]
 
     def to_json(self) -> dict[str, int]:
@@ -49,9 +53,14 @@ class Cost:
 class LayerShape:
     """What a layer's cost depends on.
 
-    ``places``: output positions of one image, summed over calls (input positions for a transposed convolution).
-    ``kernel``: taps of a kernel on one input channel. ``per_output``: parameters per output channel besides the weights.
-    For norms and bare parameters ``inputs`` is None and ``per_output`` is everything. ``statistics``: running ones per channel.
+    Attributes:
+        outputs: output channels.
+        inputs: input channels; None for norms and bare parameters.
+        groups: groups of a convolution.
+        kernel: weights of one kernel per input channel.
+        places: output positions of one image, summed over calls (input positions for a transposed convolution).
+        per_output: parameters per output channel besides the weights; all of them where ``inputs`` is None.
+        statistics: running statistics per channel.
     """
 
     outputs: int
@@ -71,7 +80,7 @@ class LayerShape:
             return Cost(0, parameters, ELEMENT_BYTES * (parameters + outputs * self.statistics))
         depthwise = self.groups == self.outputs == self.inputs and self.groups > 1
         reads = 1 if depthwise else (self.inputs - inputs_removed) // self.groups
-        if reads == 0:  # a constant takes the layer's place
+        if reads == 0:  # a constant replaces the layer
             return Cost(0, outputs, ELEMENT_BYTES * outputs)
         weights = outputs * reads * self.kernel
         parameters = weights + outputs * self.per_output
@@ -80,8 +89,13 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class CostModel:
-    """The cost of a network as a function of its widths. ``fixed`` is what no width changes. ``times``: a measured table, where
-    latency counts."""
+    """The cost of a network as a function of its widths.
+
+    Attributes:
+        layers: the layers whose widths can change, by name.
+        fixed: the cost that no width changes.
+        times: a measured latency table, needed for latency budgets.
+    """
 
     layers: Mapping[str, LayerShape]
     fixed: Cost
@@ -89,11 +103,11 @@ class CostModel:
 
     @property
     def whole(self) -> Cost:
-        """The cost of the network as it is."""
+        """The cost of the whole network."""
         return self.of({})
 
     def of(self, removed: Removed) -> Cost:
-        """The cost when that many channels have left the layers."""
+        """The cost after removing some channels of every layer."""
         macs, parameters, size = self.fixed.macs, self.fixed.parameters, self.fixed.bytes
         for name, shape in self.layers.items():
             cost = shape.cost(removed.get((name, "out"), 0), removed.get((name, "in"), 0))
@@ -107,7 +121,7 @@ class CostModel:
         return self.of(_counts(cut))
 
     def amount(self, resource: str, cut: Cut | None = None) -> float:
-        """The cost before or after a cut in what a budget is given in; of latency the milliseconds by the table."""
+        """The cost in one resource, after a cut if one is given; for latency the milliseconds by the table."""
         if resource != "latency":
             return self.of(_counts(cut or {})).of(resource)
         removed = _counts(cut or {})
@@ -118,7 +132,7 @@ class CostModel:
         return self._table.offset_ms + layers
 
     def layer_amount(self, resource: str, layer: str, outputs_removed: int, inputs_removed: int) -> float:
-        """What one layer costs without so many channels, in what a budget is given in."""
+        """The cost of one layer in one resource, after removing some of its channels."""
         shape = self.layers[layer]
         if resource != "latency":
             return shape.cost(outputs_removed, inputs_removed).of(resource)
@@ -128,7 +142,7 @@ class CostModel:
     def _table(self) -> LatencyTable:
         if self.times is None:
             raise SecateurError(
-                "A latency budget needs a latency table, and none was handed in. A defect; please report it."
+                "A latency budget needs a latency table, and none was given. This is a defect; please report it."
             )
         return self.times
 
@@ -142,10 +156,10 @@ def _counts(cut: Cut) -> dict[tuple[str, Side], int]:
 
 
 def measure_cost(network: Network) -> CostModel:
-    """Read every layer's shape off one forward pass of one image.
+    """Measure the shape of every layer with a forward pass of one image.
 
-    MACs of matrix products outside layers (attention, ``F.conv2d``) are counted as fixed: torch's ``FlopCounterMode``,
-    halved, less what the layers account for.
+    MACs outside layers (attention, ``F.conv2d``) are part of ``fixed``: half the FLOPs that torch's ``FlopCounterMode`` counts,
+    minus the layers' MACs.
 
     Examples:
         >>> import secateur

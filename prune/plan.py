@@ -1,4 +1,4 @@
-"""Scores, costs and a budget to a plan of what goes and what stays. Pure: no network, no device."""
+"""A pruning plan: the units that every group loses, the cost before and after, and the file that holds it."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -6,25 +6,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import InputError, UsageError
+from ..common.errors import InputError
 from ..common.files import read_json, write_json
-from ..explain.unit_scores import UnitScores
 from ..network.channels.cut import Cut, cut_from_json, cut_of, cut_to_json
 from ..network.channels.group import ChannelGroup, Side
 from .cost import Cost, CostModel
-from .settings import BudgetSettings
-from .widths.sensitivity import Sensitivity
-from .widths.width_book import WidthBook, alignment
 
 
 @dataclass(frozen=True)
 class GroupPlan:
     """What happens to one group.
 
-    ``removed`` are the units that go; ``step`` is the alignment in units; ``saves`` what removing them alone saves.
-    ``scores`` holds one number per unit (empty for a locked group), ``decided_by`` the method, ``counted`` its layers.
-    ``rounds``, after several rounds, is the one in which each unit went, 0 where it stays; scores are of the last round that
-    saw the unit.
+    Attributes:
+        name: the group.
+        layers: the layers whose output channels it holds.
+        units: the number of units before.
+        removed: the units to remove.
+        step: the alignment of the width, in units.
+        saves: what removing these units alone would save.
+        decided_by: the ranker of the scores.
+        counted: the layers whose scores were added up.
+        scores: one score per unit; empty for a locked group. After several rounds each is of the last round that had the unit.
+        locked: why the group cannot be cut; empty if it can.
+        rounds: after several rounds, the round in which each unit was removed, 0 for those kept.
     """
 
     name: str
@@ -45,17 +49,26 @@ class GroupPlan:
 
     @property
     def aligned(self) -> bool:
-        """Whether the width that is left is a multiple of the step, or the whole."""
+        """Whether the new width is a multiple of the step, or nothing is removed."""
         return not self.removed or self.kept % self.step == 0
 
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What to cut. ``cut`` lists the channels by layer; ``missed`` says how the budget was missed, or is empty.
+    """What to cut.
 
-    ``latency_table``: the hash of the table that a latency budget was planned by; ``fraction`` is of its milliseconds then.
-    ``order``, where several rankings stand behind one, is the choice that this plan goes by; ``tried`` says how far, in nats,
-    each choice's cut was measured to be from the original (:func:`~secateur.prune.orders.best_plan`).
+    Attributes:
+        resource: what the budget limits: macs, params, size or latency.
+        fraction: the fraction of the resource that may be left; for latency, of the milliseconds by the table.
+        before: the cost of the network before the cut.
+        after: its cost after the cut.
+        missed: why the budget could not be met; empty if it is.
+        groups: what happens to each group.
+        cut: the channels to remove, by layer.
+        latency_table: for a latency budget, the hash of the table that it was planned with.
+        order: for a consensus of rankings, the one whose order this plan uses.
+        tried: for a consensus, the measured divergence in nats of the cut of every order
+            (:func:`~secateur.prune.widths.ranking_choice.best_plan`).
     """
 
     resource: str
@@ -70,10 +83,10 @@ class PruningPlan:
     tried: Mapping[str, float] = field(default_factory=dict)
 
     def revised(self, groups: Sequence[ChannelGroup], costs: CostModel) -> "PruningPlan":
-        """The plan with ``cut`` and costs made anew from what each group removes, so that ``removed`` may be edited by hand.
+        """The plan with ``cut`` and costs computed again from ``removed`` of each group, which may have been edited by hand.
 
         Raises:
-            InputError: a group or unit that the network does not have, a locked group, or a group without units.
+            InputError: a group or unit does not exist, a group is locked, or all units of a group are removed.
         """
         removed = {group.name: group.removed for group in self.groups}
         cut = cut_of(groups, removed)
@@ -81,7 +94,7 @@ class PruningPlan:
             return self
         after = costs.of_cut(cut)
         missed = ""
-        if self.resource != "latency" or costs.times is not None:  # without the table only timing can tell
+        if self.resource != "latency" or costs.times is not None:  # without the table only a measurement can judge it
             used, whole = costs.amount(self.resource, cut), costs.amount(self.resource)
             missed = f"the edited plan leaves {used / whole:.3f}" if used > self.fraction * whole else ""
         by_name = {group.name: group for group in groups}
@@ -115,7 +128,7 @@ class PruningPlan:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: missing, not JSON, or not a plan.
+            InputError: the file is missing, is not JSON, or holds no plan.
         """
         values = read_json(path)
         try:
@@ -151,110 +164,8 @@ class PruningPlan:
             ) from error
 
 
-def plan_pruning(
-    groups: Sequence[ChannelGroup],
-    scores: Mapping[str, UnitScores],
-    costs: CostModel,
-    budget: BudgetSettings,
-    sensitivity: Sensitivity | None = None,
-    steps: Mapping[str, int] | None = None,
-) -> PruningPlan:
-    """Decide every group's width under a budget and remove its lowest units.
-
-    With ``sensitivity`` the widths are those that lose least by it (:func:`~secateur.prune.allocation.allocate`), and whole
-    residual branches may go. Without, uniform shares: every group loses the same share of its units, lowest scores first, as
-    far as the budget asks. Groups inside blocks come first then; residual streams, each unit of which many layers write and
-    read, lose units only once every other group has lost ``INNER_SHARE`` of its own. The shares are found by bisection; what
-    rounding to aligned widths left unused is given back, an aligned step at a time, to the group that is furthest below its
-    share. The result is never above the budget; if even the narrowest network is, the plan is that one and ``missed`` says so.
-    ``steps`` are alignments settled in an earlier round, by group.
-
-    Raises:
-        UsageError: nothing can be cut, or ``round_to`` is wider than every group.
-
-    Examples:
-        >>> import secateur
-        >>> network = secateur.load_model("digits")
-        >>> images = secateur.load_images("digits", network.preprocessing)
-        >>> scores = secateur.rank_kernels(secateur.RankingTask(network, images.train), "magnitude")
-        >>> groups, costs = secateur.find_groups(network.module, network.example()), secateur.measure_cost(network)
-        >>> units = secateur.score_units(groups, scores)
-        >>> plan = secateur.plan_pruning(groups, units, costs, secateur.BudgetSettings(macs=0.5))
-        >>> [(group.name, group.units, group.kept) for group in plan.groups[:2]]  # uniform shares: no sensitivity was given
-        [('stem.0', 32, 32), ('block1.conv1', 32, 16)]
-    """
-    if reason := obstacle(groups, budget.round_to):
-        raise UsageError(reason)
-    book = WidthBook(groups, scores, costs, budget, steps)
-    kept = book.by_shares() if sensitivity is None else book.by_loss(sensitivity)
-    return _plan_of(kept, groups, scores, costs, budget, book)
-
-
-def keep_all(
-    groups: Sequence[ChannelGroup], scores: Mapping[str, UnitScores], costs: CostModel, budget: BudgetSettings
-) -> PruningPlan:
-    """The plan that removes nothing; of ``budget`` only the resource and the alignment count."""
-    book = WidthBook(groups, scores, costs, budget)
-    return replace(_plan_of(book.whole, groups, scores, costs, budget, book), fraction=1.0, missed="")
-
-
-def obstacle(groups: Sequence[ChannelGroup], round_to: str | int) -> str:
-    """Why nothing in these groups can be cut, or nothing."""
-    open_groups = [group for group in groups if not group.locked]
-    if not open_groups:
-        reasons = "; ".join(f"{group.name}: {group.locked.rstrip('.')}" for group in groups[:3])
-        return f"Nothing in this network can be cut. {reasons}."
-    if all(group.units <= alignment(group, round_to) for group in open_groups):
-        return f"round_to {round_to} is as wide as every layer, so nothing can be cut. Lower it."
-    return ""
-
-
-def _plan_of(
-    kept: Mapping[str, int],
-    groups: Sequence[ChannelGroup],
-    scores: Mapping[str, UnitScores],
-    costs: CostModel,
-    budget: BudgetSettings,
-    book: WidthBook,
-) -> PruningPlan:
-    """The plan that leaves these widths."""
-    removed = book.removed(kept)
-    cut = cut_of(groups, removed)
-    before, after = costs.of({}), costs.of_cut(cut)
-    missed = ""
-    table = costs.times.sha256 if budget.resource == "latency" and costs.times else ""
-    if book.used(kept) > book.limit:
-        missed = (
-            f"{budget.resource} {budget.fraction:g} was asked for; with every group at its narrowest "
-            f"{book.used(kept) / book.used(book.whole):.3f} is left. What is locked, and widths of at least one "
-            "aligned step, stay."
-        )
-    rows = []
-    for group in groups:
-        layers = tuple(member.layer for member in group.producers)
-        if group.locked:
-            rows.append(GroupPlan(group.name, layers, group.units, (), 1, before - before, "", (), (), group.locked))
-            continue
-        found = scores[group.name]
-        rows.append(
-            GroupPlan(
-                group.name,
-                layers,
-                group.units,
-                removed[group.name],
-                book.steps[group.name],
-                savings(group, removed[group.name], costs),
-                found.method,
-                found.counted,
-                tuple(float(f"{value:.8g}") for value in found.values.tolist()),
-                "",
-            )
-        )
-    return PruningPlan(budget.resource, budget.fraction, before, after, missed, tuple(rows), cut, table)
-
-
 def savings(group: ChannelGroup, removed: Sequence[int], costs: CostModel) -> Cost:
-    """What removing units of one group alone saves."""
+    """What removing units of one group alone would save."""
     counts: dict[tuple[str, Side], int] = defaultdict(int)
     for member in group.members:
         counts[member.layer, member.side] += len({channel for unit in removed for channel in member.channels[unit]})

@@ -1,4 +1,4 @@
-"""Why each kernel of a layer stays or goes, in words."""
+"""The reason why each kernel of a layer is kept or removed, in words."""
 
 import difflib
 from collections.abc import Sequence
@@ -11,10 +11,13 @@ from .plan import GroupPlan, PruningPlan
 def explain_layer(
     plan: PruningPlan, groups: Sequence[ChannelGroup], layer: str
 ) -> list[tuple[int, float | None, bool, str]]:
-    """For every kernel of a layer: (index, score of its unit, whether it stays, why).
+    """Explain the plan for one layer.
+
+    Returns:
+        For every kernel (index, score of its unit, whether it is kept, the reason).
 
     Raises:
-        InputError: the plan has no such layer; those it has are listed.
+        InputError: the plan has no such layer; the message lists those that it has.
     """
     rows: dict[int, tuple[int, float | None, bool, str]] = {}
     width = 0
@@ -35,7 +38,7 @@ def explain_layer(
 def _explain_member(
     plan: PruningPlan, decided: GroupPlan, member: Member, branch: str
 ) -> dict[int, tuple[int, float | None, bool, str]]:
-    """The rows of the kernels that a group holds of a layer: all of them, but where channels are split on the way."""
+    """The rows of those kernels of a layer that a group holds: all of them, unless its channels are split."""
     unit_of = {channel: unit for unit, channels in enumerate(member.channels) for channel in channels}
     if not decided.scores:
         why = f"the group {decided.name} stays whole: {decided.locked.rstrip('.')}"

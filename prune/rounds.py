@@ -1,4 +1,4 @@
-"""Several cuts of one network as one plan: what a later round removes is named by the original's units."""
+"""Several cuts of one network as one plan, in which every unit is numbered as in the original network."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,17 +19,17 @@ def combine(
     fraction: float,
     number: int,
 ) -> PruningPlan:
-    """One plan out of one for the original network and one for what that left.
+    """Combine a plan for the original network with a plan for the network after that cut.
 
     Args:
-        step: the plan of the network that ``earlier`` left; its units count what is left there.
-        groups: the original's.
-        costs: the original's.
-        fraction: the budget of the whole after this round, as a fraction of the original.
+        step: the plan for the network that was cut by ``earlier``; its units are numbered as in that network.
+        groups: the groups of the original network.
+        costs: the cost model of the original network.
+        fraction: the budget after this round, as a fraction of the original.
         number: the round that ``step`` belongs to, from 2.
 
     Raises:
-        SecateurError: the second plan does not fit what the first left (a defect).
+        SecateurError: the second plan does not fit the network that the first leaves (a defect).
     """
     by_layer = {layer: group for group in step.groups for layer in group.layers}
     gone = {group.name for group in earlier.groups if not group.kept}
@@ -53,21 +53,25 @@ def combine(
     if used > fraction:
         missed = (
             f"{earlier.resource} {fraction:g} was asked for; after {number} rounds, with every group at its narrowest, "
-            f"{used:.3f} is left. What is locked, and widths of at least one aligned step, stay."
+            f"{used:.3f} is left. Locked groups, and one aligned step of every other, are never removed."
         )
     return PruningPlan(earlier.resource, fraction, earlier.before, after, missed, with_savings, cut)
 
 
 def _merged(first: GroupPlan, second: GroupPlan | None, number: int, made: bool) -> GroupPlan:
-    """``made``: whether kernels are left that make the group; without the branches that did, a stream cannot be cut again."""
+    """One group after both cuts. ``made``: whether layers that produce it are left; without any it cannot be cut again."""
     left = [unit for unit in range(first.units) if unit not in set(first.removed)]
     rounds = list(first.rounds) or [1 if unit in set(first.removed) else 0 for unit in range(first.units)]
     if second is None and left and made:
-        raise SecateurError(f"The group {first.name} is gone after a cut that left {len(left)} of its units; a defect.")
+        raise SecateurError(
+            f"The group {first.name} is gone after a cut that left {len(left)} of its units. This is a defect."
+        )
     if second is None or second.locked:
         return replace(first, rounds=tuple(rounds))
     if second.units != len(left):
-        raise SecateurError(f"{first.name} has {second.units} units after a cut that left {len(left)}; a defect.")
+        raise SecateurError(
+            f"{first.name} has {second.units} units after a cut that left {len(left)}. This is a defect."
+        )
     gone = [left[unit] for unit in second.removed]
     scores = list(first.scores)
     for place, unit in enumerate(left):

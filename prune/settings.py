@@ -14,12 +14,18 @@ BUDGETS = ("macs", "params", "size", "latency", "max_drop")
 
 @dataclass(frozen=True)
 class BudgetSettings:
-    """What may be left, as a fraction of the baseline, or what may be lost; the alignment of widths; how the cut is shared out.
+    """The budget of a cut, at most one of five; the alignment of widths; how the cut is shared among groups.
 
-    ``macs``, ``params``, ``size`` (bytes of weights and running statistics), ``latency`` (of the ONNX file, planned by a
-    measured table and then measured) or ``max_drop``: the most points of top-1 accuracy
-    to lose on validation images, by the upper end of the interval, for as few MACs as can be. ``allocation``: sensitivity
-    (measured, the widths that lose least) or uniform (equal shares). ``rounds``: how often to explain, cut and repair.
+    Attributes:
+        macs: the fraction of the MACs that may be left. This budget, at a half, is used if none is given.
+        params: the fraction of the parameters that may be left.
+        size: the fraction of the bytes of weights and running statistics that may be left.
+        latency: the fraction of the ONNX file's latency that may be left; planned with a measured table, then measured.
+        max_drop: the points of top-1 accuracy on validation images that may be lost, by the upper end of the interval, for as
+            few MACs as possible.
+        round_to: the multiple that widths are rounded to.
+        allocation: ``sensitivity`` (the widths with the least measured loss) or ``uniform`` (equal shares).
+        rounds: the number of rounds of explaining, cutting and repairing.
 
     Examples:
         >>> import secateur
@@ -51,7 +57,7 @@ class BudgetSettings:
         check_whole("rounds", self.rounds, 1)
         if self.latency is not None and self.rounds > 1:
             raise UsageError(
-                f"latency is planned, measured and planned again for one cut, so rounds must be 1 (got {self.rounds}). Give "
+                f"latency is planned, measured and planned again for one cut, so rounds must be 1 (got {self.rounds}). Use "
                 "--macs for several rounds."
             )
         check_one_of("allocation", self.allocation, ALLOCATIONS)
@@ -63,17 +69,17 @@ class BudgetSettings:
 
     @property
     def resource(self) -> str:
-        """``macs``, ``params``, ``size`` or ``latency``; MACs where none is given."""
+        """``macs``, ``params``, ``size`` or ``latency``; ``macs`` if none is given."""
         return next((name for name in ("params", "size", "latency") if getattr(self, name) is not None), "macs")
 
     @property
     def fraction(self) -> float:
-        """The fraction of the resource that may be left; a half where nothing is given."""
+        """The fraction of the resource that may be left; a half if no budget is given."""
         chosen: float | None = getattr(self, self.resource)
         return 0.5 if chosen is None else chosen
 
     def of(self, fraction: float) -> "BudgetSettings":
-        """The same with another fraction of its resource."""
+        """A copy with another fraction of the same resource."""
         return replace(self, **{**dict.fromkeys(BUDGETS), self.resource: fraction})  # type: ignore[arg-type]
 
 
@@ -91,9 +97,10 @@ class RepairSettings:
 
 @dataclass(frozen=True)
 class RecoverySettings:
-    """Fine-tuning with distillation. ``flip`` None: mirror colour images, leave grey ones (digits, letters) as they are.
+    """Fine-tuning with distillation.
 
-    ``pathway``: none, or picnn to train with PICNN's interpretation loss too, by the settings under ``picnn``.
+    ``flip``: None mirrors colour images only, since grey ones are often digits or letters. ``pathway``: ``picnn`` adds PICNN's
+    interpretation loss, by the settings under ``picnn``.
 
     Examples:
         >>> import secateur

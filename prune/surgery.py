@@ -1,4 +1,4 @@
-"""The cut: a network and a plan to a smaller network."""
+"""Applying a plan: a network and a plan in, a smaller network out."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +13,14 @@ from .plan import PruningPlan
 
 
 def cut(network: Network, plan: PruningPlan, start: Network | None = None) -> Network:
-    """The network without what the plan removes; the networks given are untouched.
+    """Remove what the plan removes, from a copy of the network.
 
     Args:
-        start: a network that lost a part of the plan already (in an earlier round); the rest is cut from it.
+        start: the network after an earlier round, from which a part of the plan was already removed; only the rest is cut.
 
     Raises:
-        InputError: the plan is another network's.
-        SecateurError: the result does not cost what the plan said (a defect in secateur).
+        InputError: the plan is for another network.
+        SecateurError: the cost of the result differs from the plan's (a defect).
 
     Examples:
         >>> import secateur
@@ -45,13 +45,13 @@ def cut(network: Network, plan: PruningPlan, start: Network | None = None) -> Ne
         not started and found != plan.after
     ):  # repairs of earlier rounds may add biases
         raise SecateurError(
-            f"The cut network has {found}, the plan promised {plan.after}. This is a defect; please report it."
+            f"The cut network has {found}, but the plan says {plan.after}. This is a defect; please report it."
         )
     return result
 
 
 def save(network: Network, plan: PruningPlan, folder: Path) -> Path:
-    """Write ``plan.json`` and ``model.safetensors``, from which ``load_model(folder)`` brings the network back.
+    """Write ``plan.json`` and ``model.safetensors``, from which ``load_model(folder)`` restores the network.
 
     Returns:
         The path of ``model.safetensors``.

@@ -26,7 +26,7 @@ from secateur.pipeline.stages.planning import Round, plan_stage
 from secateur.pipeline.stages.ranking import channels_of, explain_stage, with_sensitivity
 from secateur.pipeline.stages.store import StageStore
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import plan_pruning
+from secateur.prune.planning import plan_pruning
 from secateur.prune.settings import BudgetSettings
 
 TESTS = Path(__file__).resolve().parent

@@ -19,7 +19,7 @@ from secateur.network.training import TrainingSettings, train
 from secateur.pipeline.recipe.recipe import Recipe
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import plan_pruning
+from secateur.prune.planning import plan_pruning
 from secateur.prune.repair.repair import repair
 from secateur.prune.settings import REPAIRS, BudgetSettings
 from secateur.prune.widths.ranking_choice import measure_orders

@@ -17,10 +17,11 @@ from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import divergence
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import PruningPlan, plan_pruning
+from secateur.prune.plan import PruningPlan
+from secateur.prune.planning import plan_pruning
 from secateur.prune.repair.repair import repair
 from secateur.prune.settings import BudgetSettings
-from secateur.prune.widths.sensitivity import measure_sensitivity
+from secateur.prune.widths.measure_sensitivity import measure_sensitivity
 
 
 def statistic(case: Case) -> Rows:

@@ -19,8 +19,8 @@ from ...common.files import cache_folder, read_json, sha256_file, sha256_json, w
 from ...common.progress import Progress, silent
 from ...network.channels.group import ChannelGroup, Side
 from ...network.network import Network
-from ...prune.budget_search.layer_times import BLOCK, LatencyTable, LayerTimes
 from ...prune.cost import CostModel
+from ...prune.latency_table import BLOCK, LatencyTable, LayerTimes
 from ...prune.widths.width_book import alignment
 from ..runtime.providers import CUDA_OPTIONS, ON_GPU, runtime_packages
 from .layer_graphs import LayerCase, empty_graph, layer_graph, read_cases

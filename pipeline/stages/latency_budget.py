@@ -12,7 +12,7 @@ from ...export.onnx.model import export_onnx
 from ...network.channels.cut import cut_to_json
 from ...prune import surgery
 from ...prune.budget_search.by_latency import LatencyOutcome, LatencyTry, search_latency
-from ...prune.budget_search.layer_times import LatencyTable
+from ...prune.latency_table import LatencyTable
 from ...prune.plan import PruningPlan
 from ..inputs import Inputs
 from ..run_folder import BASELINE_ONNX

@@ -10,8 +10,9 @@ from ...common.progress import Progress, silent
 from ...network.channels.cut import cut_to_json
 from ...network.network import Network
 from ...network.saved import PLAN_FILE
-from ...prune.plan import PruningPlan, keep_all, obstacle, plan_pruning
-from ...prune.repair.repair import judging
+from ...prune.plan import PruningPlan
+from ...prune.planning import keep_all, obstacle, plan_pruning
+from ...prune.repair.judging import judging
 from ...prune.rounds import combine
 from ...prune.settings import BudgetSettings
 from ...prune.widths.ranking_choice import Choice, best_plan

@@ -12,7 +12,7 @@ from ...network.channels.follow import find_groups
 from ...network.channels.group import ChannelGroup
 from ...network.network import Network
 from ...prune.cost import CostModel, measure_cost
-from ...prune.plan import obstacle
+from ...prune.planning import obstacle
 from ...prune.widths.ranking_choice import Choice, choices, measure_orders
 from ...prune.widths.sensitivity import Sensitivity
 from ..inputs import Inputs

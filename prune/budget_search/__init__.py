@@ -1,5 +1,5 @@
-"""Budgets that are found by trying: the smallest network within a drop, and one within a latency.
+"""Budgets that are met by trying: the smallest network within a drop in accuracy, and a network within a latency.
 
-In: a function that tries a fraction. Out: the tries and the best of them. Pure: no network, no clock. Open ``by_drop.py``
-first.
+In: a function that tries a fraction. Out: all tries and the best of them. Pure: no network is run, nothing is timed. Open
+``by_drop.py`` first, then ``by_latency.py``.
 """

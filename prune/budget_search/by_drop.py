@@ -1,18 +1,23 @@
-"""The smallest budget whose network still loses no more than it may, by bisection over tries. Pure: a try is handed in."""
+"""The search for the smallest network within a drop in accuracy, by bisection. Pure: the caller passes what makes a try."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 FIRST, NARROWEST, RESOLUTION = 0.5, 0.05, 0.02
-"""The first fraction tried, the one that is taken to fail untried, and how near the bounds must come before it ends."""
+"""The first fraction tried, the one assumed to fail without a try, and how close the bounds must be for the search to end."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One try: the ``fraction`` of the MACs asked for, what was ``left``, and the drop on validation images.
+    """One try.
 
-    ``points`` of top-1 accuracy lost, with the paired bootstrap 95% interval ``low`` to ``high``.
+    Attributes:
+        fraction: the fraction of the MACs that was asked for.
+        left: the fraction of the MACs that was left.
+        points: the drop of top-1 accuracy on validation images, in points.
+        low: the lower end of its paired bootstrap 95% interval.
+        high: the upper end.
     """
 
     fraction: float
@@ -23,13 +28,13 @@ class Trial:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Cheaper is lower; of equally cheap tries the one that surely loses less."""
+        """Sorts by MACs left, ties by the upper end of the drop."""
         return self.left, self.high
 
 
 @dataclass(frozen=True)
 class Search:
-    """All tries in the order in which they were made; ``chosen`` is the index of the one that won, None if none held."""
+    """All tries in order; ``chosen`` is the index of the best one, None if none is within ``max_drop``."""
 
     max_drop: float
     trials: tuple[Trial, ...]
@@ -37,18 +42,18 @@ class Search:
 
     @property
     def missed(self) -> str:
-        """Why nothing was cut, or nothing."""
+        """Why nothing was cut; empty if something was."""
         if self.chosen is not None:
             return ""
         best = min(self.trials, key=lambda trial: trial.high)
         return (
-            f"no cut that was tried loses at most {self.max_drop:g} on validation images; with {best.left:.3f} of the MACs the "
-            f"upper end of the interval is {best.high:.2f} points. Nothing was cut. Allow more, or bring more validation "
-            "images."
+            f"no cut that was tried loses at most {self.max_drop:g} points on validation images; with {best.left:.3f} of the "
+            f"MACs the upper end of the interval is {best.high:.2f} points. Nothing was cut. Allow a larger drop, or use more "
+            "validation images."
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with the verdict on every try."""
+        """Plain values; ``holds`` says whether a try is within the drop."""
         rows = [{**asdict(trial), "holds": trial.high <= self.max_drop} for trial in self.trials]
         return {"max_drop": self.max_drop, "chosen": self.chosen, "trials": rows}
 
@@ -61,9 +66,9 @@ class Search:
 def search(attempt: Callable[[float], Trial], max_drop: float) -> Search:
     """Find the cheapest network whose drop's upper bound is at most ``max_drop``.
 
-    Bisection: the fraction of the MACs that is asked for halves the stretch between the largest one that failed and the
-    smallest one that held, until they are ``RESOLUTION`` apart; six tries or fewer. Where the drop is not monotone the
-    cheapest try that held wins all the same.
+    Bisection of the fraction of the MACs: the next try lies halfway between the largest fraction that failed and the smallest
+    that held, until they are ``RESOLUTION`` apart, which takes at most six tries. The cheapest try that held is chosen, also
+    where the drop is not monotone.
     """
     failed, held = NARROWEST, 1.0
     trials: list[Trial] = []

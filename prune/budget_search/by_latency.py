@@ -1,24 +1,34 @@
-"""A latency budget met by trying: plan with the table, time the cut network, plan again. Pure: a try is handed in."""
+"""The search for a latency budget: plan with the table, time the cut network, plan again. Pure: the caller
+passes what makes a try.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .layer_times import LatencyTable
+from ..latency_table import LatencyTable
 
 MOST_TRIES, STEP = 5, 0.005
-"""How often a network is cut and timed, and what the targets are multiples of, so that noise seldom makes another plan."""
+"""The most tries, and the step that targets are rounded to, so that noise rarely leads to another plan."""
 ROOM, TOLERANCE = 0.05, 0.05
-"""How far below the asked latency a try may lie, as a share of it, to end the search; and how far above it the shipped file
-may be measured, hours and processes apart, to pass still."""
+"""As shares of the latency asked for: a try at most ``ROOM`` below it ends the search; the shipped file, which is measured
+later and in another process, passes at up to ``TOLERANCE`` above it."""
 NARROWEST, BOLD = 0.05, 0.6
-"""The least target, and how far below the lowest so far the next may lie while nothing was fast enough."""
+"""The smallest target; and, while no try was fast enough, the smallest ratio of the next target to the lowest so far."""
 
 
 @dataclass(frozen=True)
 class LatencyTry:
-    """One cut, all as fractions of the baseline's latency: ``target``, asked of the planner; ``planned``, by the table;
-    ``measured``, median, with its interval ``low`` to ``high``. ``narrowest``: nothing narrower can be planned."""
+    """One cut; latencies are fractions of the baseline's.
+
+    Attributes:
+        target: the latency that the planner was given.
+        planned: the latency of the plan by the table.
+        measured: the measured median.
+        low: the lower end of its interval.
+        high: the upper end.
+        narrowest: whether no narrower plan exists.
+    """
 
     target: float
     planned: float
@@ -41,7 +51,7 @@ class LatencySearch:
         return self.tries[self.chosen]
 
     def missed(self, measured: float) -> str:
-        """Why the shipped file, measured once more, is too slow; or nothing."""
+        """Why the shipped file, measured again, is too slow; empty if it is fast enough."""
         if measured <= self.asked * (1 + TOLERANCE):
             return ""
         floor = min(self.tries, key=lambda one: one.measured)
@@ -49,11 +59,11 @@ class LatencySearch:
             least = "every group at its narrowest" if floor.narrowest else f"a plan of {floor.target:g}"
             return (
                 f"latency {self.asked:g} was asked for; with {least} {floor.measured:.3f} was measured, which is the floor. "
-                "What is locked, and work that no width changes, stays."
+                "Locked groups, and operations that no width changes, remain."
             )
         return (
             f"latency {self.asked:g} was asked for and {measured:.3f} measured, more than {100 * TOLERANCE:g}% above it; the "
-            f"fastest of {len(self.tries)} tries had {floor.measured:.3f}. Ask for less, or measure on a machine at rest."
+            f"fastest of {len(self.tries)} tries had {floor.measured:.3f}. Raise the budget, or measure on an idle machine."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -66,24 +76,24 @@ class LatencySearch:
 
 @dataclass(frozen=True)
 class LatencyOutcome:
-    """How a latency budget was met: the tries, and the table that they were planned by."""
+    """How a latency budget was met: the tries, and the table that they were planned with."""
 
     search: LatencySearch
     table: LatencyTable
 
     @property
     def missed(self) -> str:
-        """Why even the best try is too slow, or nothing."""
+        """Why even the best try is too slow; empty if it is fast enough."""
         return self.search.missed(self.search.best.measured)
 
     def judged(self, measured: float, low: float, high: float) -> float:
-        """The fraction that the budget is judged by: the median of the shipped file, with its interval, or that of the chosen
-        try, which has the same widths, where its interval is the narrower one."""
+        """The fraction that the budget is judged by: of the shipped file and the chosen try, which has the same widths, the
+        median with the narrower interval."""
         best = self.search.best
         return measured if high / low <= best.high / best.low else best.measured
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what is a latency is a fraction of the baseline's."""
+        """Plain values; latencies are fractions of the baseline's."""
         return {
             **self.search.to_json(),
             "planned": self.search.best.planned,
@@ -99,12 +109,12 @@ class LatencyOutcome:
 
 
 def search_latency(attempt: Callable[[float], LatencyTry], asked: float) -> LatencySearch:
-    """Find the network whose measured latency lies closest below what was asked for.
+    """Find the network whose measured latency is the closest below the one asked for.
 
-    The first target is what was asked for. What the table got wrong shows in the measurement, and the next target is read off
-    the line between the nearest tries on either side (the baseline, at 1, is one). It ends with a try within ``ROOM`` below,
-    with one that is too slow at its narrowest, or after ``MOST_TRIES``. Of those that are fast enough the slowest is chosen; if
-    none is, the fastest.
+    The first target is the latency asked for. Measurements show the error of the table: the next target is interpolated between
+    the nearest tries on either side (the baseline, at 1, counts as one). The search ends with a try at most ``ROOM`` below,
+    with one that is too slow at its narrowest, or after ``MOST_TRIES``. Of the tries that are fast enough the slowest is
+    chosen; if none is, the fastest.
     """
     tries: list[LatencyTry] = []
     target: float | None = asked
@@ -123,14 +133,14 @@ def search_latency(attempt: Callable[[float], LatencyTry], asked: float) -> Late
 
 
 def _next_target(tries: list[LatencyTry], asked: float) -> float | None:
-    """Where the line through the nearest tries has the latency aimed at; None where that was tried already."""
+    """The target at which the line through the nearest tries has the wanted latency; None if it was tried already."""
     aim = asked * (1 - ROOM / 2)
     points = [(1.0, 1.0), *((one.measured, one.planned) for one in tries)]
     faster = max((point for point in points if point[0] <= aim), default=None)
     floor = 0.0 if faster is None else faster[1]
     above = [point for point in points if point[0] > aim and point[1] > floor]
-    slower = min(above, key=lambda point: point[1])  # nearest in the plan: between it and the fast one the answer lies
-    if faster is None:  # nothing was fast enough: on along the line from the baseline
+    slower = min(above, key=lambda point: point[1])  # by plan: the answer lies between it and the fast one
+    if faster is None:  # nothing was fast enough: extrapolate from the baseline
         measured, planned = slower
         lowest = min(one.target for one in tries)
         target = max(lowest * BOLD, 1 - (1 - planned) * (1 - aim) / (1 - measured) if measured < 1 else 0.0)

@@ -1,5 +1,6 @@
-"""Repairs of a cut network: without labels, and by fine-tuning.
+"""Repair of a pruned network: without labels, or by fine-tuning.
 
-In: the original, the cut network and calibration images. Out: the same cut network with other weights, and a report of what
-each step changed. Open ``repair.py`` first.
+In: the original, the pruned network and calibration images. Out: a repaired copy of the pruned network, and a report of what
+each step changed. Open ``repair.py`` first, which takes the steps: ``mean_shift.py``, ``reconstruction.py``, ``batch_norm.py``
+and ``distillation.py``; ``judging.py`` measures whether a step helped. ``fine_tune.py`` needs labels.
 """

@@ -1,4 +1,4 @@
-"""Activations of a traced network: all at once, for measuring side by side, or streamed, for working through in order."""
+"""Activations of a traced network: kept for all batches, or streamed batch by batch."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from ...network.images.images import Images
 
 
 class Activations:
-    """The outputs of a traced network's nodes over all batches, made when asked for and dropped after their last reader."""
+    """The outputs of a traced network's nodes over all batches, computed on demand and dropped after their last reader."""
 
     def __init__(self, view: fx.GraphModule) -> None:
         self.view = view.eval()
@@ -50,13 +50,13 @@ class Activations:
             self._made.add(reader)
             for source in reader.all_input_nodes:
                 uses[source] -= 1
-                self._readers[source] -= first  # what is made anew had its readers before
+                self._readers[source] -= first  # on recomputation its readers were counted before
                 if not uses[source]:
                     self._forget(source)
         return self._values[node]
 
     def hold(self, node: fx.Node) -> None:
-        """Keep a node's values until they are released."""
+        """Keep a node's values until :meth:`release`."""
         self._held[node] += 1
 
     def release(self, node: fx.Node) -> None:
@@ -72,7 +72,7 @@ class Activations:
         return len(self._inputs)
 
     def read(self, node: fx.Node, batch: int, changed: Mapping[fx.Node, Any] = MappingProxyType({})) -> Any:
-        """A node's value for one batch: a changed one where there is one, else its own, which must be held."""
+        """A node's value for one batch: from ``changed`` if it is there, else its own, which must be held."""
         return changed[node][batch] if node in changed else self._values[node][batch]
 
     def run(self, node: fx.Node, batch: int, changed: Mapping[fx.Node, Any] = MappingProxyType({})) -> Any:
@@ -83,11 +83,13 @@ class Activations:
 
 
 class Stream:
-    """A traced network on a set of images, batch by batch, from values that are stored at one place of the network.
+    """A traced network on a set of images, batch by batch, computed from values stored at one position of the network.
 
-    The place moves on through the network in order. What is stored there never takes more than the bytes given; where it
-    would, the place stays behind and more is computed anew, so that memory does not grow with the images.
-    ``shapes`` are those of the nodes' tensors for one image.
+    The position advances through the network in order. Stored values never take more than ``memory_bytes``; if they would, the
+    position does not advance and more is computed again, so that memory does not grow with the number of images.
+
+    Attributes:
+        shapes: the shape of each node's tensor for one image.
     """
 
     def __init__(self, view: fx.GraphModule, images: Images, batch_size: int, memory_bytes: int) -> None:
@@ -106,7 +108,7 @@ class Stream:
             yield self._run(start, plan, wanted)
 
     def advance(self, node: fx.Node) -> None:
-        """Move the stored place to right before ``node``, if what is alive there fits into the memory."""
+        """Move the stored position to just before ``node``, if the values needed from there on fit in memory."""
         place = self.order[node]
         alive = [
             source
@@ -132,7 +134,7 @@ class Stream:
             yield {placeholder: batch.to(self._device)}
 
     def _plan(self, wanted: Sequence[fx.Node]) -> list[tuple[fx.Node, list[fx.Node]]]:
-        """The nodes to run from the stored place on, each with the nodes that nobody reads after it."""
+        """The nodes to run from the stored position, each with the nodes whose last reader it is."""
         known = set(self._stored[0]) if self._stored else {node for node in self.order if node.op == "placeholder"}
         needed: set[fx.Node] = set()
         pending = [node for node in wanted if node not in known]

@@ -1,4 +1,4 @@
-"""Fine-tuning a pruned network with distillation from the original, on request with PICNN's pathway."""
+"""Fine-tuning of a pruned network with distillation from the original, optionally with PICNN's interpretation loss."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,16 +31,16 @@ def recover(
     *,
     seed: int = 0,
     device: str = "cpu",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
     checkpoint: Path | None = None,
 ) -> tuple[Network, History]:
-    """Fine-tune on the training split; the epoch that is best on validation is kept. Both networks given stay as they are.
+    """Fine-tune on the training split, and keep the epoch that is best on validation. Neither network passed in is changed.
 
     The loss is ``(1 - d) * cross-entropy + d * T^2 * KL(original || pruned)`` on softened class scores (Hinton et al.,
     Distilling the Knowledge in a Neural Network, 2015).
 
     Args:
-        checkpoint: a file where training is kept after every epoch, and taken up from.
+        checkpoint: a file in which training is saved after every epoch, and from which it resumes.
 
     Examples:
         >>> import secateur
@@ -81,10 +81,10 @@ def recover_with_pathway(
     progress: Progress = silent,
     checkpoint: Path | None = None,
 ) -> tuple[Network, History, Membership]:
-    """The same with PICNN's interpretation loss on top: ``lambda H(y, y2)``, so that filters and classes are told apart again.
+    """Fine-tune as :func:`recover` does, with PICNN's interpretation loss ``lambda H(y, y2)`` added.
 
-    P starts from a membership learned post hoc on ``MEMBERSHIP_IMAGES`` training images of the pruned network. The epoch is
-    chosen by both accuracies, as in :func:`~secateur.explain.picnn.train_picnn`.
+    P is initialised with a membership learned post hoc on ``MEMBERSHIP_IMAGES`` training images of the pruned network. The
+    epoch is chosen by both accuracies, as in :func:`~secateur.explain.picnn.training.train_picnn`.
 
     Raises:
         InputError: the network cannot be traced or has no target layer.
@@ -123,7 +123,7 @@ def _training(original: Network, settings: RecoverySettings, seed: int, device: 
 
 
 def distillation_loss(teacher: nn.Module, settings: RecoverySettings) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Cross-entropy and divergence from a frozen teacher, by the settings' share, of (class scores, images, labels)."""
+    """A function of (class scores, images, labels): cross-entropy plus divergence from a frozen teacher, as weighted."""
     temperature, share = settings.temperature, settings.distillation
 
     def loss(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:

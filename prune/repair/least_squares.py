@@ -1,7 +1,7 @@
-"""Least squares: what a layer's weights must be so that it gives a wanted output on other inputs than before.
+"""Ridge regression of a layer's outputs on its inputs, to fit its weights to changed inputs.
 
-Statistics stream over batches: a batch's products in float32 about a first mean, their sums and the solution in float64. Where
-there are fewer samples than features the dual form is solved instead.
+Statistics are accumulated over batches: the products of a batch in float32 about the mean of the first batch, their sums and
+the solution in float64. With fewer samples than features the dual form is solved.
 """
 
 from collections import defaultdict
@@ -17,7 +17,13 @@ from ...network.graph.stand_ins import Constant
 
 @dataclass(frozen=True)
 class ReconstructionSettings:
-    """``ridge`` towards the kept weights, as a fraction of the mean squared input; ``places`` sampled per image, at most."""
+    """Settings of the least-squares fit.
+
+    Attributes:
+        ridge: the penalty on the change of the weights, as a fraction of the mean squared input.
+        places: the most positions sampled per image.
+        seed: the seed of the sampling.
+    """
 
     ridge: float = 3e-3
     places: int = 256
@@ -25,7 +31,7 @@ class ReconstructionSettings:
 
 
 def can_fit(layer: nn.Module) -> bool:
-    """Whether a layer is of a kind that least squares can fit here."""
+    """Whether a layer is of a kind that can be fitted."""
     if isinstance(layer, Constant):
         return True
     if isinstance(layer, nn.Conv2d):
@@ -34,7 +40,7 @@ def can_fit(layer: nn.Module) -> bool:
 
 
 class Problem:
-    """Centred ridge regression of a layer's outputs on its inputs, from statistics that stream over batches."""
+    """Centred ridge regression of a layer's outputs on its inputs, from statistics accumulated over batches."""
 
     def __init__(self, layer: Any, settings: ReconstructionSettings) -> None:
         self.layer, self.settings = layer, settings
@@ -50,7 +56,7 @@ class Problem:
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, seen: Tensor, target: Tensor, batch: int) -> None:
-        """Take in one batch: the layer's input and what it should give."""
+        """Add one batch: the layer's input and its target output."""
         if isinstance(self.layer, Constant):
             self._total = self._total + target.double().mean((2, 3)).sum(0)
             self._count += len(target)
@@ -68,7 +74,7 @@ class Problem:
             self._accumulate(*rows)
 
     def solve(self, features: Tensor | None = None) -> tuple[Tensor, Tensor, tuple[float, float, float, str]]:
-        """The weight in the layer's shape, the constant per output, and (before, after, conditioning, form).
+        """Return the weight in the layer's shape, the constant per output, and (before, after, conditioning, form).
 
         Args:
             features: fit only these of a kernel's weights (indices within a group); the others become zero.
@@ -143,7 +149,7 @@ class Problem:
         return weight.flatten(0, 1).view(self.layer.weight.shape), constant.flatten().float(), fit
 
     def _accumulate(self, x: Tensor, y: Tensor) -> None:
-        if self._shift is None:  # sums about a first mean lose no digits to large averages
+        if self._shift is None:  # centred sums do not lose digits to large means
             self._shift = (x.mean(1), y.mean(1))
         x, y = x - self._shift[0].unsqueeze(1), y - self._shift[1].unsqueeze(1)
         for key, value in (
@@ -173,7 +179,7 @@ class Problem:
 
 
 def _patches(seen: Tensor, layer: nn.Conv2d, places: Tensor | None) -> Tensor:
-    """What a convolution's kernels see, ``[n, C taps, places]``: everywhere, or at flat output positions."""
+    """The input patches of a convolution, ``[n, C taps, places]``: all, or those at flat output positions."""
     padding = (int(layer.padding[0]), int(layer.padding[1]))
     if places is None:
         return F.unfold(seen, layer.kernel_size, layer.dilation, padding, layer.stride)

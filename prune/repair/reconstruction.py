@@ -1,13 +1,13 @@
-"""Reconstruction: what reads a cut layer learns, by least squares, to make of what is left what it made of the whole.
+"""Reconstruction: layers that read a cut layer are fitted, by least squares, to the outputs that they had before the cut.
 
-Layer by layer in network order, inputs from the network as cut and repaired so far, targets from the original, as in channel
-pruning by least squares (He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017). Where a layer
-feeds a residual join, its target is the original's value at the join less what the other branch gives in the cut network, so
-that errors do not pile up along the stream. No label is read.
+Layers are fitted in network order. Inputs come from the network as cut and repaired so far, targets from the original (He et
+al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017). Where a layer feeds a residual join, its target is
+the original's value at the join minus the other branch in the cut network, so that errors do not accumulate along the stream.
+No label is read.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...common.progress import Progress, silent
 from ...network.channels.cut import Cut
 from ...network.channels.zero_pad import followable
 from ...network.graph.leaf_modules import Add
@@ -27,16 +28,20 @@ from .activations import Stream
 from .least_squares import Problem, ReconstructionSettings, can_fit
 
 MEMORY_BYTES = 2**30
-"""What the stored activations of each network may take; the rest is computed anew."""
+"""The most bytes of stored activations for each network; the rest is computed again."""
 
 
 @dataclass(frozen=True)
 class LayerFit:
-    """One layer's fit. Errors are squared, relative to the variance of the target, on the places it was fitted on.
+    """The fit of one layer. Errors are squared, relative to the variance of the target, on the positions that were fitted.
 
-    ``before`` is the error of the kept weights with the best constant; ``conditioning`` the ratio of the largest to the
-    smallest squared diagonal entry of the Cholesky factor; ``form`` primal, dual, or constant where nothing is left to read;
-    ``joined`` whether the target was a join's.
+    Attributes:
+        layer: the name of the layer.
+        before: the error of the kept weights with the best constant.
+        after: the error of the fitted weights.
+        conditioning: the ratio of the largest to the smallest squared diagonal entry of the Cholesky factor.
+        form: primal, dual, or constant for a layer without inputs.
+        joined: whether the target was the value at a residual join.
     """
 
     layer: str
@@ -56,15 +61,15 @@ def reconstruct(
     device: str = "cpu",
     batch_size: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> tuple[Network, tuple[LayerFit, ...], int]:
-    """Fit every convolution and linear layer behind the cut; both networks given stay as they are.
+    """Fit every convolution and linear layer behind the cut. Neither network passed in is changed.
 
-    Layers that are called several times, transposed, or padded otherwise than with zeros keep their weights. Images pass in
-    batches and statistics are summed up, so memory does not grow with their number (see :class:`Stream`).
+    Layers that are called several times, transposed, or not padded with zeros keep their weights. Statistics are accumulated
+    over batches, so memory does not grow with the number of images (see :class:`~secateur.prune.repair.activations.Stream`).
 
     Returns:
-        The repaired network, the fits in network order, and the number of images that took part.
+        The repaired network, the fits in network order, and the number of images used.
 
     Raises:
         InputError: the network cannot be traced.
@@ -125,7 +130,7 @@ def _fit(
     norm_name = _norm_behind(small.view, node)
     join = _join_behind(node, norm_name, small.view)
     if join is not None and any(small.shapes.get(part) != small.shapes[node] for part in join):
-        join = None  # spread over the places or channels of the other branch
+        join = None  # it is broadcast over the other branch's positions or channels
     problem = Problem(layer, settings)
     for index, (seen, target) in enumerate(_pairs(whole, small, node, kept, norm_name, join)):
         problem.add(seen, target, index)
@@ -146,7 +151,7 @@ def _norm_behind(view: fx.GraphModule, node: fx.Node) -> str:
 
 
 def _join_behind(node: fx.Node, norm_name: str, view: fx.GraphModule) -> tuple[fx.Node, fx.Node] | None:
-    """(the sum that the layer feeds, directly or through its norm; the other branch), if the other comes without it."""
+    """(the sum that the layer feeds, directly or through its norm; the other branch), if the other does not depend on it."""
     last = next(iter(node.users)) if norm_name else node
     while len(last.users) == 1 and _passes(next(iter(last.users)), view):
         last = next(iter(last.users))
@@ -162,7 +167,7 @@ def _join_behind(node: fx.Node, norm_name: str, view: fx.GraphModule) -> tuple[f
 
 
 def _passes(node: fx.Node, view: fx.GraphModule) -> bool:
-    """Whether a node gives what it is given when the network is not training."""
+    """Whether a node is the identity in evaluation mode."""
     if node.op == "call_module":
         module = view.get_submodule(str(node.target))
         return isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or type(module).__name__ in _DEPTHS
@@ -180,7 +185,7 @@ def _pairs(
     norm_name: str,
     join: tuple[fx.Node, fx.Node] | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the layer reads in the cut network, and what it should give, ``[n, C_out kept, ...]``; batch by batch."""
+    """The layer's input in the cut network, and its target ``[n, C_out kept, ...]``, batch by batch."""
     source = node.all_input_nodes[0]
     dim = -1 if isinstance(whole.view.get_submodule(str(node.target)), nn.Linear) else 1
     norm: Any = whole.view.get_submodule(norm_name) if norm_name else None
@@ -196,7 +201,7 @@ def _pairs(
 
 
 def _before_norm(value: Tensor, norm: Any, kept: Tensor) -> Tensor:
-    """What a BatchNorm in evaluation mode must be given to put out ``value``; zero scales ask for their mean."""
+    """The input for which a BatchNorm in evaluation mode returns ``value``; its mean where the scale is zero."""
     shape = (1, -1, *([1] * (value.dim() - 2)))
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
@@ -218,7 +223,7 @@ def _write(
     whole: fx.GraphModule,
     kept: Tensor,
 ) -> None:
-    """Put a fitted weight into its layer, and the constant into its bias or the mean of the BatchNorm behind it."""
+    """Write a fitted weight into its layer, and the constant into its bias or the mean of the BatchNorm behind it."""
     layer: Any = root.get_submodule(name)
     if isinstance(layer, Constant):
         device = layer.bias.device

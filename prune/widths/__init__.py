@@ -1,5 +1,6 @@
-"""How wide every group stays under a budget.
+"""The width of every group under a budget.
 
 In: channel groups, unit scores and measured losses. Out: the number of units that each group keeps. Open ``width_book.py``
-first; ``sensitivity.py`` measures the losses, ``allocation.py`` is the arithmetic.
+first; ``allocation.py`` is its arithmetic. ``measure_sensitivity.py`` measures the losses, one group at a time
+(``group_trial.py``), as a result in ``sensitivity.py``; ``ranking_choice.py`` chooses among the rankings of a consensus.
 """

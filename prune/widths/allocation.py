@@ -1,8 +1,9 @@
-"""Widths under a budget that lose the least: greedy by loss per unit of cost, then exchanges. Pure arithmetic.
+"""Widths under a budget with the least loss: greedy by loss per cost saved, then exchanges. Pure arithmetic.
 
-Costs are bilinear in the widths of neighbouring groups, so what a step saves is reckoned anew after every step. The greedy part
-looks at several narrower widths of a group, not only the next, so that flat stretches of a loss curve do not stop it. Exchanges
-then widen one group and narrow another for as long as the sum of losses falls within the budget. A whole branch is one step.
+Costs are bilinear in the widths of neighbouring groups, so the savings of a step are computed again after every step. The
+greedy part looks at several narrower widths of a group, not only the next, so that plateaus of a loss curve do not stop it.
+Exchanges then widen one group and narrow another while that lowers the sum of losses within the budget. Removing a whole branch
+is one step.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,21 +26,22 @@ def allocate(
     start: Mapping[str, int] | None = None,
     nearby: int = NEARBY,
 ) -> Widths:
-    """Choose a width for every group so that the cost is within the limit and the sum of losses small.
+    """Choose a width for every group so that the cost is within the limit and the sum of losses is small.
 
     Args:
-        choices: the widths that each group may have, descending; the first is the whole. One with the choice 0 ends a branch.
-        loss: each group's loss at a width; at 0 that of the whole branch.
+        choices: the widths that each group may have, descending; the first is the whole group. A group with the choice 0 ends a
+            branch.
+        loss: each group's loss at a width; at 0 the loss of the whole branch.
         used: the cost of a set of widths.
-        saved: what changing some groups' widths saves, given all widths.
-        neighbours: the groups whose savings change with a group's width, itself included.
-        limit: the most that may be used.
-        branches: for a group that ends a branch the others in it, which go with it and lose nothing of their own then.
-        start: widths within the limit, to be bettered by exchanges alone; the whole network, and greedy steps first, if None.
-        nearby: how many widths to either side an exchange looks at.
+        saved: the cost saved by changing the widths of some groups, given all widths.
+        neighbours: the groups whose savings change with a group's width, including itself.
+        limit: the largest cost allowed.
+        branches: from a group that ends a branch to the other groups of the branch, which are removed with it at no extra loss.
+        start: widths within the limit, to improve by exchanges only; if None, greedy steps from the whole network come first.
+        nearby: the number of widths on either side that an exchange considers.
 
     Returns:
-        The widths; where the narrowest of all are above the limit, those.
+        The widths; the narrowest if even those are above the limit.
     """
     problem = _Problem(choices, loss, saved, neighbours, branches or {}, nearby)
     whole = {name: widths[0] for name, widths in choices.items()}
@@ -53,14 +55,14 @@ def allocate(
 
     best = reach(frozenset())
     gone = [name for name in problem.branches if best[2][name] == 0]
-    if gone:  # a branch is a long step, which exchanges rarely take back: try without each, and without any
+    if gone:  # exchanges rarely undo the removal of a branch, so try without each, and without any
         others = [reach(frozenset([name])) for name in gone] + [reach(frozenset(problem.branches))]
         best = min([best, *others], key=lambda found: found[:2])
     return best[2]
 
 
 def _descend(problem: "_Problem", kept: Widths, used: Callable[[Mapping[str, int]], float], limit: float) -> Widths:
-    """Take the cheapest step again and again until the budget is met or nothing is left to take."""
+    """Take the cheapest step until the budget is met or no step is left."""
     best: dict[str, tuple[float, Widths] | None] = {}
     while used(kept) > limit:
         for name in problem.choices:
@@ -78,7 +80,7 @@ def _descend(problem: "_Problem", kept: Widths, used: Callable[[Mapping[str, int
 
 
 def _exchange(problem: "_Problem", kept: Widths, used: Callable[[Mapping[str, int]], float], limit: float) -> Widths:
-    """Swap widths for as long as that lowers the sum of losses."""
+    """Exchange widths while that lowers the sum of losses."""
     for _ in range(EXCHANGES):
         changes = problem.exchange(kept, limit - used(kept), 0.02 * limit)
         if not changes:
@@ -88,7 +90,7 @@ def _exchange(problem: "_Problem", kept: Widths, used: Callable[[Mapping[str, in
 
 
 class _Problem:
-    """What is fixed while widths change."""
+    """The arguments of :func:`allocate`, with every loss computed once."""
 
     def __init__(
         self,
@@ -108,12 +110,12 @@ class _Problem:
                 self.losses[other] = {**self.losses[other], 0: 0.0}
 
     def around(self, changes: Mapping[str, int]) -> set[str]:
-        """The groups whose steps must be reckoned anew after a change."""
+        """The groups whose steps must be computed again after a change."""
         touched = {other for name in changes for other in self.neighbours[name]}
         return touched | {end for end, others in self.branches.items() if touched & {end, *others}}
 
     def change(self, kept: Mapping[str, int], name: str, width: int) -> Widths | None:
-        """The widths that change with one group's, None where it cannot."""
+        """The widths that change together with a group's; None if the change is not possible."""
         changes = {name: width}
         others = self.branches.get(name, ())
         if width == 0 and name in self.banned:
@@ -121,7 +123,7 @@ class _Problem:
         if width == 0:
             changes.update(dict.fromkeys(others, 0))
         elif kept[name] == 0:
-            if name not in self.branches:  # inside a branch that is gone
+            if name not in self.branches:  # inside a removed branch
                 return None
             share = width / self.choices[name][0]
             for other in others:
@@ -130,11 +132,11 @@ class _Problem:
         return changes
 
     def gain(self, kept: Mapping[str, int], changes: Mapping[str, int]) -> float:
-        """By how much the sum of losses rises."""
+        """The increase of the sum of losses."""
         return sum(self.losses[name][width] - self.losses[name][kept[name]] for name, width in changes.items())
 
     def cheapest(self, kept: Mapping[str, int], name: str) -> tuple[float, Widths] | None:
-        """The narrower width that loses least per unit saved: (loss per saving, changes)."""
+        """The narrower width with the least loss per cost saved: (loss per saving, changes)."""
         widths = self.choices[name]
         if kept[name] not in widths:
             return None
@@ -153,7 +155,7 @@ class _Problem:
         return found
 
     def exchange(self, kept: Mapping[str, int], room: float, slack: float) -> Widths:
-        """What lowers the sum of losses most and stays within the room: a wider group, alone or with a narrower one for it."""
+        """The best change within the room: one group widened, alone or with another narrowed to pay for it."""
         moves = sorted(self._moves(kept), key=lambda move: move[0])
         wider = [move for move in moves if move[1] < 0]
         narrower = [move for move in moves if move[1] >= 0]
@@ -182,7 +184,7 @@ class _Problem:
         return found[1]
 
     def _moves(self, kept: Mapping[str, int]) -> Iterator[tuple[float, float, Widths]]:
-        """(rise of the loss, saving, changes) of the nearby widths of every group."""
+        """(increase of the loss, saving, changes) for the nearby widths of every group."""
         for name, widths in self.choices.items():
             if kept[name] not in widths:
                 continue

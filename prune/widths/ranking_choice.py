@@ -1,5 +1,7 @@
-"""Where several rankings stand behind one: plans by the order that each group loses least by, by the ranking itself, by each
-member; the one whose cut is measured to stay nearest to the original goes on.
+"""The choice among the rankings of a consensus.
+
+One plan goes by the ranking with the least measured loss in each group, one by the consensus, one by each of its members. The
+plan is kept whose cut, as measured, diverges least from the original.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +15,21 @@ from ...network.channels.group import ChannelGroup
 from ...network.images.images import Images
 from ...network.network import Network
 from ..plan import PruningPlan
-from .sensitivity import Sensitivity, measure_sensitivity
+from .measure_sensitivity import measure_sensitivity
+from .sensitivity import Sensitivity
 
 Units = dict[str, UnitScores]
 OWN = "each group's own"
-"""The choice in which every group goes by the order that it was measured to lose least by."""
+"""The choice in which every group uses the ranking with its least measured loss."""
 LEAST = 1e-9
-"""Losses below this, in nats, are alike."""
+"""Losses below this, in nats, count as equal."""
 
 
 def unit_orders(groups: Sequence[ChannelGroup], scores: KernelScores) -> dict[str, Units]:
-    """Unit scores by ranking and group: the ranking's own for every open group, its members' for the groups that they score.
+    """Unit scores by ranking and group: of the ranking itself for every unlocked group, of its members where they score it.
 
     Raises:
-        InputError: what :func:`~secateur.explain.ranking.score_units` raises for the ranking itself.
+        InputError: what :func:`~secateur.explain.unit_scores.score_units` raises for the ranking itself.
     """
     orders = {scores.method: score_units(groups, scores)}
     for method, own in scores.members.items():
@@ -34,7 +37,7 @@ def unit_orders(groups: Sequence[ChannelGroup], scores: KernelScores) -> dict[st
         for group in groups:
             try:
                 found.update(score_units([group], own))
-            except InputError:  # it scored no layer of this group
+            except InputError:  # the member scored no layer of this group
                 continue
         orders[method] = found
     return orders
@@ -49,11 +52,10 @@ def measure_orders(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> Sensitivity:
-    """Sensitivities of a ranking; of a consensus those of each group's best order, which ``decided_by`` names, and in
-    ``by_order`` those of every order.
+    """Measure the sensitivities of a ranking, or of every ranking of a consensus.
 
-    Each order is measured as :func:`~secateur.prune.sensitivity.measure_sensitivity` does, on the same calibration images, with
-    its readers reconstructed.
+    Every order is measured by :func:`~secateur.prune.widths.measure_sensitivity.measure_sensitivity` on the same images. For a
+    consensus the curves are those of each group's best ranking; ``by_order`` holds those of all.
     """
     orders = unit_orders(groups, scores)
     part = in_parts(progress, *((method, 1) for method in orders))
@@ -72,10 +74,10 @@ def measure_orders(
 
 
 def best_orders(measured: Mapping[str, Sensitivity]) -> Sensitivity:
-    """Of several rankings' sensitivities, group by group, those of the ranking that loses least.
+    """Choose, for each group, the sensitivities of the ranking with the least loss.
 
-    What it loses at each width that leaves some units is held against the mean of all rankings there, so that every width
-    counts alike; the first of equals decides. The first ranking has every group.
+    Losses are compared relative to the mean of all rankings at a width, so that every width counts equally; width 0 is left
+    out. The first ranking wins ties, and must have every group.
     """
     first = next(iter(measured.values()))
     decided = {}
@@ -92,15 +94,17 @@ def best_orders(measured: Mapping[str, Sensitivity]) -> Sensitivity:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a plan is made of: unit scores of every open group, and sensitivities where they were asked for."""
+    """What a plan is made from: unit scores of every unlocked group, and sensitivities if they were measured."""
 
     units: Mapping[str, UnitScores]
     sensitivity: Sensitivity | None
 
 
 def choices(groups: Sequence[ChannelGroup], scores: KernelScores, sensitivity: Sensitivity | None) -> dict[str, Choice]:
-    """What the plans to a budget may go by, by name: a single ranking alone; of a consensus ``OWN`` (where sensitivities were
-    measured), the consensus and each of its members. A group that a member does not rank goes by the consensus.
+    """What plans to a budget can be made from, by name.
+
+    For a single ranking only itself; for a consensus ``OWN`` (if sensitivities were measured), the consensus, and each of its
+    members. Groups that a member does not score use the scores of the consensus.
     """
     orders = unit_orders(groups, scores)
     ranked = orders[scores.method]
@@ -122,13 +126,13 @@ def best_plan(
     divergence: Callable[[PruningPlan, Progress], float],
     progress: Progress = silent,
 ) -> PruningPlan:
-    """Of plans to one budget by different choices, the one whose cut diverges least; the first of equals.
+    """Choose, among plans to one budget, the one whose cut diverges least from the original; the first wins ties.
 
-    Plans that miss the budget count only where all do. Nothing is cut where all plans cut the same. The plan found names its
-    choice in ``order``, and in ``tried`` the divergence of each.
+    Plans that miss the budget count only if all do. If all plans make the same cut, none is tried. The result names its choice
+    in ``order``, and the divergence of every choice in ``tried``.
 
     Args:
-        divergence: cuts and repairs by a plan, and says how far, in nats, what is left is from the original.
+        divergence: a function that cuts and repairs by a plan, and measures the divergence from the original, in nats.
     """
     within = {name: plan for name, plan in plans.items() if not plan.missed} or dict(plans)
     first = next(iter(within.values()))

@@ -1,4 +1,4 @@
-"""How wide every group stays under a budget: by equal shares, or by what losing units was measured to cost."""
+"""The width of every group under a budget: by equal shares, or by the measured loss of narrower widths."""
 
 import math
 from collections import defaultdict
@@ -6,23 +6,26 @@ from collections.abc import Mapping, Sequence
 
 from ...explain.unit_scores import UnitScores
 from ...network.channels.group import ChannelGroup, Side
-from ..budget_search.layer_times import BLOCK
 from ..cost import CostModel
+from ..latency_table import BLOCK
 from ..settings import BudgetSettings
 from .allocation import NEARBY, Widths, allocate
 from .sensitivity import Sensitivity
 
 INNER_SHARE = 0.75
-"""The share that groups inside blocks lose before residual streams are touched."""
+"""The share of their units that groups inside blocks lose before residual streams lose any."""
 COARSE_WIDTHS = 32
 EFFORTS = 200
 AUTOMATIC = (32, 16, 8, 4, 2, 1)
 
 
 class WidthBook:
-    """What every open group's width costs under a budget. A width is how many units a group keeps, lowest scores gone first.
+    """The cost of every choice of widths under a budget. A width is the number of units that a group keeps.
 
-    ``steps`` are alignments that were settled before (in an earlier round), by group.
+    Units are removed in the order of their scores, the lowest first. Only unlocked groups take part.
+
+    Args:
+        steps: alignments of widths, by group, that an earlier round chose.
     """
 
     def __init__(
@@ -51,11 +54,11 @@ class WidthBook:
         self.limit = self._before * budget.fraction
 
     def used(self, kept: Mapping[str, int]) -> float:
-        """What the network costs at these widths."""
+        """The cost of the network at these widths."""
         return self._before - self.saved(self.whole, kept)
 
     def saved(self, kept: Mapping[str, int], changes: Mapping[str, int]) -> float:
-        """What changing some groups' widths saves. Only the layers that they touch are reckoned."""
+        """The cost saved by changing the widths of some groups. Only the layers that they touch are computed."""
         total = 0.0
         for layer in {layer for name in changes for layer in self._layers[name]}:
             before_out = before_in = after_out = after_in = 0
@@ -73,12 +76,17 @@ class WidthBook:
         return total
 
     def removed(self, kept: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """The units that go from every open group."""
+        """The units that every group loses at these widths."""
         return {name: tuple(sorted(order[: self.whole[name] - kept[name]])) for name, order in self.order.items()}
 
     def by_shares(self) -> Widths:
-        """Every group loses the same share of its units, as far as the budget asks, groups inside blocks first."""
-        if self.resource == "latency":  # a narrower layer may be slower, so that halving would miss the least effort
+        """Equal shares: every group loses the same share of its units, the smallest that meets the budget.
+
+        Groups inside blocks come first. Residual streams, which many layers write and read, lose units only once every other
+        group has lost ``INNER_SHARE`` of its own. The share is found by bisection; what rounding to aligned widths leaves of
+        the budget is then used to widen groups again.
+        """
+        if self.resource == "latency":  # a narrower layer may be slower, so bisection could miss the least effort
             tried = [self._shares(step / EFFORTS) for step in range(EFFORTS + 1)]
             enough = next((kept for kept in tried if self.used(kept) <= self.limit), None)
             return min(tried, key=self.used) if enough is None else self._filled(enough)
@@ -91,7 +99,7 @@ class WidthBook:
         return self._filled(self._shares(high))
 
     def _filled(self, kept: Widths) -> Widths:
-        """Give back what is left of the budget, an aligned step at a time, to the group that kept least of itself."""
+        """Use what is left of the budget: widen groups one aligned step at a time, the smallest kept share first."""
         while True:
             behind = sorted(
                 (name for name, group in self.open.items() if 0 < kept[name] < group.units),
@@ -106,7 +114,7 @@ class WidthBook:
                 return kept
 
     def by_loss(self, sensitivity: Sensitivity) -> Widths:
-        """The widths that lose least by measured sensitivities; a branch may go whole where its loss was measured."""
+        """The widths with the least measured loss; a branch may be removed whole if its loss was measured."""
         ends = [
             group
             for name, group in self.open.items()
@@ -124,15 +132,15 @@ class WidthBook:
         }
         loss = {name: sensitivity.loss(name) for name in self.open}
         kept: Widths | None = None
-        nearby = BLOCK if self.resource == "latency" else NEARBY  # time falls by whole blocks of channels
-        for most in (COARSE_WIDTHS, None):  # broad strokes, then exchanges by single steps
+        nearby = BLOCK if self.resource == "latency" else NEARBY  # latency falls by whole blocks of channels
+        for most in (COARSE_WIDTHS, None):  # coarse widths first, then exchanges by single steps
             choices = {name: [*self._choices(name, most), *([0] if name in branches else [])] for name in self.open}
             kept = allocate(choices, loss, self.used, self.saved, neighbours, self.limit, branches, kept, nearby)
         assert kept is not None
         return self._filled(kept)
 
     def _choices(self, name: str, most: int | None) -> list[int]:
-        """Aligned widths of a group, descending, ``most`` of them or little more."""
+        """Aligned widths of a group, descending, about ``most`` of them if given."""
         units, step = self.whole[name], self.steps[name]
         stride = step * max(1, units // (step * most)) if most else step
         return sorted({units, min(step, units), *range(stride, units, stride)}, reverse=True)
@@ -144,10 +152,10 @@ class WidthBook:
         return self._amounts[key]
 
     def _shares(self, effort: float) -> Widths:
-        """Every group's width, the nearest aligned one and at least one step.
+        """The width of every group at an effort in [0, 1], rounded to the alignment, at least one step.
 
-        ``effort`` in [0, 1]: in the first half the groups inside blocks lose up to ``INNER_SHARE``, in the second half
-        the streams lose up to all, and the others the rest.
+        In the first half of the effort, groups inside blocks lose up to ``INNER_SHARE`` of their units; in the second half they
+        lose the rest, and residual streams lose up to all of theirs.
         """
         first, second = min(1.0, 2 * effort), max(0.0, 2 * effort - 1)
         inner, streams = INNER_SHARE * first + (1 - INNER_SHARE) * second, second
@@ -163,7 +171,7 @@ class WidthBook:
         return result
 
     def _leaving(self, group: ChannelGroup) -> dict[tuple[str, Side], list[int]]:
-        """For each layer how many channels leave it with the first 0, 1, 2, … units in the order of removal."""
+        """For each layer the number of channels removed with the first 0, 1, 2, … units in the order of removal."""
         result: dict[tuple[str, Side], list[int]] = {}
         for member in group.members:
             running = [0]
@@ -179,7 +187,7 @@ class WidthBook:
 def alignment(group: ChannelGroup, round_to: str | int) -> int:
     """The step of a group's width, in units. ``auto``: the largest of ``AUTOMATIC`` that is at most an eighth of the width.
 
-    Runtimes work in blocks of channels, and the wider the layer, the wider the blocks that are quick.
+    Runtimes work in blocks of channels; wide layers are fast only at multiples of large blocks.
     """
     root = group.members[0]
     channels_per_unit = max(1, len(root.channels[0]))

@@ -25,7 +25,7 @@ from secateur.pipeline.recipe.recipe import Recipe
 from secateur.pipeline.single_commands import explain_into, export_into, plan_into, prune_into
 from secateur.prune.repair.repair import repair
 from secateur.prune.surgery import cut
-from secateur.prune.widths.sensitivity import measure_sensitivity
+from secateur.prune.widths.measure_sensitivity import measure_sensitivity
 
 FILES = ("plan.json", "scores.safetensors", "sensitivity.json", "model.safetensors", "model.onnx")
 

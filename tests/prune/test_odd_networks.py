@@ -15,12 +15,13 @@ from secateur.network.load import load_model
 from secateur.network.settings import ModelSettings
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import plan_pruning
+from secateur.prune.planning import plan_pruning
 from secateur.prune.reasons import explain_layer
 from secateur.prune.repair.reconstruction import reconstruct
 from secateur.prune.repair.repair import repair
 from secateur.prune.settings import BudgetSettings
-from secateur.prune.widths.sensitivity import Sensitivity, measure_sensitivity
+from secateur.prune.widths.measure_sensitivity import measure_sensitivity
+from secateur.prune.widths.sensitivity import Sensitivity
 
 
 def branch(width, hidden):

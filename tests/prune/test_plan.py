@@ -13,7 +13,8 @@ from secateur.network.channels.follow import find_groups
 from secateur.network.channels.group import ChannelGroup, Member
 from secateur.network.load import load_model
 from secateur.prune.cost import Cost, CostModel, LayerShape, measure_cost
-from secateur.prune.plan import PruningPlan, plan_pruning
+from secateur.prune.plan import PruningPlan
+from secateur.prune.planning import plan_pruning
 from secateur.prune.settings import BudgetSettings
 
 FRACTIONS = (0.95, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
@@ -209,7 +210,7 @@ import pickle, sys
 import torch
 torch.nn.Module.__call__ = torch.nn.Module.__init__ = None
 groups, scores, costs, budget = pickle.load(open(sys.argv[1], "rb"))
-from secateur.prune.plan import plan_pruning
+from secateur.prune.planning import plan_pruning
 plan_pruning(groups, scores, costs, budget).save(__import__("pathlib").Path(sys.argv[2]))
 """
 

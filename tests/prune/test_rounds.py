@@ -13,7 +13,8 @@ from secateur.network.channels.follow import find_groups
 from secateur.network.load import load_model
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import PruningPlan, keep_all, obstacle, plan_pruning
+from secateur.prune.plan import PruningPlan
+from secateur.prune.planning import keep_all, obstacle, plan_pruning
 from secateur.prune.reasons import explain_layer
 from secateur.prune.rounds import combine
 from secateur.prune.settings import BudgetSettings

@@ -15,7 +15,8 @@ from secateur.pipeline.single_commands import plan_into
 from secateur.pipeline.stages.repairing import cut_and_repair
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import PruningPlan, plan_pruning
+from secateur.prune.plan import PruningPlan
+from secateur.prune.planning import plan_pruning
 from secateur.prune.repair.repair import repair
 from secateur.prune.widths.ranking_choice import OWN, best_plan, choices
 from secateur.prune.widths.sensitivity import Sensitivity

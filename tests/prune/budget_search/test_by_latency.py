@@ -9,7 +9,7 @@ from secateur.prune.budget_search.by_latency import (
     LatencyTry,
     search_latency,
 )
-from secateur.prune.budget_search.layer_times import LatencyTable
+from secateur.prune.latency_table import LatencyTable
 
 
 def machine(truth, step=0.0, floor=0.0):

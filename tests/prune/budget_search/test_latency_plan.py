@@ -11,9 +11,10 @@ import torch
 from secateur.explain.unit_scores import UnitScores
 from secateur.network.channels.cut import cut_of
 from secateur.network.channels.follow import find_groups
-from secateur.prune.budget_search.layer_times import LatencyTable, LayerTimes
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import PruningPlan, plan_pruning
+from secateur.prune.latency_table import LatencyTable, LayerTimes
+from secateur.prune.plan import PruningPlan
+from secateur.prune.planning import plan_pruning
 from secateur.prune.settings import BudgetSettings
 from secateur.prune.widths.sensitivity import Sensitivity
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from secateur.common.errors import InputError, SecateurError
-from secateur.prune.budget_search.layer_times import LatencyTable, LayerTimes
 from secateur.prune.cost import measure_cost
+from secateur.prune.latency_table import LatencyTable, LayerTimes
 
 
 def table_of(function, outputs, inputs):

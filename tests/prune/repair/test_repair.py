@@ -10,7 +10,8 @@ from secateur.common.errors import UsageError
 from secateur.network.channels.cut import apply_cut, cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.network.graph.leaf_modules import ZeroPadChannels
-from secateur.prune.repair.repair import reestimate_norms, repair
+from secateur.prune.repair.batch_norm import reestimate_norms
+from secateur.prune.repair.repair import repair
 
 
 @pytest.fixture

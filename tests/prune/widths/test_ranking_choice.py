@@ -8,10 +8,12 @@ from secateur.explain.scores import KernelScores
 from secateur.explain.unit_scores import score_units
 from secateur.network.channels.follow import find_groups
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import PruningPlan, plan_pruning
+from secateur.prune.plan import PruningPlan
+from secateur.prune.planning import plan_pruning
 from secateur.prune.settings import BudgetSettings
+from secateur.prune.widths.measure_sensitivity import measure_sensitivity
 from secateur.prune.widths.ranking_choice import OWN, best_orders, best_plan, choices, measure_orders, unit_orders
-from secateur.prune.widths.sensitivity import Sensitivity, measure_sensitivity
+from secateur.prune.widths.sensitivity import Sensitivity
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from secateur.network.channels.cut import apply_cut, cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.prune.repair.least_squares import ReconstructionSettings
 from secateur.prune.repair.repair import repair
-from secateur.prune.widths.sensitivity import Sensitivity, measure_sensitivity
+from secateur.prune.widths.measure_sensitivity import measure_sensitivity
+from secateur.prune.widths.sensitivity import Sensitivity
 
 
 def scored(groups):

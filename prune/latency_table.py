@@ -1,4 +1,4 @@
-"""A latency table: what layers take at the widths that were measured, and in between. Pure arithmetic on plain data."""
+"""A latency table: the time of each layer at measured widths, and interpolated in between. Pure arithmetic on plain data."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from ...common.errors import InputError
-from ...common.files import read_json, sha256_json, write_json
+from ..common.errors import InputError
+from ..common.files import read_json, sha256_json, write_json
 
 BLOCK = 16
-"""Runtimes work on blocks of up to so many channels: widths are alike that share the same power of two up to it."""
+"""Runtimes work on blocks of up to this many channels. Widths have the same alignment if they have the same greatest common
+divisor with it."""
 
 
 @dataclass(frozen=True)
 class LayerTimes:
     """Milliseconds of one call of a layer: ``ms[i][j]`` at the widths ``outputs[i]`` and ``inputs[j]``, both ascending.
 
-    A depthwise layer has one column, whatever its inputs.
+    A depthwise layer has a single column.
     """
 
     outputs: tuple[int, ...]
@@ -32,10 +33,10 @@ class LayerTimes:
         return len(self.outputs) * len(self.inputs)
 
     def monotone(self) -> "LayerTimes":
-        """The same without what disturbed single measurements.
+        """A copy in which a layer is never slower than a wider one of the same alignment.
 
-        What disturbs a measurement only adds to it, and of widths aligned alike a narrower one is not slower: so every pair
-        gets the least of what was measured at it and at wider ones aligned alike.
+        Disturbances only add to a measured time, and of two widths with the same alignment the narrower is not slower. So
+        every point becomes the minimum over itself and the wider points of its alignment.
         """
         rows = [[self._least(i, j) for j in range(len(self.inputs))] for i in range(len(self.outputs))]
         return replace(self, ms=tuple(map(tuple, rows)))
@@ -45,11 +46,11 @@ class LayerTimes:
         return min(self.ms[i][j] for i in rows for j in columns)
 
     def at(self, outputs: int, inputs: int) -> float:
-        """Milliseconds at a pair of widths; nothing where either is 0, as a constant takes the layer's place then.
+        """Milliseconds at a pair of widths; 0 if either is 0, since a constant replaces the layer then.
 
-        A measured pair gives what was measured: a narrower layer may be slower, where its width leaves the runtime's blocks. In
-        between it is bilinear among measured widths that are aligned alike, so that a width off the
-        blocks is not taken for one on them; beyond the ends it is what the end takes.
+        A measured pair returns its measured time. In between, the interpolation is bilinear among measured widths of the same
+        alignment, because a width that is no multiple of the runtime's blocks may be slower than a wider one that is. Outside
+        the measured range the nearest measured width counts.
         """
         if outputs == 0 or inputs == 0:
             return 0.0
@@ -61,12 +62,15 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What a network takes as a function of its widths, for one batch size on one device.
+    """The latency of a network as a function of its widths, for one batch size on one device.
 
-    ``layers``: one entry for each call of a layer; layers without an entry are part of ``offset_ms``, which is what the whole
-    network takes beyond its layers, whatever their widths (elementwise work, copies, dispatch). Where layers one by one take
-    more than the whole, as each pays for copies that it does not need beside the others, ``scale`` brings them to it.
-    ``about``: device, provider, precision, batch, versions.
+    Attributes:
+        layers: the times of every call of a layer, by layer.
+        offset_ms: what the network takes besides these layers, whatever their widths (elementwise operations, copies,
+            dispatch).
+        about: device, provider, precision, batch size and versions.
+        scale: a factor on the layers' times. It is below 1 if the layers, timed one by one, take longer than the whole
+            network, since each then pays for copies that the whole does not make.
     """
 
     layers: Mapping[str, tuple[LayerTimes, ...]]
@@ -76,16 +80,16 @@ class LatencyTable:
 
     @cached_property
     def sha256(self) -> str:
-        """What a plan made with this table is made of."""
+        """The hash of the table's content, which a plan made with it records."""
         return sha256_json(self.to_json())
 
     @property
     def measured_points(self) -> int:
-        """Pairs of widths that were timed; layers of one kind share theirs."""
+        """The number of pairs of widths that were timed; equal layers share theirs."""
         return sum(times.points for times in {times for calls in self.layers.values() for times in calls})
 
     def layer_ms(self, layer: str, outputs: int, inputs: int) -> float:
-        """Milliseconds of all calls of a layer at these widths; 0 for a layer that the table does not hold."""
+        """Milliseconds of all calls of a layer at these widths; 0 for a layer without an entry."""
         return self.scale * sum(times.at(outputs, inputs) for times in self.layers.get(layer, ()))
 
     def to_json(self) -> dict[str, Any]:
@@ -105,7 +109,7 @@ class LatencyTable:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: missing, or no latency table.
+            InputError: the file is missing or holds no latency table.
         """
         values = read_json(path)
         try:
@@ -122,7 +126,7 @@ class LatencyTable:
 
 
 def alike(measured: Sequence[int], width: int) -> list[int]:
-    """Where in the measured widths to look for one: at itself, or at those that share its alignment and lie around it."""
+    """Indices of the measured widths to interpolate a width from: itself, else those of its alignment if they enclose it."""
     if width in measured:
         return [measured.index(width)]
     same = [index for index, known in enumerate(measured) if math.gcd(known, BLOCK) == math.gcd(width, BLOCK)]
