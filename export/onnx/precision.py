@@ -3,6 +3,7 @@
 Both keep float32 inputs and outputs and the free batch size, so the files are interchangeable.
 
 float16: weights and arithmetic, by ONNX Runtime's converter; values beyond float16's range are refused, not clipped.
+Operations that have no float16 form stay in float32.
 
 int8: static quantisation in QDQ form by ONNX Runtime's quantiser. Weights are symmetric with one scale per kernel; the ranges
 of activations are their minimum and maximum on calibration images. Two choices are not the quantiser's defaults. Weights are
@@ -37,6 +38,34 @@ from ..runtime.session import open_session
 from .model import forget_origin, read_metadata
 
 CALIBRATION_BATCH = 32
+_SURE = frozenset(
+    (
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "BatchNormalization",
+        "Relu",
+        "LeakyRelu",
+        "Sigmoid",
+        "Clip",
+        "Add",
+        "Mul",
+    )
+    + (
+        "Concat",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+    )
+)
+"""Operations that stay in float16 where the whole network cannot; these are nearly all of the arithmetic."""
+_SURE_IN_INT8 = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -77,6 +106,9 @@ def file_name(fp32: str, precision: str) -> str:
 def to_precision(source: Path, path: Path, precision: str, calibration: Images, provider: str = "cpu") -> None:
     """Convert a float32 file to another precision; equal files and images give equal bytes, without paths of this machine.
 
+    The file is run on two batch sizes before it takes its place. Where ONNX Runtime's converter makes one that fails, only the
+    operations that are sure to work are converted.
+
     Args:
         precision: fp16 or int8.
         calibration: the images for int8's ranges; never those that accuracy is measured on.
@@ -87,27 +119,30 @@ def to_precision(source: Path, path: Path, precision: str, calibration: Images, 
     """
     import onnx
 
-    try:
-        with _quiet():
-            model = _half(source) if precision == "fp16" else _quantised(source, calibration, provider in ON_GPU)
-        onnx.checker.check_model(model, full_check=True)
-    except InputError:
-        raise
-    except Exception as error:  # both converters raise many exception types, and may write an invalid model
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
-        raise InputError(
-            f"ONNX Runtime cannot write {source.name} as {precision}: {reason}. Leave {precision} out of --precision."
-        ) from error
-    _tidy(model, {**read_metadata(source), "precision": precision})
-    for tensor in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise InputError(
-                f"{source.name} as {precision} holds NaN or infinity in {tensor.name!r}, so it was not written. Leave "
-                f"{precision} out of --precision."
-            )
-    with replacing(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+    about = {**read_metadata(source), "precision": precision}
+    if precision == "fp16":
+        _check_range(onnx.load(source), source.name)
+    failures = []
+    for carefully in (False, True):
+        try:
+            with _quiet():
+                if precision == "fp16":
+                    model = _half(source, carefully)
+                else:
+                    model = _quantised(source, calibration, provider in ON_GPU, carefully)
+            onnx.checker.check_model(model, full_check=True)
+            _tidy(model, about)
+            with replacing(path) as temporary:
+                temporary.write_bytes(model.SerializeToString(deterministic=True))
+                _try_out(temporary, calibration)
+            return
+        except Exception as error:  # both converters raise many exception types, and may write an invalid model
+            failures.append(error)
+    first = failures[0]
+    reason = (str(first).strip().splitlines() or [type(first).__name__])[0][:300].rstrip(".")
+    raise InputError(
+        f"ONNX Runtime cannot write {source.name} as {precision}: {reason}. Leave {precision} out of --precision."
+    ) from first
 
 
 def describe(path: Path, precision: str, network: Network, images: Images) -> PrecisionFile:
@@ -143,23 +178,71 @@ def _tidy(model: Any, about: dict[str, Any]) -> None:
     onnx.helper.set_model_props(model, {"secateur": json.dumps(about, sort_keys=True)})
 
 
-def _half(source: Path) -> Any:
+def _try_out(path: Path, calibration: Images) -> None:
+    """Run a file on the CPU on two batch sizes: what the checker accepts may still have no kernel, or overflow."""
     import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    model = onnx.load(source)
+    for tensor in onnx.load(path).graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"it holds NaN or infinity in {tensor.name!r}")
+    try:
+        classifier, session = read_classifier(path), open_session(path, "cpu").session
+        found = [
+            classifier.run(session, next(iter(calibration.subset(torch.arange(count)).batches(count)))[0].numpy())
+            for count in (1, min(8, len(calibration)))
+        ]
+    except InputError as error:  # the name is that of a temporary file
+        raise ValueError(str(error).replace(str(path), "the file")) from error
+    if not all(np.isfinite(scores).all() for scores in found):
+        raise ValueError("its class scores are NaN or infinite")
+
+
+def _check_range(model: Any, name: str) -> None:
+    import onnx
+
     largest = float(np.finfo(np.float16).max)
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
         if values.dtype == np.float32 and values.size and np.abs(values).max() > largest:
             raise InputError(
-                f"{source.name}: {tensor.name!r} holds {np.abs(values).max():.3g}, beyond float16's {largest:.0f}. "
+                f"{name}: {tensor.name!r} holds {np.abs(values).max():.3g}, beyond float16's {largest:.0f}. "
                 "Leave fp16 out of --precision."
             )
-    model = convert_float_to_float16(model, keep_io_types=True)
+
+
+def _half(source: Path, carefully: bool) -> Any:
+    """Convert to float16; ``carefully``, only the operations that every converter and runtime knows in it."""
+    import onnx
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    model = onnx.load(source)
+    # The converter changes the type that a float32 constant is declared with (the scales of Resize), but not the constant.
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for info in [info for info in model.graph.value_info if info.name in constants]:
+        model.graph.value_info.remove(info)
+    used = {node.op_type for node in model.graph.node}
+    kept = used - _SURE if carefully else {*DEFAULT_OP_BLOCK_LIST, *_without_half(model)}
+    model = convert_float_to_float16(model, keep_io_types=True, op_block_list=sorted(kept))
     _keep_once(model.graph)
     _sort(model.graph)
     return model
+
+
+def _without_half(model: Any) -> set[str]:
+    """The operations that take or give float32 but no float16 in the model's operator set (Celu)."""
+    import onnx
+
+    version = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    found = set()
+    for node in model.graph.node:
+        if node.domain or not onnx.defs.has(node.op_type, version):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, version)
+        kinds = [set(constraint.allowed_type_strs) for constraint in schema.type_constraints]
+        if any("tensor(float)" in allowed and "tensor(float16)" not in allowed for allowed in kinds):
+            found.add(node.op_type)
+    return found
 
 
 def _keep_once(graph: Any) -> None:
@@ -180,7 +263,8 @@ def _sort(graph: Any) -> None:
     graph.node.extend(nodes[index] for index in TopologicalSorter(reads).static_order())
 
 
-def _quantised(source: Path, calibration: Images, symmetric: bool) -> Any:
+def _quantised(source: Path, calibration: Images, symmetric: bool, carefully: bool) -> Any:
+    """Quantise to int8; ``carefully``, only the layers with weights."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -194,6 +278,7 @@ def _quantised(source: Path, calibration: Images, symmetric: bool) -> Any:
             str(written),
             _reader(source, calibration),
             quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_SURE_IN_INT8) if carefully else None,
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
