@@ -38,34 +38,11 @@ from ..runtime.session import open_session
 from .model import forget_origin, read_metadata
 
 CALIBRATION_BATCH = 32
-_SURE = frozenset(
-    (
-        "Conv",
-        "ConvTranspose",
-        "Gemm",
-        "MatMul",
-        "BatchNormalization",
-        "Relu",
-        "LeakyRelu",
-        "Sigmoid",
-        "Clip",
-        "Add",
-        "Mul",
-    )
-    + (
-        "Concat",
-        "MaxPool",
-        "AveragePool",
-        "GlobalAveragePool",
-        "Reshape",
-        "Flatten",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-    )
-)
+_WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_PLAIN = ("BatchNormalization", "Relu", "LeakyRelu", "Sigmoid", "Clip", "Add", "Mul", "MaxPool", "AveragePool")
+_SHAPING = ("GlobalAveragePool", "Concat", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
+_SURE = frozenset((*_WITH_WEIGHTS, *_PLAIN, *_SHAPING))
 """Operations that stay in float16 where the whole network cannot; these are nearly all of the arithmetic."""
-_SURE_IN_INT8 = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -278,7 +255,7 @@ def _quantised(source: Path, calibration: Images, symmetric: bool, carefully: bo
             str(written),
             _reader(source, calibration),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_SURE_IN_INT8) if carefully else None,
+            op_types_to_quantize=list(_WITH_WEIGHTS) if carefully else None,
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
