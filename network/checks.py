@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..common.errors import InputError, first_line
+from .hooks import pick_logits
+from .loading.repeatability import check_repeats
 from .network import Network
 
 
@@ -22,7 +24,7 @@ def check_values(module: nn.Module) -> None:
 
 
 def check_network(network: Network) -> Network:
-    """Check that weights and class scores are finite, batches of any size work, and class names match the head.
+    """Check a network: finite weights and class scores, any batch size, the same scores every time, class names as outputs.
 
     Returns:
         The network itself.
@@ -41,6 +43,7 @@ def check_network(network: Network) -> Network:
         with torch.no_grad():
             logits = network.logits(network.example())
             three = network.logits(network.example(3))
+        check_repeats(network.module, network.example(), lambda output: {"logits": pick_logits(output)})
     except InputError:
         raise
     except Exception as error:  # a user's forward may raise anything

@@ -16,6 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from ...common.errors import InputError
 from .outputs import tensors_in
+from .repeatability import check_repeats
 
 TOLERANCE = 1e-6
 """Largest change of the outputs, of the largest |output|."""
@@ -32,7 +33,7 @@ def make_permanent(module: nn.Module, example: Tensor) -> tuple[str, ...]:
         A note for each way in which weights were computed, naming the layers.
 
     Raises:
-        InputError: the outputs change.
+        InputError: the outputs change, or differ from call to call before.
     """
     module.eval()
     layers: dict[str, list[str]] = defaultdict(list)
@@ -41,6 +42,8 @@ def make_permanent(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     if not layers:
         return ()
     before = _outputs(module, example)
+    if before is not None:
+        check_repeats(module, example)
     for _, child, tensor_name, _ in list(_computed(module)):
         _make_plain(child, tensor_name)
     after = _outputs(module, example)
