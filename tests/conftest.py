@@ -320,3 +320,19 @@ def plan_for():
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def equal():
+    """Whether two modules have the same tensors by name and the same class scores, bit for bit."""
+
+    def compare(first, second):
+        states = first.state_dict(), second.state_dict()
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        x = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            assert torch.equal(first(x), second(x))
+        return True
+
+    return compare

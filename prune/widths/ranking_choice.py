@@ -1,6 +1,6 @@
 """The choice among the rankings of a consensus.
 
-One plan goes by the ranking with the least measured loss in each group, one by the consensus, one by each of its members. The
+One plan uses, in each group, the ranking with the least measured loss; one uses the consensus, and one each of its members. The
 plan is kept whose cut, as measured, diverges least from the original.
 """
 

@@ -3,12 +3,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.common.errors import SecateurError
 from secateur.network.channels.cut import apply_cut, cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.network.load import load_model
+from secateur.prune import surgery
 from secateur.prune.cost import Cost, measure_cost
 
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")
+
+
 LARGE = ("resnet18", "mobilenet_v2", "densenet121", "resnext", "mobilenet_v3_small", "vgg", "efficientnet_b0")
 
 
@@ -106,3 +110,31 @@ def test_the_real_network(shared):
     assert cost.parameters == 269_722
     assert cost == counted(network.module, (3, 32, 32))
     assert round(cost.macs / 1e6) == 41
+
+
+def test_latency_without_a_table_is_a_defect(tiny, network_of):
+    with pytest.raises(SecateurError, match="needs a latency table"):
+        measure_cost(network_of(tiny("chain"))).amount("latency")
+
+
+@pytest.mark.parametrize("name", [*TINY, "digits"])
+@pytest.mark.parametrize("fraction", [0.9, 0.6, 0.35])
+def test_a_budget_in_bytes_is_kept_and_is_what_the_file_takes(tiny, network_of, plan_for, tmp_path, name, fraction):
+    """Against safetensors: what it stores for parameters and running statistics, without its header."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    network = load_model("digits") if name == "digits" else network_of(tiny(name))
+    plan = plan_for(network, fraction, "size")
+    sizes = []
+    for subject in (network, surgery.cut(network, plan)):
+        tensors = dict(subject.module.named_parameters())
+        running = {key: value for key, value in subject.module.named_buffers() if "running_" in key}
+        save_file({key: value.detach().contiguous() for key, value in (tensors | running).items()}, tmp_path / "w")
+        content = (tmp_path / "w").read_bytes()
+        sizes.append(len(content) - 8 - int.from_bytes(content[:8], "little"))
+        with safe_open(tmp_path / "w", "pt") as file:
+            assert len(file.keys()) == len(tensors) + len(running)
+    assert sizes == [plan.before.bytes, plan.after.bytes]
+    assert plan.missed or sizes[1] <= fraction * sizes[0]
+    assert plan.resource == "size"

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from odd_networks import Parallel
 from torch import nn
 
 from secateur.common.errors import InputError
@@ -286,3 +287,9 @@ def test_a_network_without_a_branch_trains(planned):
         optimizer.step()
     with torch.no_grad():
         assert torch.isfinite(small.eval()(network.example(4))).all()
+
+
+def test_one_side_of_a_join_stays(shake, network_of):
+    """Without both nothing of the image would reach the head."""
+    groups = find_groups(shake(Parallel()), torch.zeros(2, 3, 12, 12))
+    assert {group.branch for group in groups if group.branch} in ({"f.3", "h.3"}, {"g.3", "h.3"})

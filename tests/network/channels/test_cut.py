@@ -1,9 +1,10 @@
 import copy
 
 import pytest
+import torch
 
 from secateur.common.errors import InputError
-from secateur.network.channels.cut import LayerCut, apply_cut, cut_from_json, cut_of, cut_to_json
+from secateur.network.channels.cut import LayerCut, apply_cut, cut_from_json, cut_of, cut_to_json, rest_of_cut
 from secateur.network.channels.follow import find_groups
 
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")
@@ -64,3 +65,37 @@ def test_removals_that_cannot_be(subject, removed, words):
     module, x = subject("chain")
     with pytest.raises(InputError, match=words):
         cut_of(find_groups(module, x), removed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", TINY)
+def test_two_cuts_equal_one(tiny, random_units, name, seed, equal):
+    """Random units go, then more; the rest of the cut takes the first result to where the whole cut leads."""
+    module, example = tiny(name, seed), torch.zeros(2, 3, 12, 12)
+    groups = find_groups(module, example)
+    whole = random_units(groups, seed, 0.6)
+    early = {group: units[: seed * len(units) // 2] for group, units in whole.items()}
+    first = apply_cut(module, cut_of(groups, early), example)
+    rest = rest_of_cut(cut_of(groups, whole), cut_of(groups, early))
+    assert equal(apply_cut(first, rest, example), apply_cut(module, cut_of(groups, whole), example))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_rest_counts_what_is_left(tiny, random_units, name):
+    """Channel by channel: what the rest removes from the remaining ones is what the whole removes and the first did not."""
+    module = tiny(name)
+    groups = find_groups(module, torch.zeros(2, 3, 12, 12))
+    whole = random_units(groups, 4, 0.7)
+    full, done = cut_of(groups, whole), cut_of(groups, {group: units[::2] for group, units in whole.items()})
+    rest = rest_of_cut(full, done)
+    assert rest_of_cut(full, {}) == full
+    assert rest_of_cut(full, full) == {}
+    for layer, part in full.items():
+        for side in ("out", "in"):
+            width, removed = getattr(part, f"{side}_width"), getattr(part, f"{side}_removed")
+            gone = getattr(done[layer], f"{side}_removed") if layer in done else ()
+            left = [channel for channel in range(width or 0) if channel not in gone]
+            now = getattr(rest[layer], f"{side}_removed") if layer in rest else ()
+            assert {*gone, *(left[index] for index in now)} == set(removed)
+            if now:
+                assert getattr(rest[layer], f"{side}_width") == len(left)

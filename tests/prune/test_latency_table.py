@@ -3,8 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from secateur.common.errors import InputError, SecateurError
-from secateur.prune.cost import measure_cost
+from secateur.common.errors import InputError
 from secateur.prune.latency_table import LatencyTable, LayerTimes
 
 
@@ -42,15 +41,15 @@ def test_a_layer_without_channels_takes_nothing_and_ends_are_kept():
     assert depthwise.at(12, 12) == 1.5
 
 
-def test_a_disturbed_point_is_mended_from_wider_ones_aligned_alike():
+def test_a_disturbed_point_is_corrected_from_wider_ones_of_the_same_alignment():
     clean = table_of(lambda o, i: 1.0 + o * i, (8, 16, 24, 32), (16, 32))
     generator = np.random.default_rng(0)
     disturbed = np.array(clean.ms)
     disturbed[0, 0] += 1000
     disturbed[1, 1] += 3
-    mended = LayerTimes(clean.outputs, clean.inputs, tuple(map(tuple, disturbed))).monotone()
-    assert mended.ms[0][0] == clean.ms[0][1], "the least of the wider ones: 8 and 24 outputs, 16 and 32 inputs"
-    assert mended.ms[1][1] == clean.ms[1][1] + 3, "32 inputs, 16 outputs: the wider one takes longer still"
+    corrected = LayerTimes(clean.outputs, clean.inputs, tuple(map(tuple, disturbed))).monotone()
+    assert corrected.ms[0][0] == clean.ms[0][1], "the least of the wider ones: 8 and 24 outputs, 16 and 32 inputs"
+    assert corrected.ms[1][1] == clean.ms[1][1] + 3, "32 inputs, 16 outputs: the wider one takes longer still"
     assert clean.monotone() == clean
     noise = generator.exponential(1.0, (4, 2))
     noisy = LayerTimes(clean.outputs, clean.inputs, tuple(map(tuple, np.array(clean.ms) + noise))).monotone()
@@ -71,8 +70,3 @@ def test_it_survives_the_disk_and_a_damaged_file_is_named(tmp_path):
     (tmp_path / "table.json").write_text(json.dumps({"layers": {"a": 3}}))
     with pytest.raises(InputError, match=r"table\.json is no latency table"):
         LatencyTable.load(tmp_path / "table.json")
-
-
-def test_latency_without_a_table_is_a_defect(tiny, network_of):
-    with pytest.raises(SecateurError, match="needs a latency table"):
-        measure_cost(network_of(tiny("chain"))).amount("latency")
