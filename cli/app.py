@@ -1,4 +1,4 @@
-"""The application: its commands in the order of use, and how errors become messages and exit codes."""
+"""The application: its commands in the order of use, and the conversion of errors into messages and exit codes."""
 
 import functools
 import os
@@ -27,7 +27,7 @@ PANELS = {
     "train-picnn": "Methods", "rankers": "Methods",
     "doctor": "This machine",
 }  # fmt: skip
-"""Every command with the heading that it is listed under, in the order of use."""
+"""All commands with their headings in the help, in the order of use."""
 
 
 class InOrderOfUse(TyperGroup):
@@ -76,8 +76,8 @@ def command(name: str) -> Callable[[F], F]:
                 _fail(str(error), error.exit_code, error)
             except KeyboardInterrupt:
                 typer.echo(
-                    "secateur: stopped. What was finished is kept; give the same command again (with --resume, if it has "
-                    "that) to continue.",
+                    "secateur: interrupted. Finished stages are kept; run the same command again (with --resume, if it "
+                    "has that option) to continue.",
                     err=True,
                 )
                 raise
@@ -99,7 +99,7 @@ def command(name: str) -> Callable[[F], F]:
 
 
 def _fail(message: str, code: ExitCode, error: BaseException) -> None:
-    """Print one message, with the traceback where it is asked for, and end with an exit code."""
+    """Print one message, with a traceback if requested, and end with an exit code."""
     typer.echo(f"secateur: {message}", err=True)
     if os.environ.get("SECATEUR_DEBUG"):
         traceback.print_exception(error)
@@ -107,7 +107,7 @@ def _fail(message: str, code: ExitCode, error: BaseException) -> None:
 
 
 def console_of(*, stderr: bool = False) -> "Console":
-    """A console on standard output, or on standard error where the output is for a machine."""
+    """A console on standard output, or on standard error if standard output is for a program."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -115,7 +115,7 @@ def console_of(*, stderr: bool = False) -> "Console":
 
 
 def observed(quiet: bool, json: bool = False) -> tuple["Console", "TerminalObserver"]:
-    """A console with an observer on it. With ``json`` both use standard error, as standard output is for a machine."""
+    """A console with its observer. With ``json``, both use standard error, since standard output is for a program."""
     from .terminal import TerminalObserver
 
     console = console_of(stderr=json)
@@ -123,7 +123,7 @@ def observed(quiet: bool, json: bool = False) -> tuple["Console", "TerminalObser
 
 
 def print_json(value: Any) -> None:
-    """Print a result for a machine."""
+    """Print a result as JSON for a program."""
     import json
 
     typer.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""``secateur bench``: two ONNX classifiers compared, whoever made them."""
+"""``secateur bench``: compare any two ONNX classifiers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ from .options import (
 @command("bench")
 def bench_command(
     baseline: Annotated[Path, typer.Argument(help="An ONNX classifier.")],
-    pruned: Annotated[Path, typer.Argument(help="Another, timed in turns with the first.")],
+    pruned: Annotated[Path, typer.Argument(help="The ONNX file to compare with it.")],
     data: Data = None,
     input_shape: InputShape = None,
     mean: Mean = None,
@@ -38,7 +38,7 @@ def bench_command(
     seed: Seed = None,
     quiet: Quiet = False,
 ) -> None:
-    """Latency, throughput and memory of two ONNX classifiers, and with --data their accuracy and the drop between them."""
+    """Compare latency, throughput and memory of two ONNX classifiers and, with --data, their accuracy."""
     from .terminal import show_table
     from .tools.bench import BenchSettings, bench
 

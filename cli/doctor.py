@@ -1,4 +1,4 @@
-"""``secateur doctor`` and ``secateur rankers``: what this machine can do, and which rankings there are."""
+"""``secateur doctor`` and ``secateur rankers``: check this machine, and list the rankings."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -17,7 +17,7 @@ def doctor_command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """What this machine can and cannot do, and the commands that fix it."""
+    """Check what works on this machine, and show the commands that fix what does not."""
     from .terminal import show_table
     from .tools.doctor import examine
     from .tools.doctor import require as check
@@ -33,7 +33,7 @@ def doctor_command(
 
 @command("rankers")
 def rankers_command(json: Json = False) -> None:
-    """List the rankings there are."""
+    """List the available rankings."""
     from ..explain.registry import rankers
     from .terminal import show_table
 

@@ -55,17 +55,18 @@ def explain_command(
     class_name: Annotated[
         str | None,
         typer.Option(
-            "--class", help="Explain this class (name or index), not the one predicted.", rich_help_panel=PICTURES
+            "--class", help="Explain this class (name or index) instead of the predicted one.", rich_help_panel=PICTURES
         ),
     ] = None,
     kernel: Annotated[
         str | None,
-        typer.Option(help="Explain a kernel at a place instead, LAYER:KERNEL:ROW:COLUMN.", rich_help_panel=PICTURES),
+        typer.Option(help="Explain a kernel at a position instead, LAYER:KERNEL:ROW:COLUMN.", rich_help_panel=PICTURES),
     ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
-            help="Layers or blocks to go through, with commas; the stages by default.", rich_help_panel=PICTURES
+            help="Layers or blocks of the decomposition, separated by commas; by default the stages.",
+            rich_help_panel=PICTURES,
         ),
     ] = None,
     top: Annotated[
@@ -74,7 +75,7 @@ def explain_command(
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="What a kernel is compared with: zero, or mean (over training images of --data).",
+            help="Baseline of a kernel's activation: zero, or mean (over training images of --data).",
             show_default="zero",
             rich_help_panel=PICTURES,
         ),
@@ -82,7 +83,7 @@ def explain_command(
     occlude: Annotated[
         list[str] | None,
         typer.Option(
-            help="Cover LEFT,TOP,RIGHT,BOTTOM (pixels of the input) and measure again; repeatable.",
+            help="Cover the box LEFT,TOP,RIGHT,BOTTOM (pixels of the input) and measure again; repeatable.",
             rich_help_panel=PICTURES,
         ),
     ] = None,
@@ -98,9 +99,9 @@ def explain_command(
 ) -> None:
     """Score every kernel: writes scores.safetensors, recipe.toml and evidence.html, which `plan`, `prune` and `export` use.
 
-    evidence.html is a page to look at: decisions on a few images, every kernel with its scores, classes and patches. With
-    pictures: the evidence for the network's decision on each, as a tree of kernels and places; writes evidence/NAME.json,
-    evidence/NAME.png and evidence/evidence.html.
+    evidence.html shows decisions on a few images, and every kernel with its scores, classes and patches. With pictures:
+    explains the network's decision on each as a tree of kernels; writes evidence/NAME.json, evidence/NAME.png and
+    evidence/evidence.html.
     """
     settings = chosen_recipe({name: value for name, value in locals().items() if name != "baseline"}, file=recipe)
     from ..pipeline.explain_pictures import EVIDENCE_FOLDER, EvidenceSettings, evidence_settings, explain_pictures
@@ -112,7 +113,7 @@ def explain_command(
     if not pictures:
         if asked != EvidenceSettings():
             raise UsageError(
-                "--class, --kernel, --layers, --top, --baseline and --occlude belong to pictures; name an image."
+                "--class, --kernel, --layers, --top, --baseline and --occlude apply to pictures only. Name an image."
             )
         show_table(console, COLUMNS, score_rows(explain_into(settings, out, observer)))
         console.print(f"scores: {out / 'scores.safetensors'}", soft_wrap=True, highlight=False)
@@ -121,10 +122,12 @@ def explain_command(
         return
     if any(option is not None for option in (rank_by, calibration, keep_classes, drop_classes)):
         raise UsageError(
-            "--rank-by, --calibration, --keep-classes and --drop-classes rank kernels; with pictures nothing is ranked."
+            "--rank-by, --calibration, --keep-classes and --drop-classes apply to ranking only. Leave them out with pictures."
         )
     if evidence_images is not None or misclassified is not None:
-        raise UsageError("--evidence-images and --misclassified choose images; with pictures those are explained.")
+        raise UsageError(
+            "--evidence-images and --misclassified choose images. Leave them out with pictures, which are explained instead."
+        )
     for tree, path in explain_pictures(settings, pictures, asked, out, observer):
         show_tree(console, tree)
         console.print(f"evidence: {path}", soft_wrap=True, highlight=False)

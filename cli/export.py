@@ -15,7 +15,7 @@ from .options import MODEL, InputShape, Mean, Out, Quiet, Std, Weights, value_of
 def export_command(
     model: Annotated[
         str | None,
-        typer.Option(help="A network to export as it is, instead of the run folder's.", rich_help_panel=MODEL),
+        typer.Option(help="A network to export unchanged, instead of the run folder's.", rich_help_panel=MODEL),
     ] = None,
     weights: Weights = None,
     input_shape: InputShape = None,
@@ -34,7 +34,7 @@ def export_command(
         )
         chosen = ModelSettings(model, weights, shape, means, deviations)
     elif weights is not None or input_shape is not None or mean is not None or std is not None:
-        raise UsageError("--weights, --input-shape, --mean and --std belong to --model; the run folder has its own.")
+        raise UsageError("--weights, --input-shape, --mean and --std need --model; the run folder has its own.")
     console, observer = observed(quiet)
     for found in export_into(chosen, out, observer):
         console.print(

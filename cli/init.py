@@ -30,17 +30,15 @@ def init_command(
     std: Std = None,
     macs: Macs = None,
     out: Annotated[Path, typer.Option(help="The recipe file to write.", rich_help_panel=OUTPUT)] = Path("recipe.toml"),
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace a recipe that is there.", rich_help_panel=OUTPUT)
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
-    """Write a commented recipe.toml for a model and a folder of images, to edit and to give to `prune-and-export --recipe`.
+    """Write a commented recipe.toml for a model and a folder of images, to edit and pass to `prune-and-export --recipe`.
 
-    The model and the images are loaded once, so that what is wrong with them is known now.
+    The model and the images are loaded once, so that problems show early.
     """
     settings = chosen_recipe(locals())
     if out.exists() and not force:
-        raise UsageError(f"{out} exists. Give --force to replace it, or another --out.")
+        raise UsageError(f"{out} already exists. Use --force to replace it, or choose another --out.")
     from ..common.files import write_text
     from ..pipeline.inputs import look_at
     from ..pipeline.recipe.starter import starter

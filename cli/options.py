@@ -1,4 +1,4 @@
-"""The options that commands share, made of the settings' own names and help, and how they become a recipe."""
+"""The options that commands share, generated from the settings' names and help, and their conversion to a recipe."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MODEL, BUDGET, RANKING = "Model and data", "Budget", "Ranking"
 REPAIR, MEASUREMENT, GATES, OUTPUT = "Repair and recovery", "Measurement", "Gates", "Output"
 LISTS = (DataSettings, ModelSettings, MeasurementSettings)
-"""Sections with settings that hold several values, which an option takes with commas."""
+"""Settings with several values, which an option takes separated by commas."""
 
 
 def setting_option(section: type[Any], name: str, panel: str, *, switch: bool = False) -> Any:
@@ -34,7 +34,7 @@ def setting_option(section: type[Any], name: str, panel: str, *, switch: bool = 
     text = help_of(section, name)
     if switch and usual is not None:
         text += f" Default: {'yes' if usual else 'no'}."
-    several = " Several with commas." if _is_list(section, name) else ""
+    several = "  Separate several with commas." if _is_list(section, name) else ""
     return typer.Option(flags, help=text + several, rich_help_panel=panel, show_default=shown)
 
 
@@ -90,7 +90,9 @@ BaselineLatency = Annotated[bool | None, setting_option(ReleaseSettings, "baseli
 Out = Annotated[Path, typer.Option(help="The run folder.", rich_help_panel=OUTPUT)]
 RecipeFile = Annotated[
     Path | None,
-    typer.Option("--recipe", help="A recipe.toml; options given beside it take precedence.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--recipe", help="A recipe.toml; options on the command line take precedence.", rich_help_panel=OUTPUT
+    ),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Reuse the finished stages in the run folder.", rich_help_panel=OUTPUT)
@@ -104,19 +106,17 @@ Device = Annotated[
     typer.Option(help="Device of torch: auto, cpu or cuda.", rich_help_panel=OUTPUT, show_default="auto"),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random choices.", rich_help_panel=OUTPUT, show_default="0")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print only the result and what is wrong.", rich_help_panel=OUTPUT)
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result and errors.", rich_help_panel=OUTPUT)]
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=OUTPUT)
 ]
 
 
 def chosen_recipe(options: Mapping[str, Any], *, file: Path | None = None, folder: Path | None = None) -> "Recipe":
-    """The recipe of ``--recipe`` or of a run folder, with the options that were given on top.
+    """The recipe of ``--recipe`` or of a run folder, overridden by options.
 
     Args:
-        options: a command's parameters by name; those that are no settings are ignored.
+        options: a command's parameters by name; those that are not settings are ignored.
     """
     from ..pipeline.recipe.recipe import SETTINGS, Recipe
 
@@ -128,7 +128,7 @@ def chosen_recipe(options: Mapping[str, Any], *, file: Path | None = None, folde
 
 
 def read_recipe(path: Path) -> "Recipe":
-    """Read a recipe file whose ranker is known.
+    """Read a recipe file, and check that its ranker exists.
 
     Raises:
         InputError: the recipe cannot be read, or names an unknown ranker.
@@ -145,7 +145,7 @@ def read_recipe(path: Path) -> "Recipe":
 
 
 def value_of(name: str, value: Any) -> Any:
-    """The value of a setting as its option gives it: what holds several comes with commas, and a rounding may be a number."""
+    """The value of a setting from its option: several values are separated by commas, and a rounding may be a number."""
     if not isinstance(value, str):
         return value
     if name == "round_to":
@@ -167,7 +167,7 @@ def numbers(option: str, text: str | None, kind: type[Any]) -> Any:
         return tuple(kind(part) for part in text.replace("x", ",").split(","))
     except ValueError as error:
         raise UsageError(
-            f"{option} must be {'whole ' if kind is int else ''}numbers with commas (got {text!r})."
+            f"{option} must be {'whole ' if kind is int else ''}numbers separated by commas (got {text!r})."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""``secateur plan``: what goes and what stays."""
+"""``secateur plan``: plan which kernels to remove."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,14 +42,14 @@ def plan_command(
     out: Out = Path("secateur-run"),
     explain: Annotated[
         str | None,
-        typer.Option(help="Say why each kernel of this layer stays or goes.", rich_help_panel=OUTPUT),
+        typer.Option(help="Explain why each kernel of this layer stays or goes.", rich_help_panel=OUTPUT),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Plan what goes and what stays from the scores in the run folder: writes plan.json.
+    """Plan which kernels to remove by the scores in the run folder: writes plan.json.
 
-    What a group removes may be edited in plan.json by hand; `secateur prune` follows it.
+    The units that each group removes can be edited in plan.json; `secateur prune` follows it.
     """
     settings = chosen_recipe(locals(), folder=out)
     from ..pipeline.single_commands import explain_plan, plan_into
@@ -58,7 +58,7 @@ def plan_command(
     console, observer = observed(quiet, json)
     if explain is not None:
         if any(option is not None for option in (macs, params, size, latency, round_to, allocation)):
-            raise UsageError("--explain reads the plan in the run folder; plan first, then explain.")
+            raise UsageError("--explain reads the plan in the run folder. Leave out the options that make a plan.")
         reasons = explain_plan(settings, out, explain)
         if json:
             keys = ("kernel", "score", "stays", "why")

@@ -17,7 +17,7 @@ def prune_command(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Cut by the plan in the run folder, repair and fine-tune: writes model.safetensors."""
+    """Prune by the plan in the run folder, repair and fine-tune: writes model.safetensors."""
     settings = chosen_recipe(locals(), folder=out)
     from ..pipeline.single_commands import prune_into
 
@@ -47,7 +47,7 @@ def recover_command(
 ) -> None:
     """Fine-tune the pruned network in the run folder: writes model.safetensors again, and recovery.json.
 
-    A recovery that was stopped continues when the same command is given again.
+    An interrupted recovery is resumed by running the same command again.
     """
     settings = chosen_recipe(locals(), folder=out)
     from ..export.report.tables import pathway_rows

@@ -114,7 +114,7 @@ def prune_and_export_command(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the inputs, show groups, budget and an estimate of time and memory, and stop.",
+            help="Check the inputs, show groups, budget and an estimate of time and memory, then stop.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
@@ -128,8 +128,8 @@ def prune_and_export_command(
 ) -> int:
     """Explain, plan, cut, repair, fine-tune, export, measure and report.
 
-    Exit codes: 0 all is well; 1 a gate failed or the budget was missed; 2 usage; 3 bad input; 4 the machine lacks what was
-    required; 5 a defect in secateur.
+    Exit codes: 0 success; 1 a gate failed or the budget was missed; 2 wrong options; 3 invalid input; 4 the machine lacks a
+    requirement; 5 a defect in secateur.
     """
     settings = chosen_recipe(locals(), file=recipe)
     console = console_of()
@@ -150,7 +150,7 @@ def prune_and_export_command(
 
 
 def _show(console: "Console", result: "RunResult", page: bool) -> None:
-    """The closing table, the gates that did not pass, and where the pages lie."""
+    """Print the before/after table, the gates that did not pass, and the paths of the pages."""
     from ..export.report.tables import closing_rows
     from .terminal import show_table
 

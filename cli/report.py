@@ -1,4 +1,4 @@
-"""``secateur report``: the pages of a report again, or two reports compared."""
+"""``secateur report``: write the pages of a report again, or compare two reports."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ def report_command(
         typer.Option(metavar="A B", help="Two run folders or report.json files to compare."),
     ] = None,
 ) -> None:
-    """Write everything that is made from report.json again; or compare two reports: printed, and with --out as files."""
+    """Write all files that are generated from report.json again; or compare two reports, printed and, with --out, as files."""
     from ..export.report.content import read_report
     from ..export.report.report import write_report
     from ..pipeline.recipe.rerun_command import command_of

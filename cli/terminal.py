@@ -1,4 +1,4 @@
-"""What a person sees while secateur works: a line per stage, a bar for long stages, tables and trees."""
+"""Terminal output: a line per stage, a progress bar for long stages, tables and trees."""
 
 import contextlib
 import re
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 FIGURE = re.compile(r"[-+–~]?[\d.,]*\d|[-–]$|not measured")
-"""How a cell begins that is a figure, or stands for one."""
+"""The beginning of a cell with a figure, or with a placeholder for one."""
 BAR_AFTER_SECONDS = 2.0
 LOG_EVERY_SECONDS = 20.0
-"""Seconds between two lines about the progress of a long stage where there is no terminal, as in CI."""
+"""Seconds between two lines on the progress of a long stage without a terminal, as in CI."""
 
 
 class TerminalObserver(Observer):
-    """Prints to a console; with ``quiet`` only what must be said."""
+    """Prints to a console; with ``quiet``, only important messages."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.console, self.quiet = console, quiet
@@ -69,7 +69,7 @@ class TerminalObserver(Observer):
 
     def skipped(self, name: str) -> None:
         if not self.quiet:
-            self.console.print(f"[green]✓[/green] {name:<12}    from the run before", highlight=False)
+            self.console.print(f"[green]✓[/green] {name:<12}        from the previous run", highlight=False)
 
 
 def show_table(
@@ -86,7 +86,7 @@ def show_table(
 
 
 def show_tree(console: Console, tree: "EvidenceTree") -> None:
-    """The evidence for a decision, indented by layer, and what covering regions does to it."""
+    """Print the evidence for a decision as a tree, and the effect of covering regions."""
     decided = f"{tree.picture}: {tree.predicted} ({100 * tree.probability:.1f}%)"
     title = f"{decided}. Evidence for {tree.decision} ({tree.value:.3g}):"
     root = Tree(escape(title), highlight=False)
@@ -114,25 +114,25 @@ PATHWAY_COLUMNS = ("network", "ACC1, % (95% CI)", "ACC2, % (95% CI)", "ACC3, % (
 
 
 def show_pathways(console: Console, rows: Sequence[Sequence[str]]) -> None:
-    """PICNN's measures, made narrow; nothing where there are none."""
+    """Print PICNN's measures in a narrow table, if there are any."""
     if rows:
         narrow = [tuple(cell.replace("% (", " (").replace(" to ", "–") for cell in row) for row in rows]
         show_table(console, PATHWAY_COLUMNS, narrow)
 
 
 def show_dry_run(console: Console, found: "DryRun") -> None:
-    """What a run would work on and take."""
+    """Print what a run would prune, and its estimated time and memory."""
     show_table(console, ("", "found"), found.inputs)
     rows = [
         (row.name, str(len(row.layers)), str(row.units), str(row.step), f"{100 * row.macs_share:.1f}%", row.locked)
         for row in found.groups
     ]
-    show_table(console, ("group", "layers", "units", "step", "MACs", "stays whole because"), rows)
+    show_table(console, ("group", "layers", "units", "step", "MACs", "locked because"), rows)
     seconds = [(name, "not estimated" if value is None else _duration(value)) for name, value in found.seconds]
-    show_table(console, ("stage", "time, roughly"), [*seconds, ("in all", f"{_duration(found.total_seconds)}")])
+    show_table(console, ("stage", "time, roughly"), [*seconds, ("total", f"{_duration(found.total_seconds)}")])
     for line in (
         f"budget: {found.budget}",
-        f"locked: {100 * found.locked_share:.1f}% of the MACs are in layers whose own kernels all stay",
+        f"locked: {100 * found.locked_share:.1f}% of the MACs are in layers whose own kernels are all locked",
         f"memory: about {found.memory_bytes / 2**30:.1f} GiB",
         "Nothing was written.",
     ):

@@ -42,7 +42,7 @@ def train_picnn_command(
         bool,
         typer.Option(
             "--post-hoc",
-            help="Learn the membership of the filters alone; the network stays as it is.",
+            help="Learn only the membership of the filters; the network is not changed.",
             rich_help_panel=PICNN,
         ),
     ] = False,
@@ -54,7 +54,7 @@ def train_picnn_command(
     choices: Annotated[
         str | None,
         typer.Option(
-            help="Whose choices to follow where they differ: paper or code.",
+            help="Which to follow where they differ: paper or code.",
             rich_help_panel=PICNN,
             show_default="paper",
         ),
@@ -70,17 +70,19 @@ def train_picnn_command(
     seed: Seed = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a network so that each filter of a late layer keeps to a class (PICNN); or learn which do, --post-hoc.
+    """Train a network so that each filter of a late layer belongs to a class (PICNN); or, with --post-hoc, learn which already
+    do.
 
-    Writes model.safetensors, membership.safetensors, picnn.json with accuracies by all filters, by clusters and without them,
-    and pictures. A training that was stopped continues when the same command is given again.
+    Writes model.safetensors, membership.safetensors, picnn.json with accuracies with all filters, with clusters and without
+    them, and pictures. An interrupted training is resumed by running the same command again.
     """
-    # Training's own options share names with the fine-tuning's, which this command does not do.
+    # Options of the training share names with those of fine-tuning, which this command does not do.
     own = {"epochs", "batch_size", "learning_rate", "weight_decay", "flip"}
     settings = chosen_recipe({name: value for name, value in locals().items() if name not in own}, file=recipe)
     if post_hoc and any(option is not None for option in (epochs, batch_size, learning_rate, weight_decay, flip)):
         raise UsageError(
-            "--post-hoc learns P alone: --epochs, --batch-size, --learning-rate, --weight-decay and --flip belong to training."
+            "--post-hoc learns only P. Leave out --epochs, --batch-size, --learning-rate, --weight-decay and --flip, "
+            "which are for training."
         )
     console, observer = observed(quiet)
     from ..pipeline.train_picnn import chosen_settings, train_picnn_into

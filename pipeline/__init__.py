@@ -1,5 +1,5 @@
-"""One run, from a recipe to a report; every command is a part of it.
+"""One run, from a recipe to a report; each command is a part of it.
 
 In: a :class:`~secateur.pipeline.recipe.Recipe` and a run folder. Out: the files of the run and an exit code. Open
-``prune_and_export.py`` first: it is the whole run in the order of the README.
+``prune_and_export.py`` first: it contains the whole run, in order.
 """

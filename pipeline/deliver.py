@@ -1,4 +1,4 @@
-"""The finished files of a run, put into its folder."""
+"""Deliver the finished files of a run into its folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +28,9 @@ def deliver(
     page: Path | None,
     report: Mapping[str, Any],
 ) -> None:
-    """Put the finished files into the run folder, each whole; the report last, so that it never describes other files."""
+    """Write the finished files into the run folder atomically; the report comes last, so that it never describes other
+    files.
+    """
     forget_reports(report, out)
     write_recipe(inputs.recipe, out)
     write_scores(ranked.scores, ranked.sensitivity, out)

@@ -1,4 +1,4 @@
-"""``--dry-run``: what a run would work on and roughly what it would take, before any of it is done."""
+"""``--dry-run``: the groups that a run would prune, and rough estimates of its time and memory, before any work."""
 
 import sys
 import time
@@ -24,18 +24,18 @@ from .stages.ranking import Channels, channels_of, check_cuttable
 QUICK_RANKERS = ("gap", "taylor")
 """Rankers that take one forward and one backward pass over the calibration set."""
 FORWARD_AND_BACKWARD, TRAINING_STEP = 3.0, 4.0
-"""In forward passes: what a quick ranker takes, and a step of fine-tuning with its teacher."""
+"""The cost of a quick ranker, and of a step of fine-tuning with its teacher, in forward passes."""
 TRIAL, EVIDENCE = 0.45, 8.0
-"""In passes over the calibration set: one trial of the sensitivities, and the evidence page."""
+"""The cost of one trial of the sensitivities, and of the evidence page, in passes over the calibration set."""
 REPAIR_PASSES = {"none": 0.0, "mean": 1.0, "bn": 2.0, "reconstruct": 12.0, "distill": 60.0}
 EXPORT_SECONDS, EXPORT_SECONDS_A_LAYER = 2.0, 0.15
 LATENCY_SECONDS, RUNS_TIMED = 4.2, 60
-"""Of one batch size: at least this long, and about this many runs of both files."""
+"""The time of one batch size: at least these seconds, and about this many runs of both files."""
 
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group: its units, the alignment of its width, its layers' share of the MACs, and why it stays whole, if it does."""
+    """One group: its units, the alignment of its width, its layers' share of the MACs, and why it is locked (or empty)."""
 
     name: str
     layers: tuple[str, ...]
@@ -47,7 +47,7 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would work on: groups, the budget in words, seconds by stage (None: not estimated), and peak memory."""
+    """The plan of a run: groups, the budget in words, seconds by stage (None if not estimated), and peak memory."""
 
     groups: tuple[GroupRow, ...]
     budget: str
@@ -57,12 +57,12 @@ class DryRun:
 
     @property
     def total_seconds(self) -> float:
-        """Of the stages that are estimated."""
+        """The sum over the estimated stages."""
         return sum(seconds for _, seconds in self.seconds if seconds is not None)
 
     @property
     def locked_share(self) -> float:
-        """The share of the MACs in layers whose own kernels all stay."""
+        """The share of the MACs in layers whose own kernels are all locked."""
         return sum(row.macs_share for row in self.groups if row.locked)
 
 
@@ -77,12 +77,12 @@ class _Pace:
 
 
 def dry_run(recipe: Recipe, observer: Observer | None = None) -> DryRun:
-    """Check everything that a run checks before its work, and estimate the rest from a timed forward pass.
+    """Run all checks of a run, and estimate its time and memory from a timed forward pass.
 
     Nothing is written. The estimate is rough: its purpose is to distinguish minutes from hours.
 
     Raises:
-        SecateurError: what the run itself would raise before its work.
+        SecateurError: as the run itself before its work.
     """
     observer = observer or Observer()
     request = check_request(recipe)
@@ -174,7 +174,7 @@ def _measure_pace(inputs: Inputs) -> _Pace:
 
 
 def _estimates(inputs: Inputs, channels: Channels, pace: _Pace) -> list[tuple[str, float | None]]:
-    """Seconds of every stage of one try; a search by drop makes up to six, by latency up to five."""
+    """Seconds of each stage, for one try; a search by drop makes up to six tries, by latency up to five."""
     recipe, splits = inputs.recipe, inputs.splits
     a_pass = pace.forward_s * len(inputs.calibration)
     rounds = recipe.budget.rounds
@@ -210,7 +210,7 @@ def _ranking_seconds(rank_by: str, a_pass: float) -> float | None:
 
 
 def _memory(inputs: Inputs, pace: _Pace) -> int:
-    """Peak memory: what this process holds by now, decoded pixels, and the larger of measuring and training."""
+    """Peak memory: the current memory of this process, decoded pixels, and the larger of measuring and training."""
     recipe = inputs.recipe
     measuring = min(MEMORY_BYTES, LIVE_MAPS * pace.largest * len(inputs.calibration))
     training = 3 * recipe.recovery.batch_size * pace.all_maps if recipe.recovery.epochs else 0
@@ -219,7 +219,7 @@ def _memory(inputs: Inputs, pace: _Pace) -> int:
 
 
 def _resident() -> int:
-    """The most memory that this process has held, in bytes; 0 where the system does not say."""
+    """The peak memory of this process in bytes; 0 if the system does not report it."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""``secateur explain IMAGE``: the evidence for decisions on single pictures, written beside a run's other files."""
+"""``secateur explain IMAGE``: the evidence for decisions on single pictures, written into the run folder."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,9 +39,9 @@ MOST_OF_ANYTHING = 2**31
 
 @dataclass(frozen=True)
 class EvidenceSettings:
-    """What to explain: the decision, the layers to go through, the regions to cover.
+    """What to explain: the decision, the layers of the decomposition, the regions to cover.
 
-    ``class_name`` is a class's name or index, ``kernel`` (layer, kernel, row, column); with neither, the class predicted.
+    ``class_name`` is a class's name or index, ``kernel`` is (layer, kernel, row, column); by default the predicted class.
     ``baseline`` is ``zero`` or ``mean``.
     """
 
@@ -61,7 +61,7 @@ def evidence_settings(
     baseline: str | None,
     occlude: Sequence[str] | None,
 ) -> EvidenceSettings:
-    """The settings that the options of ``secateur explain IMAGE`` give.
+    """The settings from the options of ``secateur explain IMAGE``.
 
     Raises:
         UsageError: an option is malformed.
@@ -72,10 +72,10 @@ def evidence_settings(
         if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
             raise UsageError(f"--kernel must be LAYER:KERNEL:ROW:COLUMN (got {kernel!r}).")
         if max(map(int, numbers)) > MOST_OF_ANYTHING:
-            raise UsageError(f"--kernel {kernel}: no network has that many kernels or places.")
+            raise UsageError(f"--kernel {kernel}: the numbers are too large for any network.")
         place = (layer, int(numbers[0]), int(numbers[1]), int(numbers[2]))
     if place is not None and class_name is not None:
-        raise UsageError("Give --class or --kernel, not both: one decision is explained.")
+        raise UsageError("--class and --kernel exclude each other. Give one of them.")
     if top is not None and top < 1:
         raise UsageError(f"--top must be at least 1 (got {top}).")
     if baseline not in (None, "zero", "mean"):
@@ -95,19 +95,19 @@ def explain_pictures(
 ) -> Iterator[tuple[EvidenceTree, Path]]:
     """Write ``evidence/NAME.json`` and ``evidence/NAME.png`` for each picture; yield each tree with the path of its picture.
 
-    Last comes a page of all of them, ``evidence/evidence.html``, which shows kernels as well if the recipe names data.
+    A page of all of them, ``evidence/evidence.html``, is written last; it also shows kernels if the recipe names data.
 
-    The recipe's data name the classes where the model does not, and give the means. All pictures are opened before the
-    first is explained; what was explained is written before the next.
+    The recipe's data name the classes if the model does not, and provide the means. All pictures are opened before the first
+    one is explained; each result is written before the next picture.
 
     Raises:
-        UsageError: means are asked for without data.
-        InputError: a picture cannot be read or is named in no UTF-8, the model or the data are off, a layer or a class does
-            not exist, the network gives no finite scores for a picture.
+        UsageError: the baseline is the mean, but there are no data.
+        InputError: a picture cannot be read or its name is not UTF-8, the model or the data cannot be used, a layer or a
+            class does not exist, or the class scores of a picture are not finite.
     """
     data = recipe.data.data or ("digits" if recipe.model.model == "digits" else None)
     if settings.baseline == "mean" and data is None:
-        raise UsageError("--baseline mean needs training images to average over: give --data.")
+        raise UsageError("--baseline mean needs training images to average over. Give --data.")
     with observer.stage("load"):
         network = load_model(recipe.model)
         to_pixels = network.preprocessing.to_pixels
@@ -124,10 +124,12 @@ def explain_pictures(
     chain = DecompositionSettings(layers=settings.layers, selection=Selection(top=settings.top), most=MOST)
     decomposer = Decomposer(network, chain, device=choose_device(recipe.device))
     if settings.layers is None and len(decomposer.points) == 1:
-        observer.say(f"This network has one stage, {decomposer.points[0].name}. --layers names more to go through.")
+        observer.say(f"This network has one stage, {decomposer.points[0].name}. Name more layers with --layers.")
     folder = out / EVIDENCE_FOLDER
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; the evidence is written into a folder of that name. Move it away.")
+        raise InputError(
+            f"{folder} is a file, but the evidence is written into a folder of that name. Rename it, or choose another --out."
+        )
     explained: list[tuple[ExplainedPicture, torch.Tensor]] = []
     with locked_folder(out), observer.stage("evidence") as progress:
         if averaged is not None:
@@ -149,7 +151,7 @@ def explain_pictures(
 
 
 def _page_task(recipe: Recipe, network: Network, splits: Splits | None, out: Path) -> PageTask:
-    """What the page of these pictures shows about kernels: needs data, and uses what a run left in the folder."""
+    """The kernels on the page of these pictures: needs data, and uses the scores and the plan in the folder."""
     device = choose_device(recipe.device)
     if splits is None:
         return PageTask(network, recipe, device)
@@ -165,13 +167,11 @@ def _check_name(path: Path) -> None:
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"The image {str(path)!r} is not named in UTF-8, so no file could name it. Rename it."
-        ) from error
+        raise InputError(f"The image {str(path)!r} has a name that is not UTF-8. Rename it.") from error
 
 
 def _distinct_names(pictures: Sequence[Path]) -> list[str]:
-    """File names without their suffix, cut to a length that files may have, numbered where two are the same."""
+    """File names without their suffix, shortened to a valid length, and numbered if two are the same."""
     names: list[str] = []
     for path in pictures:
         stem, count = path.stem[:LONGEST_NAME], 1
@@ -184,10 +184,10 @@ def _distinct_names(pictures: Sequence[Path]) -> list[str]:
 
 
 def _class_index(network: Network, name: str) -> int:
-    """A class by its name or its index.
+    """The index of a class given by its name or index.
 
     Raises:
-        InputError: there is none.
+        InputError: the class does not exist.
     """
     if name in network.class_names:
         return network.class_names.index(name)

@@ -1,4 +1,4 @@
-"""A run's network and images, loaded, checked and brought together before any work."""
+"""Load and check a run's network and images before any work."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from .stages.store import StageStore
 
 @dataclass(frozen=True)
 class Inputs:
-    """Network and images, checked and brought together. ``calibration`` is the sample that ranks and repairs."""
+    """The checked network and images of a run. ``calibration`` is the calibration set, used for ranking and repair."""
 
     recipe: Recipe
     network: Network
@@ -34,12 +34,12 @@ class Inputs:
 def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
     """Load and check network and images before any work: formats, classes, finite weights, readable pictures.
 
-    Images without labels get the network's own predictions; calibration and validation images are drawn after that, from those
-    of the kept classes.
+    Images without labels get the network's own predictions. Calibration and validation images are then sampled from those of
+    the kept classes.
 
     Raises:
-        InputError: naming what is wrong and what to do.
-        MachineError: the device asked for is not there.
+        InputError: the model, its weights or the data cannot be used.
+        MachineError: the requested device does not exist.
     """
     device = choose_device(recipe.device)
     seed_everything(recipe.seed)
@@ -65,7 +65,7 @@ def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
 
     for name, images in parts.items():
         if not len(images):
-            raise InputError(f"{data}: the {name} split is empty.")
+            raise InputError(f"{data}: the {name} split is empty. Add images to it.")
         content[name] = check_readable(images, name, step)
     return Inputs(
         recipe, network, splits, calibration, device, (*network.notes, *splits.notes), fingerprint(network), content
@@ -73,10 +73,10 @@ def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
 
 
 def data_of(recipe: Recipe) -> str:
-    """The recipe's images; the embedded digits bring their own.
+    """The recipe's images; for the embedded digits network, the digits.
 
     Raises:
-        InputError: no images are named.
+        InputError: the recipe names no images.
     """
     if recipe.data.data is None and recipe.model.model != "digits":
         raise InputError(
@@ -87,10 +87,10 @@ def data_of(recipe: Recipe) -> str:
 
 
 def look_at(recipe: Recipe) -> list[tuple[str, str]]:
-    """Load the model and list the images without decoding them; what was found, in words.
+    """Load the model and list the images without decoding them; returns a description of both.
 
     Raises:
-        InputError: what :func:`load_inputs` raises, but for pictures that cannot be read.
+        InputError: as :func:`load_inputs`, except for pictures that cannot be read.
     """
     network = load_model(recipe.model)
     splits = load_images(
@@ -108,7 +108,7 @@ def look_at(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def load_run(recipe: Recipe, store: StageStore) -> Inputs:
-    """Load a run's inputs as its first stage, and pass on what the user should know of them."""
+    """Load a run's inputs as its first stage, and report notes on them to the user."""
     with store.timed("load") as progress:
         inputs = load_inputs(recipe, progress)
     for note in inputs.notes:
@@ -117,5 +117,5 @@ def load_run(recipe: Recipe, store: StageStore) -> Inputs:
 
 
 def without_training(recipe: Recipe) -> Recipe:
-    """The recipe of a part of a run that does not fine-tune, so that training images need not be checked."""
+    """The recipe of a command that does not fine-tune, so that training images need not be checked."""
     return replace(recipe, recovery=replace(recipe.recovery, epochs=0, pathway="none"))

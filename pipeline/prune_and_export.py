@@ -29,7 +29,7 @@ from .stages.store import StageStore
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a run wrote, its report, and the exit code that its gates give."""
+    """The folder of a run, its report, and the exit code from its gates."""
 
     folder: Path
     report: Mapping[str, Any]
@@ -38,7 +38,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Request:
-    """The provider that runs on this machine, and the report of the release to compare with."""
+    """The chosen provider, and the report of the release to compare with."""
 
     provider: ProviderChoice
     release: Mapping[str, Any] | None
@@ -47,11 +47,11 @@ class Request:
 def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observer: Observer | None = None) -> RunResult:
     """The main job: explain, plan, cut, repair, fine-tune, export, measure and report into ``out``.
 
-    Files of an earlier run are replaced only when the new ones are complete. With ``resume`` stages whose inputs are the
-    same as before are taken from the run folder.
+    Files of an earlier run are replaced only when the new ones are complete. With ``resume``, finished stages with the same
+    inputs are loaded from the run folder.
 
     Raises:
-        SecateurError: its kind gives the exit code; nothing in ``out`` has changed.
+        SecateurError: the run failed, with the exit code of its class; nothing in ``out`` has changed.
 
     Examples:
         >>> import secateur
@@ -85,10 +85,10 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
 
 
 def check_request(recipe: Recipe) -> Request:
-    """Check what can be checked before anything is loaded.
+    """Run all checks that need no model and no data.
 
     Raises:
-        UsageError: an unknown ranker, or a pathway that cannot be trained.
+        UsageError: the ranker is unknown, or the pathway cannot be trained.
         MachineError: the provider does not run here, or the release was measured on another machine.
         InputError: the report of the release cannot be read.
     """
@@ -103,10 +103,10 @@ def check_request(recipe: Recipe) -> Request:
 
 
 def check_release(request: Request, inputs: Inputs, observer: Observer) -> None:
-    """Check that a release was measured on the same test images, and pass on the provider's note.
+    """Check that a release was measured on the same test images, and report the provider's note.
 
     Raises:
-        InputError: it was measured on others.
+        InputError: it was measured on other images.
     """
     if request.release is not None:
         test = inputs.splits.test

@@ -1,4 +1,4 @@
-"""The content of ``report.json``: everything that a run measured, as ``report.schema.json`` says, judged by the gates."""
+"""Assemble the content of ``report.json``: all measurements of a run, judged by the gates, as in ``report.schema.json``."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +33,7 @@ from .stages.shipped_files import Files
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run made and measured. ``timings`` are seconds by stage, ``release`` the report of the last release, if given."""
+    """The results of a run. ``timings`` are seconds by stage, ``release`` is the report of the last release, if given."""
 
     ranked: Ranked
     pruned: Pruned
@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def accuracies(self) -> tuple[Accuracy, Accuracy]:
-        """Of the baseline and of the pruned network in float32, on test images."""
+        """The accuracies of the baseline and of the pruned network in float32, on test images."""
         return self.figures.test[0], self.figures.test[self.files.pruned]
 
     @property
@@ -111,7 +111,7 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
 
 
 def _against(inputs: Inputs) -> str:
-    """What accuracies are shares of."""
+    """The reference of accuracies: labels or the original network's predictions."""
     return "labels" if inputs.splits.test.labelled else "original"
 
 
@@ -128,7 +128,7 @@ def _gates(inputs: Inputs, outcome: Outcome, shipped: Cost, drop: Drop, speedup:
 
 
 def _sides(inputs: Inputs, outcome: Outcome, shipped: Cost) -> dict[str, Any]:
-    """What was measured of the baseline and of the pruned network."""
+    """The measurements of the baseline and of the pruned network."""
     sides = {}
     costs, models = (outcome.plan.before, shipped), outcome.files.models
     for name, accuracy, cost, model in zip(("baseline", "pruned"), outcome.accuracies, costs, models, strict=True):
@@ -166,7 +166,7 @@ def _comparison(outcome: Outcome, shipped: Cost) -> dict[str, Any]:
 
 
 def _inputs(inputs: Inputs) -> dict[str, Any]:
-    """What the run was given."""
+    """The inputs of the run."""
     splits = inputs.splits
     return {
         "weights_sha256": inputs.network.source.weights_sha256 or inputs.fingerprint,
@@ -184,7 +184,7 @@ def _inputs(inputs: Inputs) -> dict[str, Any]:
 
 
 def _notes(inputs: Inputs, outcome: Outcome) -> list[str]:
-    """What the reader should know of the data, the machine, the groups and the ranking."""
+    """Notes on the data, the machine, the groups and the ranking."""
     return [
         *inputs.notes,
         *([outcome.provider.note] if outcome.provider.note else []),
@@ -202,17 +202,17 @@ def _per_class(inputs: Inputs) -> dict[str, int]:
 
 
 def ranking_notes(scores: KernelScores) -> list[str]:
-    """Where the ranking comes from, and what it could not see or only estimated; of a consensus its weights."""
+    """The source of the ranking, and layers that it could not score or only estimate; for a consensus, its weights."""
     details = scores.details
     if scores.method == "consensus":
         return _consensus_notes(details)
     notes = [f"Ranked by {scores.method}: {get_ranker(scores.method).source}."]
     for layer, mixer in {**details.get("no closed form", {}), **details.get("links without a closed form", {})}.items():
-        notes.append(f"{layer}: no Shapley values in closed form, by {mixer}.")
+        notes.append(f"{layer}: no Shapley values in closed form, because of {mixer}.")
     notes += [f"{layer}: Shapley values estimated by {how}." for layer, how in details.get("estimated", {}).items()]
     if target := details.get("target"):
         notes.append(
-            f"Filters of {target} by the loss of the classes they belong to; layers before it by {details['links']}."
+            f"Filters of {target} are scored by the loss of their classes, layers before it by {details['links']}."
         )
     if unscored := details.get("not scored"):
         notes.append(f"Without a score by {scores.method}: {', '.join(unscored)}.")
@@ -220,7 +220,9 @@ def ranking_notes(scores: KernelScores) -> list[str]:
 
 
 def order_notes(plan: PruningPlan) -> list[str]:
-    """Which order of a consensus the plan follows, what was measured of each, and how many groups each decides."""
+    """The order of a consensus that the plan follows, the divergence measured for each, and the number of groups that each
+    decides.
+    """
     notes = []
     if plan.tried:
         measured = ", ".join(f"{order} {value:.3g}" for order, value in plan.tried.items())
@@ -234,7 +236,7 @@ def order_notes(plan: PruningPlan) -> list[str]:
     shares = ", ".join(f"{method} in {count}" for method, count in counts.most_common())
     return [
         *notes,
-        f"Group by group the order that was measured to lose least decides: {shares} of {counts.total()} groups.",
+        f"Each group follows the order with the smallest measured loss: {shares} of {counts.total()} groups.",
     ]
 
 
@@ -255,13 +257,13 @@ def _consensus_notes(details: Mapping[str, Any]) -> list[str]:
 
 
 def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None) -> BudgetCheck:
-    """What was asked for against what is shipped, repairs included."""
+    """The requested budget against the exported network, including repairs."""
     plan, search, latency = outcome.plan, outcome.pruned.search, outcome.pruned.latency
     if search is not None:
         best = (
             min(search.trials, key=lambda trial: trial.high) if search.chosen is None else search.trials[search.chosen]
         )
-        meaning = "upper end of the drop on validation images, points, of the cheapest try that held"
+        meaning = "upper bound of the drop on validation images, points, of the cheapest try within the limit"
         return BudgetCheck(best.high, search.max_drop, search.missed, meaning)
     if latency is not None and speedup is not None:
         found = latency.judged(1 / speedup.ratio, 1 / speedup.high, 1 / speedup.low)
@@ -278,7 +280,7 @@ def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None) -> BudgetChe
 
 
 def _latency(outcome: LatencyOutcome | None, speedup: Ratio | None) -> dict[str, Any] | None:
-    """What was asked of the latency, planned, tried, and measured on the shipped file in the end."""
+    """The requested, planned and tried latencies, and the one measured on the exported file."""
     if outcome is None or speedup is None:
         return None
     return {**outcome.to_json(), "measured": 1 / speedup.ratio, "low": 1 / speedup.high, "high": 1 / speedup.low}
@@ -317,7 +319,7 @@ def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:
 
 
 def locked(groups: Iterable[ChannelGroup | GroupPlan]) -> list[tuple[str, str]]:
-    """Groups that stay whole, with the reason; the head goes without saying."""
+    """Locked groups with the reason, except for the head."""
     found = []
     for group in groups:
         if group.locked and group.locked != HEAD_LOCK:
@@ -332,6 +334,6 @@ def _lock_notes(groups: Iterable[ChannelGroup | GroupPlan]) -> list[str]:
 
 
 def report_locks(groups: Iterable[ChannelGroup], observer: Observer) -> None:
-    """Say which groups stay whole, and why, before hours are spent."""
+    """Report locked groups, and why, before long work begins."""
     for note in _lock_notes(groups):
         observer.say(note)

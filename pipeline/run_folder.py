@@ -1,4 +1,4 @@
-"""The files of a run folder: their names, and how they are delivered into it."""
+"""The files of a run folder: their names, and how they are written."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -30,7 +30,7 @@ BASELINE_ONNX, PRUNED_ONNX = "baseline.onnx", "model.onnx"
 
 
 def stages_folder(out: Path, command: str = "stages") -> Path:
-    """Where the stages of a run, or of a single command, lie while they are kept."""
+    """The folder with the stages of a run or of a single command."""
     return out / ".secateur" / command
 
 
@@ -40,7 +40,7 @@ def write_recipe(recipe: Recipe, out: Path) -> None:
 
 
 def write_scores(scores: KernelScores, sensitivity: Sensitivity | None, out: Path) -> None:
-    """Write scores and sensitivities; without sensitivities those of an earlier run are removed."""
+    """Write scores and sensitivities; without sensitivities, those of an earlier run are removed."""
     scores.save(out / SCORES_FILE)
     if sensitivity is None:
         (out / SENSITIVITY_FILE).unlink(missing_ok=True)
@@ -49,16 +49,16 @@ def write_scores(scores: KernelScores, sensitivity: Sensitivity | None, out: Pat
 
 
 def write_network(network: Network, plan: PruningPlan, membership: Membership | None, out: Path) -> None:
-    """Write the pruned network with its plan and, after a fine-tuning with PICNN's pathway, its membership.
+    """Write the pruned network with its plan and, after fine-tuning with PICNN's pathway, its membership.
 
-    Without a membership that of an earlier network is removed, and so is what an earlier recovery reported.
+    The membership of an earlier network and the report of an earlier recovery are removed.
     """
     surgery.save(network, plan, out)
     write_membership(membership, out)
 
 
 def write_membership(membership: Membership | None, out: Path) -> None:
-    """Write a membership as a file and a picture, or remove those of an earlier network."""
+    """Write a membership as a file and a picture; without one, those of an earlier network are removed."""
     (out / RECOVERY_FILE).unlink(missing_ok=True)
     if membership is None:
         (out / MEMBERSHIP_FILE).unlink(missing_ok=True)
@@ -69,7 +69,7 @@ def write_membership(membership: Membership | None, out: Path) -> None:
 
 
 def forget_reports(report: Mapping[str, Any], out: Path) -> None:
-    """Remove the report files of an earlier run, once the new report is known to be writable.
+    """Remove the report files of an earlier run, after checking that the new report can be written.
 
     Raises:
         UnicodeEncodeError: a name in the report is not UTF-8.
@@ -81,7 +81,7 @@ def forget_reports(report: Mapping[str, Any], out: Path) -> None:
 
 
 def write_files(files: Iterable[PrecisionFile], out: Path) -> None:
-    """Copy the ONNX files, each whole; precisions of an earlier run, which are another network's, are removed.
+    """Copy the ONNX files atomically; precisions of an earlier run, which are of another network, are removed.
 
     Raises:
         InputError: a file changed while it was copied.
@@ -92,17 +92,17 @@ def write_files(files: Iterable[PrecisionFile], out: Path) -> None:
         _copy(file.path, out / file.path.name)
         if sha256_file(out / file.path.name) != file.sha256:
             raise InputError(
-                f"{out / file.path.name} changed while it was written. Is another program using it? Run again with --resume."
+                f"{out / file.path.name} changed while it was written, perhaps by another program. Run again with --resume."
             )
 
 
 def write_reports(report: Mapping[str, Any], out: Path) -> None:
-    """Write the report in all its forms."""
+    """Write the report in all its formats."""
     write_report(report, out, command_of(report["recipe"]))
 
 
 def write_page(page: Path | None, out: Path) -> None:
-    """Copy the evidence page; without one that of an earlier run is removed."""
+    """Copy the evidence page; without one, that of an earlier run is removed."""
     (out / EVIDENCE_PAGE).unlink(missing_ok=True)
     if page is not None:
         _copy(page, out / EVIDENCE_PAGE)

@@ -1,7 +1,7 @@
-"""The single commands: parts of a run, each on the files that the one before left in the run folder.
+"""The single commands: parts of a run, each on the files in the run folder from the previous one.
 
-They run the stages of the main job. What a stopped command kept lies in ``.secateur/COMMAND``, is continued when the same
-command is given again, and is removed once the command is done.
+They run the stages of the main job. The finished stages of an interrupted command are kept in ``.secateur/COMMAND``, are
+reused when the same command is run again, and are removed once it is done.
 """
 
 from collections.abc import Iterator
@@ -54,9 +54,9 @@ from .stages.store import StageStore, unfinished
 
 @dataclass(frozen=True)
 class Pruned:
-    """What ``secateur prune`` made: the plan it went by, the fine-tuning if there was one, and the network's file.
+    """The result of ``secateur prune``: the plan, the history of the fine-tuning, if any, and the network's file.
 
-    ``measure`` says what validation accuracies are shares of.
+    ``measure`` names the measure on validation images: accuracy, or agreement with the original.
     """
 
     plan: PruningPlan
@@ -67,7 +67,7 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What ``secateur recover`` made: its training, the rows of PICNN's measures (empty without its pathway), the files."""
+    """The result of ``secateur recover``: its training, the rows of PICNN's measures (empty without its pathway), the files."""
 
     history: History
     pathways: tuple[dict[str, Any], ...]
@@ -77,7 +77,7 @@ class Recovery:
 def explain_into(recipe: Recipe, out: Path, observer: Observer) -> KernelScores:
     """Score the kernels and write ``scores.safetensors``, ``recipe.toml`` and ``evidence.html``.
 
-    The page shows the verdicts of the plan in the folder, if there is one.
+    The page shows the verdicts of the folder's plan, if there is one.
     """
     members_of(recipe.ranking.rank_by)
     with _command("explain", out, observer) as store:
@@ -88,7 +88,7 @@ def explain_into(recipe: Recipe, out: Path, observer: Observer) -> KernelScores:
             observer.say(note)
         scores.save(out / SCORES_FILE)
         write_recipe(recipe, out)
-        write_page(None, out)  # what is there shows other scores
+        write_page(None, out)  # an existing page shows other scores
         if recipe.evidence.page:
             chosen = PruningPlan.load(out / PLAN_FILE) if (out / PLAN_FILE).is_file() else None
             write_page(store.run(evidence_stage(inputs, scores, chosen, stage.key)), out)
@@ -99,14 +99,14 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> PruningPlan:
     """Plan from the run folder's scores and write ``plan.json``.
 
     Raises:
-        UsageError: the recipe asks for a largest drop, which only the main job can search for.
+        UsageError: the recipe sets a largest drop, which only the main job can search for.
     """
     if recipe.budget.max_drop is not None:
         raise UsageError(
-            f"{out / RECIPE_FILE} asks for a drop of at most {recipe.budget.max_drop:g} points, which only the search of "
-            "`secateur prune-and-export` can find. Give --macs, --params, --size or --latency."
+            f"{out / RECIPE_FILE} sets a drop of at most {recipe.budget.max_drop:g} points, which only "
+            "`secateur prune-and-export` can search for. Give --macs, --params, --size or --latency."
         )
-    # Rounds would explain again in between; this is one plan.
+    # Rounds would rank again in between; this is a single plan.
     recipe = replace(recipe, budget=replace(recipe.budget, rounds=1))
     scores = KernelScores.load(out / SCORES_FILE)
     with _command("plan", out, observer) as store:
@@ -116,7 +116,8 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> PruningPlan:
         whole = find_channels(inputs, store)
         if by_time:
             observer.say(
-                "The plan follows measured layers; only `prune-and-export` also times its cut and plans again."
+                "The plan uses the measured latency of single layers; only `prune-and-export` also times the pruned "
+                "network and corrects the plan."
             )
             table = table_stage(inputs, whole, provider.provider)
             whole = with_times(whole, TimedLayers(*store.run(table), table.key))
@@ -133,14 +134,14 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> PruningPlan:
 
 
 def explain_plan(recipe: Recipe, out: Path, layer: str) -> list[tuple[int, float | None, bool, str]]:
-    """Why each kernel of a layer stays or goes, according to the run folder's plan: (index, score, whether it stays, why)."""
+    """Why each kernel of a layer stays or goes, by the run folder's plan: (index, score, whether it stays, why)."""
     chosen = PruningPlan.load(out / PLAN_FILE)
     network = load_model(recipe.model)
     return explain_layer(chosen, channels_of(network, "").groups, layer)
 
 
 def prune_into(recipe: Recipe, out: Path, observer: Observer) -> Pruned:
-    """Cut, repair and fine-tune by the run folder's plan, which may have been edited, and write ``model.safetensors``."""
+    """Cut, repair and fine-tune by the run folder's plan, which may be edited, and write ``model.safetensors``."""
     check_pathway(recipe)
     plan = PruningPlan.load(out / PLAN_FILE)
     with _command("prune", out, observer) as store:
@@ -159,15 +160,15 @@ def prune_into(recipe: Recipe, out: Path, observer: Observer) -> Pruned:
 
 
 def recover_into(recipe: Recipe, out: Path, observer: Observer) -> Recovery:
-    """Fine-tune the run folder's pruned network by its recipe and write it back, with ``recovery.json``.
+    """Fine-tune the run folder's pruned network by its recipe, and write it with ``recovery.json``.
 
     Raises:
-        UsageError: no epoch is asked for.
+        UsageError: the number of epochs is 0.
         InputError: the folder holds no pruned network, or the model or the data cannot be used.
     """
     check_pathway(recipe)
     if not recipe.recovery.epochs:
-        raise UsageError("--epochs must be at least 1: without an epoch nothing is fine-tuned.")
+        raise UsageError("--epochs must be at least 1 for fine-tuning (got 0).")
     plan = PruningPlan.load(out / PLAN_FILE)
     with _command("recover", out, observer) as store:
         inputs = load_run(recipe, store)
@@ -189,8 +190,8 @@ def recover_into(recipe: Recipe, out: Path, observer: Observer) -> Recovery:
     )
     if stale := [name for name in (PRUNED_ONNX, "report.json") if (out / name).exists()]:
         observer.say(
-            f"{', '.join(stale)} still describe the network before. `secateur export` writes the ONNX file again, `secateur "
-            "bench` measures it."
+            f"{', '.join(stale)} still describe the previous network. Run `secateur export` to write the ONNX file again, "
+            "and `secateur bench` to measure it."
         )
     members = (MEMBERSHIP_FILE, MEMBERSHIP_PICTURE) if tuned.membership is not None else ()
     return Recovery(history, tuple(rows or ()), tuple(out / name for name in (MODEL_FILE, RECOVERY_FILE, *members)))
@@ -211,7 +212,7 @@ def _pair(out: Path) -> list[tuple[str, Network]]:
     """The run folder's pruned network and the baseline that it was cut from."""
     small, recipe = load_network(out), Recipe.read(out / RECIPE_FILE)
     baseline = load_model(recipe.model)
-    for cut in small.cuts[len(baseline.cuts) : -1]:  # the head's, where only some classes were kept
+    for cut in small.cuts[len(baseline.cuts) : -1]:  # of the head, if only some classes were kept
         baseline = replace(baseline, module=apply_cut(baseline.module, cut, baseline.example(1)).eval())
     baseline = replace(baseline, class_names=small.class_names)
     names = [Path(network.source.model).name for network in (small, baseline)]

@@ -1,4 +1,4 @@
-"""``secateur train-picnn``: a network trained with PICNN's pathway, or the membership of its filters alone."""
+"""``secateur train-picnn``: train a network with PICNN's pathway, or learn the membership of its filters alone."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,17 +35,17 @@ CODES_CHOICES = {"loss_over": "right", "complement": "drawn", "initial": "softma
 
 @dataclass(frozen=True)
 class PicnnResult:
-    """Rows for the terminal, (network, ACC1, ACC2, ACC3, MIS, its floor), and the files that were written."""
+    """Rows for the terminal, (network, ACC1, ACC2, ACC3, MIS, its floor), and the written files."""
 
     rows: list[tuple[str, ...]]
     files: list[Path]
 
 
 def chosen_settings(base: PicnnSettings, choices: str | None, **options: object) -> PicnnSettings:
-    """Settings of PICNN with the options that were given on top; ``choices`` paper or code, where these differ.
+    """PICNN's settings, overridden by options; ``choices`` is paper or code, for settings where these differ.
 
     Raises:
-        UsageError: other choices, or a value out of range.
+        UsageError: ``choices`` is neither, or a value is out of range.
     """
     if choices not in (None, "paper", "code"):
         raise UsageError(f"--choices must be paper or code (got {choices!r}).")
@@ -58,30 +58,30 @@ def chosen_settings(base: PicnnSettings, choices: str | None, **options: object)
 
 
 def train_picnn_into(recipe: Recipe, out: Path, observer: Observer, *, post_hoc: bool = False) -> PicnnResult:
-    """Train a network with its pathway, or (``post_hoc``) P alone, and write what came out of it.
+    """Train a network with its pathway, or (``post_hoc``) P alone, and write the results.
 
-    ``model.safetensors`` (not post hoc: the network stays as it was), ``membership.safetensors``, ``picnn.json`` with measures
-    on test images and the history, two pictures, and ``recipe.toml``. A training that was stopped is continued the next time
-    if nothing has changed.
+    They are ``model.safetensors`` (except post hoc, where the network is unchanged), ``membership.safetensors``, ``picnn.json``
+    with measures on test images and the history, two pictures, and ``recipe.toml``. An interrupted training is resumed by the
+    same command.
 
     Raises:
-        UsageError: post hoc with a new layer, or the folder holds the files of another command.
+        UsageError: a new layer is set with post hoc, or the folder holds the files of another command.
         InputError: the model, its weights or the data cannot be used, or there is no target layer.
     """
     settings = recipe.picnn
     if post_hoc and (settings.filters or settings.filters_per_class):
-        raise UsageError("--post-hoc leaves the network as it is; a new layer needs training. Drop one of them.")
+        raise UsageError(
+            "--post-hoc does not change the network, but a new layer needs training. Leave out one of them."
+        )
     for name in OTHERS_FILES:
         if (out / name).exists():
-            raise UsageError(
-                f"{out} holds {name} of another command, whose files would be mixed up. Choose another --out."
-            )
+            raise UsageError(f"{out} holds {name} of another command. Choose another --out to keep the files apart.")
     recovery = replace(recipe.recovery, epochs=0 if post_hoc else 1, pathway="none")
     with locked_folder(out), unfinished(stages_folder(out, "picnn"), observer) as store:
         with store.timed("load") as progress:
             inputs = load_inputs(replace(recipe, recovery=recovery), progress)
             start, aimed = with_new_layer(inputs.network, settings, recipe.seed)
-            Pathway(start, aimed)  # what cannot be trained is found here
+            Pathway(start, aimed)  # raises for networks that cannot be trained
         for note in inputs.notes:
             observer.say(note)
         if post_hoc:
@@ -178,7 +178,7 @@ def _rows(states: Sequence[str], measures: Sequence[Entanglement]) -> list[tuple
 
 
 def _draw_maps(pathway: Pathway, membership: Membership, inputs: Inputs, path: Path) -> list[Path]:
-    """Grad-CAM by clusters for one validation image of each of the first classes; nothing where features have no places."""
+    """Draw Grad-CAM by clusters for one validation image of each of the first classes, if the features have positions."""
     images = inputs.splits.validation
     firsts = [(images.labels == label).nonzero().flatten() for label in range(len(membership.class_names))]
     chosen = torch.cat([found[:1] for found in firsts if len(found)])[:PICTURED]

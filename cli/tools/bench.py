@@ -1,4 +1,4 @@
-"""Two ONNX classifiers compared, whoever made them: latency, throughput, memory and, with images, accuracy."""
+"""Compare any two ONNX classifiers: latency, throughput, memory and, with images, accuracy."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +33,8 @@ Shape = tuple[int, int, int]
 class BenchSettings:
     """How two ONNX files are compared. Preprocessing comes from secateur's metadata in a file, or from these settings.
 
-    ``batches`` None: the only size that a file takes, or 1 and 32. ``threads``, ``cuda_graphs``: as for a run's latency.
+    ``batches``: by default the only size that a file accepts, or 1 and 32. ``threads``, ``cuda_graphs``: as for a run's
+    latency.
     """
 
     batches: tuple[int, ...] | None = None
@@ -55,7 +56,7 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured of two files. ``measure`` says what the accuracies are shares of; all three are None without images.
+    """The measurements of two files. ``measure`` names what the accuracies measure; all three are None without images.
 
     ``memory``: bytes at the smallest batch size. ``placement``: nodes by the provider that runs them. ``conditions``: clocks
     and power.
@@ -72,7 +73,7 @@ class Bench:
     conditions: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that was measured, with the machine it was measured on."""
+        """All measurements, with the machine."""
         sides = []
         for index, path in enumerate(self.files):
             accuracy = self.accuracies[index] if self.accuracies else None
@@ -101,7 +102,7 @@ class Bench:
         }
 
     def rows(self) -> list[Row]:
-        """For the terminal: (what, first, second, change)."""
+        """Rows for the terminal: (figure, first, second, change)."""
         rows: list[Row] = []
         if self.accuracies is not None and self.drop is not None and self.measure is not None:
             shares = [f"{100 * one.accuracy:.2f}%" for one in self.accuracies]
@@ -116,7 +117,7 @@ class Bench:
                 (f"latency, batch {row.batch}", *(f"{one.median_ms:.3f} ms" for one in both), change),
                 ("  95th percentile", *(f"{one.p95_ms:.3f} ms" for one in both), ""),
                 ("  on the device alone", *(f"{one.device_median_ms or 0:.3f} ms" for one in both), ""),
-                ("  images a second", *(f"{one.images_per_second or 0:.0f}" for one in both), ""),
+                ("  images per second", *(f"{one.images_per_second or 0:.0f}" for one in both), ""),
                 ("  first against itself", "", "", f"{floor.ratio:.3f} ({floor.low:.3f} to {floor.high:.3f})"),
             ]
         rows.append(
@@ -129,13 +130,13 @@ class Bench:
 
 
 def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Observer) -> Bench:
-    """Compare two ONNX classifiers: latency in turns, memory, and with data accuracy and drop.
+    """Compare two ONNX classifiers: latency, timed alternately, memory and, with data, accuracy and drop.
 
-    Where the test images have no labels, the second is compared with what the first predicts.
+    If the test images have no labels, the second is compared with the predictions of the first.
 
     Raises:
-        InputError: a file is no ONNX classifier, the two differ in their input, or what is needed to read images is not known.
-        MachineError: the provider asked for does not run here.
+        InputError: a file is not an ONNX classifier, the two differ in their input, or the preprocessing of images is unknown.
+        MachineError: the requested provider does not run on this machine.
     """
     choice = choose_provider(settings.provider)
     sides = (read_classifier(baseline), read_classifier(pruned))
@@ -145,7 +146,7 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
     shapes = [_shape(side, other, settings.input_shape) for side, other in (sides, sides[::-1])]
     shape = shapes[0]
     if shapes[1] != shape:
-        raise InputError(f"{baseline} takes images of {shape}, {pruned} of {shapes[1]}; they cannot be compared.")
+        raise InputError(f"{baseline} takes images of {shape}, {pruned} of {shapes[1]}, so they cannot be compared.")
     batches = _batches(sides, settings.batches)
     accuracies = drop = measure = None
     if settings.data is not None:
@@ -180,7 +181,7 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
 
 
 def _shape(side: Classifier, other: Classifier, given: tuple[int, ...] | None) -> Shape:
-    """The image shape of a file; what it leaves open from the options, from its metadata, or from the other file."""
+    """The image shape of a file, with free sizes from the options, its metadata, or the other file."""
     if given is None and None in side.image_shape:
         stored = read_metadata(side.path).get("input_shape")
         given = tuple(stored) if stored else None if None in other.image_shape else other.sizes()
@@ -191,10 +192,10 @@ def _batches(sides: tuple[Classifier, Classifier], given: tuple[int, ...] | None
     fixed = {side.batch: side.path for side in sides if side.batch is not None}
     if len(fixed) > 1:
         sizes = " and ".join(f"{path} takes batches of {batch} only" for batch, path in fixed.items())
-        raise InputError(f"{sizes}: no size works for both. Export one of them again with a free batch size.")
+        raise InputError(f"{sizes}, so no batch size works for both. Export one of them again with a free batch size.")
     for batch, path in fixed.items():
         if given is not None and set(given) != {batch}:
-            raise InputError(f"{path} takes batches of {batch} only; leave --batches out or give {batch}.")
+            raise InputError(f"{path} takes batches of {batch} only. Leave out --batches, or give {batch}.")
         return (batch,)
     return tuple(sorted(set(given or DEFAULT_BATCHES)))
 
@@ -206,7 +207,7 @@ def _accuracies(
     preprocessing = _preprocessing(sides, shape, settings)
     splits = load_images(settings.data, preprocessing, seed=settings.seed)
     named = read_metadata(sides[0].path).get("class_names", ())
-    if set(named) == set(splits.class_names):  # labels count as the outputs do
+    if set(named) == set(splits.class_names):  # labels are in the order of the outputs
         splits = reorder_classes(splits, named)
     test, names = splits.test, splits.class_names or _class_names(sides[0])
     with observer.stage("accuracy") as progress:
@@ -214,7 +215,9 @@ def _accuracies(
         if not test.labelled:
             for note in splits.notes:
                 observer.say(note)
-            observer.say("The test images have no labels: the second file is compared with what the first predicts.")
+            observer.say(
+                "The test images have no labels, so the second file is compared with the predictions of the first."
+            )
             test = replace(test, labels=torch.from_numpy(first.predictions))
             first = accuracy_of(first.predictions, test, names)
         second = measure_accuracy(sides[1].path, test, names, provider, progress)
@@ -223,21 +226,21 @@ def _accuracies(
 
 
 def _class_names(side: Classifier) -> tuple[str, ...]:
-    """A number as the name of every output, where neither the data nor a file names the classes."""
+    """The index of each output as its name, if neither the data nor a file names the classes."""
     if side.classes is None:
-        raise InputError(f"{side.path} leaves its number of classes open; give test images with labels.")
+        raise InputError(f"{side.path} leaves its number of classes open. Use test images with labels.")
     return tuple(f"class {index}" for index in range(side.classes))
 
 
 def _preprocessing(sides: tuple[Classifier, Classifier], shape: Shape, settings: BenchSettings) -> Preprocessing:
-    """How the images are normalised for both: as the options say, or the first file that says it."""
+    """The preprocessing for both: from the options, or from the first file that declares it."""
     mean, std, resize = settings.mean, settings.std, None
     for side in sides:
         if mean is None:
             metadata = read_metadata(side.path)
             mean, std, resize = (metadata.get(name) for name in ("mean", "std", "resize"))
     if mean is None or std is None:
-        raise InputError(f"{sides[0].path} does not say how its images were normalised; give --mean and --std.")
+        raise InputError(f"{sides[0].path} does not declare how its images are normalised. Give --mean and --std.")
     if settings.input_shape is not None or not isinstance(resize, int):
         resize = None
     return Preprocessing(shape, tuple(map(float, mean)), tuple(map(float, std)), resize)

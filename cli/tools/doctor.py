@@ -1,4 +1,4 @@
-"""What works on this machine, what does not, and the command that fixes it."""
+"""Check what works on this machine, and name the commands that fix what does not."""
 
 import importlib.util
 import shutil
@@ -24,7 +24,7 @@ _FIXES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that secateur can use: what was ``found``, whether it ``works``, and what to do if it does not."""
+    """One requirement of secateur: what was ``found``, whether it ``works``, and what to do if it does not."""
 
     name: str
     found: str
@@ -37,7 +37,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Try everything: each provider by a real convolution, each folder by writing into it."""
+    """Test every requirement: each provider by running a convolution, each folder by writing into it."""
     return [
         *_machine(),
         _runtime_package(),
@@ -48,11 +48,11 @@ def examine() -> list[Finding]:
 
 
 def require(findings: Iterable[Finding], provider: str) -> None:
-    """Pass if a provider works.
+    """Check that a provider works.
 
     Raises:
-        UsageError: no provider of that name.
-        MachineError: it does not run here.
+        UsageError: the provider does not exist.
+        MachineError: the provider does not run on this machine.
     """
     if provider not in PROVIDERS:
         raise UsageError(f"--require must be one of {', '.join(PROVIDERS)} (got {provider!r}).")
@@ -66,18 +66,21 @@ def _machine() -> list[Finding]:
     found = [
         Finding("torch", packages.get("torch", "missing"), "torch" in packages),
         Finding(
-            "cores", str(cores), True, "" if cores > 1 else "a single core: latencies are taken while all else waits"
+            "cores",
+            str(cores),
+            True,
+            "" if cores > 1 else "a single core: latency measurements compete with other processes",
         ),
     ]
     driver = _driver()
     found.append(
         Finding(
             "driver",
-            driver or "none that nvidia-smi reports",
+            driver or "none reported by nvidia-smi",
             bool(driver),
             ""
             if driver
-            else "work runs on the CPU; for a GPU install NVIDIA's driver, in a container start it with --gpus all",
+            else "everything runs on the CPU; to use a GPU, install NVIDIA's driver, and start containers with --gpus all",
         )
     )
     if torch.cuda.is_available():
@@ -85,10 +88,10 @@ def _machine() -> list[Finding]:
         name = f"{torch.cuda.get_device_name(0)}, compute capability {major}.{minor}, CUDA {torch.version.cuda}"
         return [*found, Finding("GPU", name, True)]
     built = f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch was built without CUDA"
-    fix = "work runs on the CPU"
+    fix = "everything runs on the CPU"
     if driver:
         fix = "pip install --upgrade torch (from the CUDA index of your driver's version; pytorch.org names it)"
-    return [*found, Finding("GPU", f"none that torch sees; {built}", False, fix)]
+    return [*found, Finding("GPU", f"none visible to torch; {built}", False, fix)]
 
 
 def _driver() -> str:
@@ -109,7 +112,7 @@ def _runtime_package() -> Finding:
     found = ", ".join(f"{name} {version}" for name, version in packages.items()) or "missing"
     if len(packages) > 1:
         names = " ".join(packages)
-        fix = f"each overwrites the other's files: pip uninstall {names}, then install secateur again"
+        fix = f"they overwrite each other's files: pip uninstall {names}, then install secateur again"
         return Finding("ONNX Runtime", found, False, fix)
     return Finding("ONNX Runtime", found, bool(packages), "" if packages else "pip install --upgrade secateur")
 
@@ -122,7 +125,7 @@ def _provider(name: str) -> Finding:
 
 
 def _fix(provider: str) -> str:
-    """The command that may install a provider; TensorRT's package has to match the CUDA version of onnxruntime."""
+    """The command to install a provider; TensorRT's package must match the CUDA version of onnxruntime."""
     if provider != "tensorrt":
         return _FIXES.get(provider, "")
     try:
@@ -141,11 +144,11 @@ def _optional(package: str, what: str, command: str) -> Finding:
 
 
 def _folders() -> list[Finding]:
-    """Where torch keeps what it downloads, and where temporary files go."""
+    """The folders for torch's downloads and for temporary files."""
     cache, found = Path(torch.hub.get_dir()), []
     for name, folder, fix in (
-        ("cache folder", cache, "set TORCH_HOME to a folder that can be written"),
-        ("temporary folder", Path(tempfile.gettempdir()), "set TMPDIR to a folder that can be written"),
+        ("cache folder", cache, "set TORCH_HOME to a writable folder"),
+        ("temporary folder", Path(tempfile.gettempdir()), "set TMPDIR to a writable folder"),
     ):
         place = next(part for part in (folder, *folder.parents) if part.is_dir())
         try:

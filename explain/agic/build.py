@@ -154,9 +154,9 @@ class _Writer:
             else:
                 readers.setdefault(site.reading, []).append(partial(_keep_features, tensors, name, site.dim))
         readers.setdefault(output_node(view), []).append(partial(_keep_scores, tensors))
-        tell = {node: partial(_tell_all, own) for node, own in readers.items()}
+        observers = {node: partial(_observe_all, own) for node, own in readers.items()}
         parts: dict[str, list[StrongestEdges]] = {}
-        for values in self._explainer(images, tell):
+        for values in self._explainer(images, observers):
             parts.setdefault(values.target, []).append(strongest_edges(values, self._settings.edges))
         for name, edges in parts.items():
             players = torch.cat([part.players for part in edges])
@@ -183,7 +183,7 @@ def _keep_scores(tensors: dict[str, Tensor], value: object) -> None:
     tensors[OUTPUT], tensors[PREDICTION] = scores.float(), scores.argmax(1)
 
 
-def _tell_all(readers: list[Callable[[Tensor], None]], value: Tensor) -> None:
+def _observe_all(readers: list[Callable[[Tensor], None]], value: Tensor) -> None:
     for read in readers:
         read(value)
 

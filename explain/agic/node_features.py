@@ -71,5 +71,5 @@ def map_features(values: Tensor, dim: int) -> Tensor:
     else:
         pooled = F.adaptive_avg_pool1d(values.flatten(2) if values.dim() > 2 else values.unsqueeze(2), POOLED**2)
     places = values.reshape(*values.shape[:2], -1)
-    told = [places.mean(2), places.std(2, correction=0), places.amax(2), (places > 0).to(values).mean(2)]
-    return torch.cat([torch.stack(told, 2), pooled], 2)
+    statistics = [places.mean(2), places.std(2, correction=0), places.amax(2), (places > 0).to(values).mean(2)]
+    return torch.cat([torch.stack(statistics, 2), pooled], 2)

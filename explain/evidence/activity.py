@@ -71,7 +71,7 @@ def measure_activity(
     with torch.no_grad(), frozen(view):
         for batch, labels in images.batches(batch_size):
             changes: Mapping[fx.Node, Callable[[Tensor], Tensor]] = {
-                node: partial(_told, own, labels.to(device), done) for node, own in readers.items()
+                node: partial(_tally_all, own, labels.to(device), done) for node, own in readers.items()
             }
             run_graph(view, batch.to(device), [output_node(view)], changes)
             done += len(labels)
@@ -80,7 +80,7 @@ def measure_activity(
     return {name: tally.result(counts) for name, tally in tallies.items()}
 
 
-def _told(tallies: Sequence["_Tally"], labels: Tensor, start: int, value: Tensor) -> Tensor:
+def _tally_all(tallies: Sequence["_Tally"], labels: Tensor, start: int, value: Tensor) -> Tensor:
     for tally in tallies:
         tally.add(value, labels, start)
     return value

@@ -109,8 +109,8 @@ def _value(network: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]
         name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
         value = _of_call(name.rstrip("_"), arguments, options, run)
         constant = is_shape(node) or name.endswith("_like") or name.startswith("new_")
-    told = any(isinstance(leaf, Tensor | float) for leaf in tree_leaves(value))
-    if told and not constant and not _followed(value):
+    numeric = any(isinstance(leaf, Tensor | float) for leaf in tree_leaves(value))
+    if numeric and not constant and not _followed(value):
         raise NoGradientError(f"{node.name} passes no gradient")
     return value
 

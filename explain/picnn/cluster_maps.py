@@ -43,12 +43,12 @@ def cluster_maps(
     """
     with frozen(pathway.parts):
         with torch.no_grad():
-            features, beside = pathway.parts.trunk(images)
+            features, extra = pathway.parts.trunk(images)
         if features.dim() != 4:
             raise InputError(f"{pathway.point.name} outputs features without positions, so there is no map to draw.")
         features.requires_grad_(True)
         with torch.enable_grad():
-            scores = pathway.parts.head(features, beside)
+            scores = pathway.parts.head(features, extra)
             chosen = scores.argmax(1) if classes is None else classes.to(scores.device)
             (gradient,) = torch.autograd.grad(scores.gather(1, chosen.unsqueeze(1)).sum(), features)
     parts = (gradient.mean((2, 3), keepdim=True) * features).detach()

@@ -115,8 +115,8 @@ def predict_pathways(
     with torch.no_grad(), frozen(pathway):
         for batch, labels in images.batches(batch_size):
             labels = labels.to(device)
-            features, beside = pathway.parts.trunk(batch.to(device))
-            scores = pathway.parts.head(features, beside)
+            features, extra = pathway.parts.trunk(batch.to(device))
+            scores = pathway.parts.head(features, extra)
             rows["right"].append((scores.argmax(1) == labels).cpu())
             rows["activations"].append(pooled(features).float().cpu())
             loss += float(torch.nn.functional.cross_entropy(scores, labels, reduction="sum"))
@@ -125,9 +125,9 @@ def predict_pathways(
                 clusters = sample_categorical(scores.softmax(1), generator).argmax(1)
                 mask = assignment.cluster(clusters, generator)
                 opposite = mask if settings.complement == "opposite" else assignment.cluster(clusters, generator)
-                by_cluster = pathway.parts.head(masked(features, mask), beside)
+                by_cluster = pathway.parts.head(masked(features, mask), extra)
                 own.append((by_cluster.argmax(1) == labels).cpu())
-                others.append((pathway.parts.head(masked(features, 1 - opposite), beside).argmax(1) == labels).cpu())
+                others.append((pathway.parts.head(masked(features, 1 - opposite), extra).argmax(1) == labels).cpu())
                 members += float(mask.mean(1).sum()) / draws
                 cluster_loss += float(torch.nn.functional.cross_entropy(by_cluster, labels, reduction="sum")) / draws
             rows["cluster"].append(torch.stack(own))

@@ -127,8 +127,8 @@ def fit_membership(
             if not len(order):
                 order = torch.randperm(len(images), generator=generator)
             rows, order = order[: settings.batch_size], order[settings.batch_size :]
-            features, beside, scores, labels = batches.of(rows)
-            output = pathway.through_clusters(features, beside, scores, pathway.classes_for(labels))
+            features, extra, scores, labels = batches.of(rows)
+            output = pathway.through_clusters(features, extra, scores, pathway.classes_for(labels))
             loss = pathway.interpretation_loss(output, labels) + pathway.assignment.penalty()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -148,7 +148,7 @@ class _FeatureBatches:
         self._kept: tuple[Tensor, Tensor] | None = None
         point = pathway.point
         size = 4 * len(images) * point.channels * point.height * point.width
-        if not pathway.parts.asks_beside and size <= FEATURE_BYTES:
+        if not pathway.parts.has_extra and size <= FEATURE_BYTES:
             with torch.no_grad():
                 found = [self._parts.trunk(batch.to(device))[0] for batch, _ in images.batches(batch_size)]
                 scores = [self._parts.head(features) for features in found]
@@ -162,8 +162,8 @@ class _FeatureBatches:
             return features, (), scores, labels
         with torch.no_grad():
             ((batch, _),) = self._images.batches(len(rows), rows)
-            features, beside = self._parts.trunk(batch.to(self._device))
-            return features, beside, self._parts.head(features, beside), labels
+            features, extra = self._parts.trunk(batch.to(self._device))
+            return features, extra, self._parts.head(features, extra), labels
 
 
 def with_membership(network: Network, settings: PicnnSettings, membership: Membership, seed: int = 0) -> Pathway:

@@ -65,14 +65,14 @@ class Pathway(nn.Module):
             images: normalised, ``[n, C, H, W]``.
             labels: use the clusters of these classes instead of pseudo-labels, ``[n]``.
         """
-        features, beside = self.parts.trunk(images)
-        scores = self.parts.head(features, beside)
+        features, extra = self.parts.trunk(images)
+        scores = self.parts.head(features, extra)
         if not self.assignment.learned:
             return PathwayScores(scores, scores, scores.argmax(1))
-        return self.through_clusters(features, beside, scores, labels)
+        return self.through_clusters(features, extra, scores, labels)
 
     def through_clusters(
-        self, features: Tensor, beside: tuple[object, ...], scores: Tensor, labels: Tensor | None
+        self, features: Tensor, extra: tuple[object, ...], scores: Tensor, labels: Tensor | None
     ) -> PathwayScores:
         """The interpretation pathway for features ``[n, filters, …]`` whose class scores are known."""
         if labels is None:
@@ -81,7 +81,7 @@ class Pathway(nn.Module):
             classes = F.one_hot(labels, scores.shape[1]).to(scores.dtype)
         mask = self.assignment.training_mask(classes)
         with keeping_statistics(self.parts):
-            cluster_scores = self.parts.head(masked(features, mask), beside)
+            cluster_scores = self.parts.head(masked(features, mask), extra)
         return PathwayScores(scores, cluster_scores, classes.detach().argmax(1))
 
     def objective(

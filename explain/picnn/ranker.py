@@ -160,17 +160,17 @@ def removal_losses(
     rises, sums, done = [], torch.zeros(point.channels, device=device), 0
     with frozen(pathway):
         for batch, labels in images.batches(batch_size):
-            features, beside = pathway.parts.trunk(batch.to(device))
+            features, extra = pathway.parts.trunk(batch.to(device))
             labels = labels.to(device)
             sums += pooled(features).abs().sum(0)
-            whole = nn.functional.cross_entropy(pathway.parts.head(features, beside), labels, reduction="none")
+            whole = nn.functional.cross_entropy(pathway.parts.head(features, extra), labels, reduction="none")
             pairs = torch.arange(len(labels) * point.channels, device=device)
             parts = []
             for part in torch.split(pairs, len(labels) * max(1, step // len(labels))):
                 filters, rows = part // len(labels), part % len(labels)
                 # a multiple of the number of images, so that the head's other inputs match
                 mask = 1 - nn.functional.one_hot(filters, point.channels).to(features.dtype)
-                scores = _head_in_batches(pathway, masked(features[rows], mask), beside, len(labels))
+                scores = _head_in_batches(pathway, masked(features[rows], mask), extra, len(labels))
                 parts.append(nn.functional.cross_entropy(scores, labels[rows], reduction="none") - whole[rows])
             rises.append(torch.cat(parts).reshape(point.channels, len(labels)).T.cpu())
             done += len(labels)
@@ -178,8 +178,8 @@ def removal_losses(
     return class_means(torch.cat(rises), images.labels, classes), (sums / len(images)).cpu(), len(images)
 
 
-def _head_in_batches(pathway: Pathway, features: Tensor, beside: tuple[object, ...], size: int) -> Tensor:
+def _head_in_batches(pathway: Pathway, features: Tensor, extra: tuple[object, ...], size: int) -> Tensor:
     """Class scores of rows, in batches of the number of images if the head has inputs besides the features."""
-    if not beside:
+    if not extra:
         return pathway.parts.head(features)
-    return torch.cat([pathway.parts.head(part, beside) for part in torch.split(features, size)])
+    return torch.cat([pathway.parts.head(part, extra) for part in torch.split(features, size)])

@@ -82,7 +82,7 @@ class SumGame(Game):
             weight = weight.view(groups, out // groups, inside, taps).permute(0, 2, 3, 1)
             self._weight = weight.reshape(groups * inside, taps, out // groups)
             self.players = origin.players.view(groups, 1, inside).expand(-1, out // groups, -1).reshape(out, inside)
-        self.players, self._into = _told_once(self.players.to(weight.device))
+        self.players, self._into = _without_duplicates(self.players.to(weight.device))
         self._groups, self._out = groups, out
         self._seen: Tensor | None = None
         self._average: Tensor | None = None
@@ -140,7 +140,7 @@ class PairGame(Game):
             shown = torch.cat([*place, torch.tensor([NONE])])
             columns.append(shown[operand.origin.players])  # NONE is the last
         device = next((parameter.device for parameter in view.parameters()), torch.device("cpu"))
-        self.players, self._into = _told_once(torch.stack(columns, 1).to(device))
+        self.players, self._into = _without_duplicates(torch.stack(columns, 1).to(device))
         self._product = target.site.kind == GATE
         self._after = own_modules(view, target.site)
         self._dim = target.site.dim
@@ -244,7 +244,7 @@ def _columns(players: Tensor) -> tuple[Tensor, Tensor]:
     return present, columns
 
 
-def _told_once(players: Tensor) -> tuple[Tensor, Tensor | None]:
+def _without_duplicates(players: Tensor) -> tuple[Tensor, Tensor | None]:
     """Players ``[channels, candidates]`` without duplicates per channel, and the index to add each value to; None without
     duplicates.
     """

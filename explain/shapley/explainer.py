@@ -142,32 +142,32 @@ class ShapleyExplainer:
         return {name: game.explainer for name, game in self._games.items()}
 
     def __call__(
-        self, images: Tensor, tell: Mapping[fx.Node, Callable[[Tensor], None]] | None = None
+        self, images: Tensor, observers: Mapping[fx.Node, Callable[[Tensor], None]] | None = None
     ) -> Iterator[ShapleyValues]:
         """The values for a batch, target by target and some images at a time, from one forward pass.
 
         Args:
             images: normalised, ``[n, C, H, W]``.
-            tell: functions to call with the values of nodes of ``view`` in the same pass.
+            observers: functions to call with the values of nodes of ``view`` in the same pass.
         """
         with torch.no_grad(), frozen(self.view):
-            self._run(images.to(self.device), tell or {})
+            self._run(images.to(self.device), observers or {})
         taken = {name: game.values() for name, game in self._games.items()}  # before another batch is read
         for name, game in self._games.items():
             for start, part in taken.pop(name):
                 yield ShapleyValues(name, game.sources, game.players, part, start, game.explainer)
 
-    def _run(self, images: Tensor, tell: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
+    def _run(self, images: Tensor, observers: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
         """Run one forward pass in which every game reads its values."""
-        readers = {node: [told] for node, told in tell.items()}
+        readers = {node: [observer] for node, observer in observers.items()}
         for game in self._games.values():
             for node, read in game.readers():
                 readers.setdefault(node, []).append(read)
-        changes = {node: functools.partial(_told, own) for node, own in readers.items()}
+        changes = {node: functools.partial(_read_all, own) for node, own in readers.items()}
         run_graph(self.view, images, [output_node(self.view)], changes)
 
 
-def _told(readers: Sequence[Callable[[Tensor], None]], value: Tensor) -> Tensor:
+def _read_all(readers: Sequence[Callable[[Tensor], None]], value: Tensor) -> Tensor:
     for read in readers:
         read(value)
     return value

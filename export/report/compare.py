@@ -117,12 +117,12 @@ def _latency(first: Report, second: Report, batch: int, comparable: bool) -> lis
     for side in (first, second):
         ratio = side["ratios"]["latency"][key]
         speeds.append(f"{ratio['ratio']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})")
-    told = NOT_COMPARABLE
+    words = NOT_COMPARABLE
     change = latency_change(first, second, batch)
     if comparable and change is not None:
-        told = f"{change.percent:+.1f}% ({change.low:+.1f} to {change.high:+.1f}), noise {change.noise:.1f}%"
+        words = f"{change.percent:+.1f}% ({change.low:+.1f} to {change.high:+.1f}), noise {change.noise:.1f}%"
     return [
-        (f"latency, batch {batch}", medians[0], medians[1], told),
+        (f"latency, batch {batch}", medians[0], medians[1], words),
         (f"speedup over its baseline, batch {batch}", speeds[0], speeds[1], ""),
     ]
 
@@ -130,13 +130,13 @@ def _latency(first: Report, second: Report, batch: int, comparable: bool) -> lis
 def _gates(first: Report, second: Report) -> Iterator[tuple[str, str, str]]:
     judged = [{gate["name"]: gate for gate in side["gates"]} for side in (first, second)]
     for name in dict.fromkeys([*judged[0], *judged[1]]):
-        told = []
+        cells = []
         for gates in judged:
             gate = gates.get(name)
-            told.append(
+            cells.append(
                 f"{gate['verdict']} ({figure(gate['value'])} against {figure(gate['limit'])})" if gate else "not set"
             )
-        yield name, told[0], told[1]
+        yield name, cells[0], cells[1]
 
 
 def _machine(report: Report) -> dict[str, Any]:
@@ -150,8 +150,8 @@ def _different(first: Mapping[str, Any], second: Mapping[str, Any], above: str =
         if isinstance(ours, Mapping) or isinstance(theirs, Mapping):
             yield from _different(ours or {}, theirs or {}, f"{above}{key}.")
         elif ours != theirs:
-            yield f"{above}{key}", _told(ours), _told(theirs)
+            yield f"{above}{key}", _text(ours), _text(theirs)
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return "–" if value is None else str(value)

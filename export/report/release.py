@@ -65,7 +65,7 @@ def machine_differences(first: Report, second: Report) -> list[Difference]:
     for name in names:
         ours, theirs = (side["environment"].get(name) for side in (first, second))
         if ours != theirs:
-            found.append(Difference(name, _told(ours), _told(theirs), "latency"))
+            found.append(Difference(name, _text(ours), _text(theirs), "latency"))
     return found
 
 
@@ -148,10 +148,10 @@ def latency_change(first: Report, second: Report, batch: int) -> Change | None:
     if any(key not in side["ratios"]["latency"] for side in (first, second)):
         return None
     ratios = [side["ratios"]["latency"][key] for side in (first, second)]
-    strays = [
+    deviations = [
         max(abs(side["noise_floor"][key][end] - 1) for end in ("ratio", "low", "high")) for side in (first, second)
     ]
-    noise = max(strays)
+    noise = max(deviations)
     if anchored := all(first["baseline"][name] == second["baseline"][name] for name in ("macs", "parameters")):
         slower = ratios[0]["ratio"] / ratios[1]["ratio"]
         low, high = ratios[0]["low"] / ratios[1]["high"], ratios[0]["high"] / ratios[1]["low"]
@@ -200,7 +200,7 @@ def judge_release(
         gates.append(
             _at_most(f"release {name}", growth[name], limit, f"growth of {what}, percent; must not exceed the limit")
         )
-    said = {
+    entry = {
         "report": Path(settings.baseline or "").name,
         "secateur_version": release["secateur_version"],
         "accuracy": release["pruned"]["accuracy"],
@@ -212,7 +212,7 @@ def judge_release(
         "size_percent": growth["size"],
         "macs_percent": growth["macs"],
     }
-    return tuple(gates), said
+    return tuple(gates), entry
 
 
 def _at_most(name: str, value: float | None, limit: float, meaning: str) -> Gate:
@@ -225,5 +225,5 @@ def _arm(side: Mapping[str, Any], end: str) -> float:
     return abs(float(side["accuracy_interval"][end]) - float(side["accuracy"]))
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return "none" if value is None else str(value)

@@ -18,7 +18,7 @@ class TwoParts(nn.Module):
 
     ``trunk`` and ``head`` share their layers with ``view``, so that training the parts trains the network. ``trunk`` returns
     the features and any other values that the head needs (such as the number of images), ``head`` the class scores.
-    ``asks_beside``: whether there are such other values.
+    ``has_extra``: whether there are such other values.
     """
 
     def __init__(self, view: fx.GraphModule, target: fx.Node) -> None:
@@ -26,16 +26,16 @@ class TwoParts(nn.Module):
         segment = Segment(view, target, [output_node(view)])
         self._trunk = _trunk(view, target, segment.reads)
         self._head = _head(view, target, segment)
-        self.asks_beside = bool(segment.reads)
+        self.has_extra = bool(segment.reads)
 
     def trunk(self, images: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
         """Features ``[n, N, …]`` of images ``[n, C, H, W]``, and the other values that the head needs."""
-        features, *beside = self._trunk(images)
-        return features, tuple(beside)
+        features, *extra = self._trunk(images)
+        return features, tuple(extra)
 
-    def head(self, features: Tensor, beside: tuple[Any, ...] = ()) -> Tensor:
+    def head(self, features: Tensor, extra: tuple[Any, ...] = ()) -> Tensor:
         """Class scores ``[n, classes]``."""
-        return pick_logits(self._head(features, *beside))
+        return pick_logits(self._head(features, *extra))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(*self.trunk(images))
@@ -72,13 +72,13 @@ def masked(features: Tensor, mask: Tensor) -> Tensor:
     return features * mask.reshape(*mask.shape, *[1] * (features.dim() - 2)).to(features.dtype)
 
 
-def _trunk(view: fx.GraphModule, target: fx.Node, beside: tuple[fx.Node, ...]) -> fx.GraphModule:
-    needed = needed_for([target, *beside])
+def _trunk(view: fx.GraphModule, target: fx.Node, extra: tuple[fx.Node, ...]) -> fx.GraphModule:
+    needed = needed_for([target, *extra])
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in view.graph.nodes:
         if node in needed or node.op == "placeholder":
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output((copies[target], *(copies[node] for node in beside)))
+    graph.output((copies[target], *(copies[node] for node in extra)))
     return fx.GraphModule(view, graph)
 
 

@@ -75,7 +75,7 @@ def list_folder(root: Path, seed: int = 0) -> FolderListing:
 
 
 def _loose_pictures(folder: Path, expected: str) -> tuple[Path, ...]:
-    """The pictures directly in a folder, sorted; there may not be folders with pictures beside them."""
+    """The pictures directly in a folder, sorted; folders with pictures are not allowed next to them."""
     pictures = tuple(sorted(path for path in folder.iterdir() if _is_picture(path) and not path.is_dir()))
     if not pictures:
         return ()

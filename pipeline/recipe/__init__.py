@@ -1,5 +1,5 @@
-"""A run's settings as one: the recipe, its TOML file, and the command that makes the run again.
+"""All settings of a run: the recipe, its TOML file, and the command that repeats the run.
 
-In: options and ``recipe.toml``. Out: a validated :class:`~secateur.pipeline.recipe.recipe.Recipe`. The sections themselves lie
-beside what they steer, in the rooms' settings. Open ``recipe.py`` first.
+In: options and ``recipe.toml``. Out: a validated :class:`~secateur.pipeline.recipe.recipe.Recipe`. Its sections are defined in
+the ``settings.py`` of the packages that use them. Open ``recipe.py`` first.
 """

@@ -1,4 +1,4 @@
-"""The sections of a recipe: frozen dataclasses that validate when they are made."""
+"""The recipe of a run, composed of sections: frozen dataclasses that validate on construction."""
 
 import difflib
 import tomllib
@@ -20,7 +20,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run's result.
+    """All settings that determine a run's result.
 
     Examples:
         >>> import secateur
@@ -54,7 +54,7 @@ class Recipe:
             raise UsageError(f"seed must be below 2**63 (got {self.seed}).")
         wanted, asked = self.gates.require_provider, self.measurement.provider
         if wanted is not None and asked not in ("auto", wanted):
-            raise UsageError(f"provider {asked} contradicts require_provider {wanted}; drop one.")
+            raise UsageError(f"provider {asked} contradicts require_provider {wanted}. Remove one of them.")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; settings that are None are left out, as TOML has no null."""
@@ -80,7 +80,7 @@ class Recipe:
         """Build a recipe from nested plain values.
 
         Raises:
-            UsageError: a key that does not exist (the nearest one is named) or a value out of range.
+            UsageError: a key does not exist (the message names the nearest one) or a value is out of range.
         """
         return cls()._with(values)
 
@@ -89,7 +89,7 @@ class Recipe:
         """Read a recipe file.
 
         Raises:
-            InputError: no such file, not TOML, a key that does not exist, a value out of range.
+            InputError: the file does not exist or is not TOML, a key does not exist, or a value is out of range.
         """
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ class Recipe:
     def override(self, **options: Any) -> Self:
         """This recipe with single settings replaced, named as on the command line; None leaves a setting as it is.
 
-        A budget option replaces whatever budget the recipe had.
+        A budget option replaces the recipe's budget.
         """
         given = {name: value for name, value in options.items() if value is not None}
         if any(name in given for name in BUDGETS):
@@ -152,7 +152,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "evidence": EvidencePageSettings,
     "release": ReleaseSettings,
 }
-_OPTIONLESS = ("agic", "picnn")  # settings of methods have no option of their own: names may recur
+_OPTIONLESS = ("agic", "picnn")  # settings of methods have no options, so their names may recur
 SETTINGS: dict[str, str] = {
     entry.name: name for name, section in _SECTIONS.items() if name not in _OPTIONLESS for entry in fields(section)
 }

@@ -1,4 +1,4 @@
-"""The command that makes a run again: a shell-quoted ``secateur prune-and-export`` with what its recipe changes."""
+"""The command that repeats a run: a shell-quoted ``secateur prune-and-export`` with the non-default settings of its recipe."""
 
 import shlex
 from collections.abc import Mapping
@@ -25,10 +25,12 @@ FLAGS = {"page": "evidence", "precisions": "precision"}
 
 
 def command_of(recipe: Mapping[str, Any], out: str = "secateur-run") -> str:
-    """The command for a report's recipe, by options where they say everything, else by the recipe file of the run folder."""
+    """The command for a report's recipe, with options if they cover all settings, otherwise with the run folder's recipe
+    file.
+    """
     try:
         options = options_of(Recipe.from_dict(dict(recipe)))
-    except UsageError:  # of another version of secateur
+    except UsageError:  # written by another version of secateur
         options = None
     if options is None:
         options = ["--recipe", "recipe.toml"]
@@ -36,7 +38,9 @@ def command_of(recipe: Mapping[str, Any], out: str = "secateur-run") -> str:
 
 
 def options_of(recipe: Recipe) -> list[str] | None:
-    """The options of ``prune-and-export`` that give this recipe; None where a setting that has no option is not its default."""
+    """The options of ``prune-and-export`` that give this recipe; None if a setting without an option differs from its
+    default.
+    """
     found: list[str] = []
     usual = Recipe()
     for entry in fields(recipe):
@@ -61,7 +65,7 @@ def options_of(recipe: Recipe) -> list[str] | None:
 
 
 def _option(name: str, value: Any) -> list[str] | None:
-    """One option with its value; None where the command line cannot say it."""
+    """One option with its value; None if the command line cannot express it."""
     flag = f"--{FLAGS.get(name, name).replace('_', '-')}"
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]

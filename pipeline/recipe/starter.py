@@ -1,4 +1,4 @@
-"""A first ``recipe.toml``: what was chosen as it is, everything else with its default as a comment."""
+"""A starter ``recipe.toml``: chosen settings are set, all others are comments with their defaults."""
 
 from dataclasses import fields
 from typing import Any
@@ -8,18 +8,18 @@ import tomli_w
 from .recipe import Recipe
 
 TITLES = {
-    "model": "The network, and what its images look like",
+    "model": "The network and its input",
     "data": "The images",
     "ranking": "Which kernels matter",
-    "budget": "How much may be left: give one of macs, latency, params, size, max_drop",
-    "repair": "The repair without labels",
-    "recovery": "The fine-tuning",
-    "measurement": "How the files are measured, and in which precisions they are shipped",
-    "gates": "What must hold for exit code 0",
-    "agic": "The work that --rank-by agic may do",
+    "budget": "The budget: give one of macs, latency, params, size, max_drop",
+    "repair": "Repair without labels",
+    "recovery": "Fine-tuning",
+    "measurement": "Measurement, and the precisions to export",
+    "gates": "Gates: thresholds for exit code 0",
+    "agic": "Settings of --rank-by agic",
     "picnn": "PICNN's pathway",
-    "evidence": "The page on kernels and decisions",
-    "release": "The last release, to fail on regressions",
+    "evidence": "The evidence page",
+    "release": "Comparison with the last release, to fail on regressions",
 }
 EXAMPLES = {
     "weights": "weights.safetensors", "input_shape": [3, 224, 224], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
@@ -28,11 +28,11 @@ EXAMPLES = {
     "require_provider": "cpu", "evidence_kernels": 16,
     "target": "layer4", "filters": 64, "filters_per_class": 12.8, "baseline": "release/report.json",
 }  # fmt: skip
-"""What a setting without a default may look like."""
+"""Example values of settings without a default."""
 
 
 def starter(recipe: Recipe) -> str:
-    """The text of a recipe file that reads back as ``recipe``, with a comment for every setting."""
+    """The text of a recipe file that is read back as ``recipe``, with a comment for every setting."""
     usual = Recipe()
     lines = [
         "# A recipe for `secateur prune-and-export --recipe FILE`. Lines that start with # are defaults or examples.",
@@ -52,7 +52,7 @@ def starter(recipe: Recipe) -> str:
 
 
 def _pair(name: str, value: Any, usual: Any) -> list[str]:
-    """One line of TOML; a comment where the value is the default, with an example where there is no default."""
+    """One line of TOML; a comment if the value is the default, with an example value if there is no default."""
     shown = EXAMPLES[name] if value is None else value
     text = tomli_w.dumps({name: list(shown) if isinstance(shown, tuple) else shown}).strip()
     lines = text.replace("\n    ", " ").replace(",\n]", " ]").splitlines()

@@ -1,4 +1,4 @@
-"""The pruned network that a recipe's budget asks for, whatever the kind of budget."""
+"""Prune to a recipe's budget, of any kind."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ from .store import StageStore
 
 @dataclass(frozen=True)
 class Pruned:
-    """The candidate that is shipped, and the search that led to it, if there was one.
+    """The candidate that is exported, and the search that led to it, if any.
 
-    ``attempts`` are the candidates of a search by drop that are not shipped, exported to be measured beside it.
+    ``attempts`` are the other candidates of a search by drop, exported to be measured for comparison.
     """
 
     candidate: Candidate
@@ -27,7 +27,7 @@ class Pruned:
 
     @property
     def missed(self) -> str:
-        """Why the budget was missed, or nothing."""
+        """Why the budget was missed; empty if it was met."""
         if self.search is not None:
             return self.search.missed
         if self.latency is not None:
@@ -38,7 +38,7 @@ class Pruned:
 def prune_to_budget(
     inputs: Inputs, ranked: Ranked, timed: TimedLayers | None, provider: str, store: StageStore
 ) -> Pruned:
-    """Plan, cut, repair and fine-tune until the budget of the recipe is met, or say why it is missed."""
+    """Plan, cut, repair and fine-tune until the budget of the recipe is met; a missed budget is reported with the reason."""
     candidates, budget = Candidates(inputs, ranked, store), inputs.recipe.budget
     if timed is not None:
         found, outcome = search_by_latency(candidates, timed, provider)

@@ -1,7 +1,6 @@
 """Pruned networks of one original: by rounds to a budget, and by a search for the largest cut within a drop.
 
-Every stage is kept by the hash of its inputs, so that rounds, searches and runs that were stopped share what they have in
-common.
+Each stage is stored by the hash of its inputs, so that rounds, searches and resumed runs share common stages.
 """
 
 from collections.abc import Callable
@@ -36,8 +35,8 @@ from .store import Stage, StageStore, Workplace
 class Candidate:
     """A pruned network with the plan from the original to it. ``repairs`` holds one report per round.
 
-    ``repaired`` is the network before it was fine-tuned; ``membership`` that of a fine-tuning with PICNN's pathway; ``key``
-    hashes what made the network.
+    ``repaired`` is the network before fine-tuning; ``membership`` is from fine-tuning with PICNN's pathway; ``key`` is a hash
+    of everything that determines the network.
     """
 
     plan: PruningPlan
@@ -50,20 +49,20 @@ class Candidate:
 
 
 class Candidates:
-    """Makes pruned networks of one ranked original, stage by stage."""
+    """Creates pruned networks from one ranked original, stage by stage."""
 
     def __init__(self, inputs: Inputs, ranked: Ranked, store: StageStore) -> None:
         self.inputs, self.ranked, self.store = inputs, ranked, store
         self._settled: PruningPlan | None = None
 
     def plan_to(self, budget: BudgetSettings, label: str = "") -> PruningPlan:
-        """The plan of one cut of the original. The order of the first such plan serves the others as well."""
+        """The plan of one cut of the original. The order of the first such plan is reused for the others."""
         plan = self.store.run(self._plan_stage(budget, Round(1, self.ranked), label))
         self._settled = self._settled or plan
         return plan
 
     def make(self, budget: BudgetSettings, label: str = "") -> Candidate:
-        """Plan, cut, repair and fine-tune to a budget, in as many rounds as the budget says."""
+        """Plan, cut, repair and fine-tune to a budget, in the budget's number of rounds."""
         inputs, store = self.inputs, self.store
         ranked, plan, network, key = self.ranked, None, inputs.network, ""
         repairs: list[RepairReport] = []
@@ -85,7 +84,7 @@ class Candidates:
         return Candidate(plan, found.network, tuple(repairs), found.history, stage.key, network, found.membership)
 
     def whole(self) -> Candidate:
-        """The original as it is, with the plan that removes nothing."""
+        """The unchanged original, with the plan that removes nothing."""
         stage = whole_stage(self.ranked, self.inputs.recipe.budget)
         plan = self.store.run(stage)
         network = surgery.cut(self.inputs.network, plan)
@@ -100,7 +99,8 @@ def search_by_drop(
 ) -> tuple[Candidate, Search]:
     """The candidate with the fewest MACs whose drop on validation images stays within ``max_drop`` points, and the search.
 
-    ``keep`` is called with every candidate while its network is in memory. Where none stays within, the original is returned.
+    ``keep`` is called with every candidate while its network is in memory. If none stays within the limit, the original is
+    returned.
     """
     budget = candidates.inputs.recipe.budget
     baseline: list[Tensor] = []
@@ -112,7 +112,7 @@ def search_by_drop(
         trial = candidates.store.run(judge_stage(candidates.inputs, tried, fraction, baseline))
         keep(tried, trial)
         if trial.high <= max_drop and (best is None or trial.rank < best[0]):
-            best = trial.rank, tried  # as the search chooses; the other networks need not stay in memory
+            best = trial.rank, tried  # the same choice as the search's; other networks need not stay in memory
         return trial
 
     found = search(attempt, max_drop)
@@ -123,7 +123,7 @@ def judge_stage(inputs: Inputs, tried: Candidate, fraction: float, baseline: lis
     """The drop of a candidate on validation images.
 
     Args:
-        baseline: holds which images the original classifies correctly once that is known, for the other candidates.
+        baseline: caches which images the original classifies correctly, for the other candidates.
     """
     validation, device = inputs.splits.validation, inputs.device
 
@@ -149,12 +149,12 @@ def judge_stage(inputs: Inputs, tried: Candidate, fraction: float, baseline: lis
 
 
 def shipped_cost(candidate: Candidate) -> Cost:
-    """What the candidate really costs: its plan's cost, and the biases that a repair added."""
+    """The actual cost of the candidate: its plan's cost, plus biases that a repair added."""
     return measure_cost(candidate.network).of({})
 
 
 def measure_recovery(inputs: Inputs, candidate: Candidate, store: StageStore) -> list[dict[str, Any]] | None:
-    """How a fine-tuning with PICNN's pathway changed what filters say about classes; None where there was none."""
+    """The change of PICNN's measures by fine-tuning with its pathway; None without such fine-tuning."""
     if candidate.membership is None:
         return None
     recovered = (candidate.network, candidate.membership)

@@ -1,4 +1,6 @@
-"""From a network, its scores and its plan to evidence.html: images are chosen and explained, kernels are looked at."""
+"""Create evidence.html from a network, its scores and its plan: choose and explain images, and gather the evidence on
+kernels.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +36,7 @@ from .store import Stage, StageStore, Workplace
 
 @dataclass(frozen=True)
 class Explained:
-    """Trees, the normalised images they are of, ``[n, C, H, W]``, and for the layers in them the node that gives the map."""
+    """Evidence trees, their normalised images ``[n, C, H, W]``, and for the layers in them the node that outputs the map."""
 
     pictures: tuple[ExplainedPicture, ...]
     images: Tensor
@@ -42,7 +44,7 @@ class Explained:
 
     @classmethod
     def of(cls, decomposer: Decomposer, pictures: Sequence[ExplainedPicture], images: Sequence[Tensor]) -> "Explained":
-        """Of trees that a decomposer gave."""
+        """From the trees of a decomposer."""
         nodes = {point.name: point.node.name for point in decomposer.points}
         shape = decomposer.network.input_shape
         return cls(tuple(pictures), torch.stack(list(images)) if images else torch.empty(0, *shape), nodes)
@@ -59,8 +61,10 @@ class Explained:
 
 @dataclass(frozen=True)
 class PageTask:
-    """What a page is made of. ``calibration``: images with labels, or predictions for labels; without any the page shows the
-    trees and no kernels. ``scores`` and ``plan`` are shown if they are there and this network's."""
+    """The inputs of a page.
+
+    ``calibration``: images with labels or predictions; without them, the page shows trees but no kernels. ``scores`` and
+    ``plan`` are shown if they exist and belong to this network."""
 
     network: Network
     recipe: Recipe
@@ -71,7 +75,7 @@ class PageTask:
 
 
 def write_evidence(inputs: Inputs, ranked: Ranked, plan: PruningPlan, store: StageStore) -> Path | None:
-    """The evidence page of a run, in its stage's folder; None where the recipe does not ask for it."""
+    """The evidence page of a run, in its stage's folder; None if the recipe disables it."""
     if not inputs.recipe.evidence.page:
         return None
     return store.run(evidence_stage(inputs, ranked.scores, plan, ranked.key))
@@ -81,7 +85,7 @@ def evidence_stage(inputs: Inputs, scores: KernelScores, plan: PruningPlan | Non
     """Explain images and kernels and write the page.
 
     Args:
-        key: hashes what made the scores.
+        key: a hash of everything that determines the scores.
     """
 
     def work(place: Workplace) -> None:
@@ -103,9 +107,9 @@ def evidence_stage(inputs: Inputs, scores: KernelScores, plan: PruningPlan | Non
 def write_run_evidence(
     inputs: Inputs, scores: KernelScores, plan: PruningPlan | None, path: Path, progress: Progress = silent
 ) -> Path:
-    """The page of a run: for validation images that secateur chooses, and for all kernels.
+    """The page of a run, on automatically chosen validation images and on all kernels.
 
-    Where trees, neighbours, clusters or a ranking cannot be had for this network, the page says so in their place.
+    If trees, neighbours, clusters or a ranking are unavailable for this network, the page says why.
     """
     settings, part = inputs.recipe.evidence, in_parts(progress, ("images", 4), ("page", 10))
     network, validation = inputs.network, inputs.splits.validation
@@ -136,14 +140,20 @@ def write_page(
     notes: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Path:
-    """Gather what there is of kernels and clusters and write the page."""
+    """Gather the evidence on kernels and clusters, and write the page."""
     network, recipe = task.network, task.recipe
     left_out, kernels, clusters = dict(missing or {}), None, None
     scores = task.scores
     if scores is not None and not _fits(scores, network):
-        scores, notes = None, (*notes, "The scores in the run folder are another network's, so they are not shown.")
+        scores, notes = (
+            None,
+            (
+                *notes,
+                "The scores in the run folder are of another network, so they are not shown. Run `secateur explain` again.",
+            ),
+        )
     if task.calibration is None:
-        left_out["kernels"] = "There are no images to look at kernels with. Give --data."
+        left_out["kernels"] = "There are no images to show kernels on. Give --data."
     else:
         kernels = _kernels(task, scores, task.calibration, explained, progress)
         try:
@@ -154,11 +164,14 @@ def write_page(
     if task.plan is not None:
         verdicts = verdicts_of(network, task.plan)
         if verdicts is None:
-            notes = (*notes, "The plan in the run folder is another network's, so no verdicts are shown.")
+            notes = (
+                *notes,
+                "The plan in the run folder is of another network, so no verdicts are shown. Run `secateur plan` again.",
+            )
     if recipe.evidence.evidence_kernels is None and kernels is not None and kernels.patched is not None:
         notes = (
             *notes,
-            "The images are large, so that not all kernels have patches; --evidence-kernels asks for more.",
+            "The images are large, so only some kernels have patches. Use --evidence-kernels to show more.",
         )
     content = PageContent(
         network.source.model,
@@ -176,7 +189,7 @@ def write_page(
 
 
 def verdicts_of(network: Network, plan: PruningPlan) -> dict[str, Verdicts] | None:
-    """What a plan says of every kernel, by layer; None where it is a plan of another network."""
+    """The plan's verdict on every kernel, by layer; None for a plan of another network."""
     groups = find_groups(network.module, network.example(2))
     planned = {group.name: (group.units, group.layers) for group in plan.groups}
     for group in groups:
@@ -198,7 +211,7 @@ def verdicts_of(network: Network, plan: PruningPlan) -> dict[str, Verdicts] | No
 
 def _asked(choice: Choice, misclassified: int, validation: Images) -> list[str]:
     if not validation.labelled:
-        return ["The images have no labels: the network's own predictions replace them, so none is misclassified."]
+        return ["The images have no labels, and the network's own predictions replace them, so none is misclassified."]
     if misclassified > len(choice.wrong):
         return [
             f"{misclassified} misclassified images were asked for; of {choice.looked_at} validation images "
@@ -245,7 +258,7 @@ def _clusters(task: PageTask, calibration: Images, explained: Explained) -> Clus
 
 
 def _fits(scores: KernelScores, network: Network) -> bool:
-    """Whether the scores are of layers and widths that the network has."""
+    """Whether the scores match the layers and widths of the network."""
     modules = dict(network.module.named_modules())
     for layer, values in scores.layers.items():
         module = modules.get(layer)

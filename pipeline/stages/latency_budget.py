@@ -1,4 +1,4 @@
-"""The stages of a latency budget: a measured table to plan by, and cut networks timed until the measured latency fits."""
+"""The stages of a latency budget: a measured table for planning, and pruned networks timed until the measured latency fits."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ TABLE = "table.json"
 
 @dataclass(frozen=True)
 class TimedLayers:
-    """A latency table with the baseline file that it was made of; ``key`` hashes what made them."""
+    """A latency table with its baseline file; ``key`` is a hash of everything that determines them."""
 
     table: LatencyTable
     baseline: Path
@@ -33,14 +33,14 @@ class TimedLayers:
 
 
 def with_times(channels: Channels, timed: TimedLayers | None) -> Channels:
-    """The channels with costs that know the table, if there is one."""
+    """The channels with costs that include the table, if there is one."""
     if timed is None:
         return channels
     return replace(channels, costs=replace(channels.costs, times=timed.table))
 
 
 def time_layers(inputs: Inputs, channels: Channels, provider: str, store: StageStore) -> TimedLayers | None:
-    """Time the original's layers at the widths that a plan may choose; None where the budget is not a latency.
+    """Time the original's layers at the widths that a plan may choose; None if the budget is not a latency.
 
     Raises:
         InputError, MachineError: the network cannot be exported, or does not run on the provider.
@@ -74,7 +74,7 @@ def table_stage(inputs: Inputs, channels: Channels, provider: str) -> Stage[tupl
 def make_table(
     inputs: Inputs, channels: Channels, provider: str, folder: Path, progress: Progress = silent
 ) -> LatencyTable:
-    """Export the baseline into ``folder``, measure the table of its layers, and write that beside it."""
+    """Export the baseline into ``folder``, measure the table of its layers, and write it there too."""
     baseline = export_onnx(inputs.network, folder / BASELINE_ONNX, {"what": "baseline"})
     table = measure_table(
         inputs.network,
@@ -90,10 +90,10 @@ def make_table(
 
 
 def search_by_latency(candidates: Candidates, timed: TimedLayers, provider: str) -> tuple[Candidate, LatencyOutcome]:
-    """The network that is measured to take the recipe's fraction of the baseline's time at the batch size that is judged.
+    """Find the network whose measured latency is the recipe's fraction of the baseline's, at the batch size of the gates.
 
-    Every try plans by the table, cuts, exports and times the result in turns with the baseline; nothing is repaired or
-    fine-tuned before the widths are settled, as neither changes the latency.
+    Each try plans by the table, cuts, exports and times the result alternately with the baseline. Repair and fine-tuning come
+    only after the widths are fixed, since neither changes the latency.
 
     Raises:
         InputError, MachineError: the network cannot be exported, or does not run on the provider.

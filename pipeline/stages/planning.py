@@ -1,4 +1,4 @@
-"""The stage that plans one cut: which units go, by every order that stands behind the ranking, and which order is kept."""
+"""The stage that plans one cut: which units to remove, by each order of the ranking, and which order to use."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ from .store import Stage, Workplace
 
 @dataclass(frozen=True)
 class Round:
-    """What one round plans from: its ``number``, the network as it stands (ranked), and the ``earlier`` plan that led to it."""
+    """The inputs of one round's plan: its ``number``, the current ranked network, and the ``earlier`` plan that led to it."""
 
     number: int
     ranked: Ranked
@@ -44,9 +44,9 @@ def plan_stage(
     settled: PruningPlan | None = None,
     label: str = "",
 ) -> Stage[PruningPlan]:
-    """A plan from the original (``whole``) to this round's share of the budget; every round goes the same factor towards it.
+    """A plan from the original (``whole``) to this round's share of the budget; all rounds cut by the same factor.
 
-    Where several orders stand behind the ranking, the plan of each is tried; the order of a ``settled`` plan is taken as it is.
+    If the ranking has several orders, the plan of each is tried; the order of a ``settled`` plan is reused.
     """
     share = current.number / budget.rounds
     known = current.ranked.choices
@@ -95,7 +95,7 @@ def load_plan(folder: Path) -> PruningPlan:
 
 
 def plan_by(choice: Choice, whole: Channels, budget: BudgetSettings, current: Round) -> PruningPlan:
-    """The plan of one round by one choice, from the original on."""
+    """The plan of one round by one order, from the original."""
     channels, earlier = current.ranked.channels, current.earlier
     fraction = budget.fraction ** (current.number / budget.rounds)
     target = fraction
@@ -105,7 +105,7 @@ def plan_by(choice: Choice, whole: Channels, budget: BudgetSettings, current: Ro
         made_of = {layer: group.step for group in earlier.groups for layer in group.layers} if earlier else {}
         steps = {group.name: made_of[group.name] for group in channels.groups if group.name in made_of}
         step = plan_pruning(channels.groups, choice.units, channels.costs, budget.of(target), choice.sensitivity, steps)
-    else:  # an earlier round went far enough, or as far as it can
+    else:  # an earlier round already met the budget, or cannot go further
         step = keep_all(channels.groups, choice.units, channels.costs, budget)
     if earlier is None:
         return step
@@ -119,19 +119,19 @@ def try_plans(
     start: Network | None = None,
     scratch: Path | None = None,
 ) -> PruningPlan:
-    """Of several plans to one budget the one whose cut, repaired by the recipe, stays nearest to the original.
+    """Of several plans to one budget, the one whose cut, repaired by the recipe, diverges least from the original.
 
-    Nearness is the KL divergence of the class scores on validation images, as for the steps of a repair; no label is read.
-    Where the recipe distills, the cheaper steps before it are the trial.
+    The divergence is the KL divergence of the class scores on validation images, as for the steps of a repair; it needs no
+    labels. If the recipe distills, only the cheaper steps before distillation are tried.
 
     Args:
-        start: a network from which a part of the plans is already gone; the original if None.
-        scratch: a folder of these inputs alone, where the divergence of each cut is kept for a stop.
+        start: a network in which a part of the plans is already cut; the original if None.
+        scratch: a folder for these inputs only, where the divergence of each cut is stored to resume from.
     """
     kind = "reconstruct" if inputs.recipe.repair.repair == "distill" else inputs.recipe.repair.repair
     trial = replace(inputs, recipe=inputs.recipe.override(repair=kind))
 
-    @functools.cache  # a single plan needs no judge
+    @functools.cache  # a single plan needs no comparison
     def judge() -> Callable[[Network], float]:
         return judging(inputs.network, inputs.splits.validation, inputs.recipe.seed, inputs.device)
 

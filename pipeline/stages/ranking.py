@@ -22,7 +22,9 @@ from .store import Stage, StageStore, Workplace
 
 @dataclass(frozen=True)
 class Channels:
-    """A network with its groups of coupled channels and its costs; ``origin`` hashes what made the network."""
+    """A network with its groups of coupled channels and its costs; ``origin`` is a hash of everything that determines the
+    network.
+    """
 
     network: Network
     groups: tuple[ChannelGroup, ...]
@@ -32,7 +34,9 @@ class Channels:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A network whose kernels have scores and, where the recipe asks for them, sensitivities; ``key`` hashes what made them."""
+    """A network with scores of its kernels and, if the recipe needs them, sensitivities; ``key`` hashes everything that
+    determines them.
+    """
 
     channels: Channels
     scores: KernelScores
@@ -41,7 +45,7 @@ class Ranked:
 
     @property
     def choices(self) -> dict[str, Choice]:
-        """What a plan may follow: one ranking, or of a consensus each order behind it."""
+        """The orders that a plan may follow: one ranking, or the orders of a consensus."""
         return choices(self.channels.groups, self.scores, self.sensitivity)
 
 
@@ -54,7 +58,7 @@ def find_channels(inputs: Inputs, store: StageStore) -> Channels:
     """The groups and costs of the original.
 
     Raises:
-        UsageError: nothing can be cut from it at the recipe's alignment.
+        UsageError: no unit can be removed at the recipe's alignment.
     """
     with store.timed("channels"):
         found = channels_of(inputs.network, inputs.fingerprint)
@@ -69,7 +73,7 @@ def check_cuttable(found: Channels, inputs: Inputs) -> None:
 
 
 def rank(inputs: Inputs, channels: Channels, store: StageStore, label: str = "") -> Ranked:
-    """Score every kernel and, for an allocation by sensitivity, measure what each group loses at each width."""
+    """Score every kernel and, for an allocation by sensitivity, measure the loss of each group at each width."""
     explained = explain_stage(inputs, channels, label)
     return with_sensitivity(inputs, channels, store.run(explained), explained.key, store, label)
 
@@ -77,7 +81,9 @@ def rank(inputs: Inputs, channels: Channels, store: StageStore, label: str = "")
 def with_sensitivity(
     inputs: Inputs, channels: Channels, scores: KernelScores, key: str, store: StageStore, label: str = ""
 ) -> Ranked:
-    """Scores that are there, and the sensitivities that the recipe asks for. ``key`` hashes what made the scores."""
+    """Existing scores with the sensitivities that the recipe needs. ``key`` is a hash of everything that determines the
+    scores.
+    """
     if inputs.recipe.budget.allocation != "sensitivity":
         return Ranked(channels, scores, None, key)
     stage = sensitivity_stage(inputs, channels, scores, key, label)
@@ -106,7 +112,7 @@ def explain_stage(inputs: Inputs, channels: Channels, label: str = "") -> Stage[
 def sensitivity_stage(
     inputs: Inputs, channels: Channels, scores: KernelScores, key: str, label: str = ""
 ) -> Stage[Sensitivity]:
-    """Measure the losses on the calibration images; for a consensus by the best of its orders."""
+    """Measure the losses on the calibration images; for a consensus, by the best of its orders."""
 
     def work(place: Workplace) -> None:
         measure_orders(
@@ -120,7 +126,7 @@ def sensitivity_stage(
 
 
 def ranking_inputs(inputs: Inputs, origin: str) -> dict[str, Any]:
-    """All that decides the scores of a network's kernels; ``origin`` hashes the network itself."""
+    """Everything that determines the scores of a network's kernels; ``origin`` is the hash of the network itself."""
     recipe = inputs.recipe
     members = members_of(recipe.ranking.rank_by)
     return {
@@ -135,7 +141,7 @@ def ranking_inputs(inputs: Inputs, origin: str) -> dict[str, Any]:
 
 
 def circumstances(inputs: Inputs) -> dict[str, Any]:
-    """What decides every computation of a run besides its own settings."""
+    """What determines every computation of a run besides its own settings."""
     return {
         "preprocessing": asdict(inputs.network.preprocessing),
         "seed": inputs.recipe.seed,

@@ -1,4 +1,4 @@
-"""The stages of the fine-tuning: the recovered network, and what a recovery with PICNN's pathway changed."""
+"""The stages of fine-tuning: the recovered network, and the change of PICNN's measures with its pathway."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,18 +31,18 @@ class Recovered:
 
 
 def check_pathway(recipe: Recipe) -> None:
-    """Check that a pathway is trained in the layers that are there, if it is asked for at all.
+    """Check that the pathway, if there is one, can be trained.
 
     Raises:
-        UsageError: it is asked for without an epoch of fine-tuning, or with a new layer, which a pruned network cannot take.
+        UsageError: there are no epochs of fine-tuning, or a new layer is set, which cannot be added to a pruned network.
     """
     if recipe.recovery.pathway == "none":
         return
     if not recipe.recovery.epochs:
-        raise UsageError(f"--pathway {recipe.recovery.pathway} trains the network: give --epochs of at least 1.")
+        raise UsageError(f"--pathway {recipe.recovery.pathway} needs training. Give --epochs of at least 1.")
     if recipe.picnn.filters or recipe.picnn.filters_per_class:
         raise UsageError(
-            "[picnn] filters adds a new layer to a network, which a pruned network cannot take; `secateur train-picnn` adds it "
+            "[picnn] filters adds a new layer, which is not possible in a pruned network; `secateur train-picnn` adds it "
             "to the original. Remove filters from the recipe."
         )
 
@@ -53,7 +53,7 @@ def recover_stage(
     """Fine-tune a pruned network by the recipe; the best epoch on validation images is kept.
 
     Args:
-        origin: hashes what made the pruned network.
+        origin: a hash of everything that determines the pruned network.
     """
     recipe = inputs.recipe
     with_pathway = recipe.recovery.pathway == "picnn"
@@ -89,7 +89,7 @@ def fine_tune(inputs: Inputs, small: Network, progress: Progress = silent, check
     """Fine-tune with distillation from the original, by the recipe.
 
     Args:
-        checkpoint: a file where the training is kept after every epoch, to continue from after a stop.
+        checkpoint: a file that is written after every epoch, and resumed from if it exists.
     """
     recipe = inputs.recipe
     if recipe.recovery.pathway == "picnn":
@@ -122,10 +122,10 @@ def fine_tune(inputs: Inputs, small: Network, progress: Progress = silent, check
 def pathways_stage(
     inputs: Inputs, earlier: Network, recovered: tuple[Network, Membership], key: str
 ) -> Stage[list[dict[str, Any]]]:
-    """How PICNN's recovery changed what filters say about classes.
+    """The change of PICNN's measures by fine-tuning with its pathway.
 
     Args:
-        key: hashes what made the recovered network.
+        key: a hash of everything that determines the recovered network.
     """
 
     def work(place: Workplace) -> None:
@@ -147,9 +147,9 @@ def measure_pathways(
     progress: Progress = silent,
     state: str = "repaired",
 ) -> list[dict[str, Any]]:
-    """How entangled filters and classes are in the original, before the recovery and after it: a row for each.
+    """The entanglement of filters and classes in the original, before the recovery and after it, one row for each.
 
-    The membership of the first two is learned post hoc on calibration images; the third has the one it was trained with. All
+    The membership of the first two is learned post hoc on calibration images; that of the third comes from its training. All
     are measured on test images.
     """
     recipe, test = inputs.recipe, inputs.splits.test

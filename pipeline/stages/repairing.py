@@ -1,4 +1,4 @@
-"""The stage that cuts a network by a plan and repairs what is left, without labels."""
+"""The stage that cuts a network by a plan and repairs it without labels."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,8 +24,8 @@ def repair_stage(
     """Cut by a plan and repair by the recipe.
 
     Args:
-        plan_key: hashes what made the plan.
-        start: the network that an earlier round left; the original if None.
+        plan_key: a hash of everything that determines the plan.
+        start: the network from an earlier round; the original if None.
     """
 
     def work(place: Workplace) -> None:
@@ -56,7 +56,7 @@ def cut_and_repair(
     """Cut by a plan and repair by the recipe, on the calibration images.
 
     Args:
-        start: a network from which a part of the plan is already gone, repaired; the original if None.
+        start: a repaired network in which a part of the plan is already cut; the original if None.
     """
     small = surgery.cut(inputs.network, plan, start)
     return repair(
@@ -73,12 +73,12 @@ def cut_and_repair(
 
 
 def revised(channels: Channels, plan: PruningPlan) -> PruningPlan:
-    """A plan that may have been edited by hand: what its groups remove decides."""
+    """Recompute a plan that may have been edited by hand from the units that its groups remove."""
     return plan.revised(channels.groups, channels.costs)
 
 
 def load_stage_network(folder: Path, recipe: Recipe) -> Network:
-    """A stage's network, its factory named as the recipe names it rather than as seen from the stage's folder."""
+    """Load a stage's network, with its factory's path as in the recipe rather than relative to the stage's folder."""
     network = load_network(folder)
     if Path(recipe.model.model).is_dir():
         return network

@@ -1,4 +1,4 @@
-"""The stages that make and measure the files of a run: export, accuracy, latency."""
+"""The stages that export and measure the files of a run: export, accuracy, latency."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ TRIED_ONNX = "tried.onnx"
 
 @dataclass(frozen=True)
 class Files:
-    """The float32 files, baseline first, and these with their lower precisions, the baseline's first.
+    """The float32 files, baseline first, and all files with their lower precisions, the baseline's first.
 
-    ``key`` hashes what made them.
+    ``key`` is a hash of everything that determines them.
     """
 
     models: tuple[OnnxModel, OnnxModel]
@@ -37,12 +37,12 @@ class Files:
 
     @property
     def pruned(self) -> int:
-        """Where among the variants the pruned network in float32 is."""
+        """The index of the pruned network in float32 among the variants."""
         return next(index for index, variant in enumerate(self.variants) if variant.network == "pruned")
 
 
 def export_files(inputs: Inputs, pruned: Candidate, provider: str, store: StageStore) -> Files:
-    """Export both networks in every precision that the recipe asks for."""
+    """Export both networks in every precision of the recipe."""
     stage = export_stage(inputs, pruned, provider)
     models, variants = store.run(stage)
     return Files(models, variants, stage.key)
@@ -51,7 +51,7 @@ def export_files(inputs: Inputs, pruned: Candidate, provider: str, store: StageS
 def measure_files(
     inputs: Inputs, files: Files, attempts: Sequence[Attempt], provider: str, store: StageStore
 ) -> VariantFigures:
-    """Accuracy of every file on the test images (on validation images too where candidates are compared), and latency."""
+    """Accuracy of every file on the test images (and on validation images, if candidates are compared), and latency."""
     compared = len(files.variants) > 2 or bool(attempts)
     test, validation = store.run(accuracy_stage(inputs, files, compared, provider))
     comparisons, tries, memory, conditions = store.run(latency_stage(inputs, files, attempts, provider))
@@ -64,7 +64,7 @@ def export_stage(
     """Export both networks, check their parity with torch, and write the lower precisions."""
     lower = inputs.recipe.measurement.lower_precisions
     content = [inputs.content[name] for name in ("calibration", "validation")]
-    # float32 alone depends on nothing else than the network
+    # float32 alone depends only on the network
     more = {"precisions": lower, "gpu": provider in ON_GPU, "images": content} if lower else {}
 
     def work(place: Workplace) -> None:
@@ -87,7 +87,7 @@ def export_stage(
 
 
 def attempt_stage(tried: Candidate, trial: Trial) -> Stage[Attempt]:
-    """Export a try of a search, to be measured beside what is shipped."""
+    """Export a try of a search, to be measured for comparison."""
 
     def work(place: Workplace) -> None:
         model = export_onnx(tried.network, place.folder / TRIED_ONNX, {"what": "tried"})
@@ -103,7 +103,7 @@ def attempt_stage(tried: Candidate, trial: Trial) -> Stage[Attempt]:
 def accuracy_stage(
     inputs: Inputs, files: Files, compared: bool, provider: str
 ) -> Stage[tuple[list[Accuracy], list[Accuracy]]]:
-    """Measure every file on the test images and, where candidates are ``compared``, on the validation images."""
+    """Measure every file on the test images and, if candidates are ``compared``, on the validation images."""
     validation = {"validation": inputs.content["validation"]} if compared else {}
     return Stage(
         "accuracy",

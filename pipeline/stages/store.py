@@ -1,4 +1,4 @@
-"""Stages as values, and the store that runs them, keeps their results by the hash of their inputs, and reuses these."""
+"""Stages as values, and the store that runs them, stores their results by the hash of their inputs, and reuses them."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a stage works: its result goes into ``folder``, and ``progress`` takes (done, total)."""
+    """The working folder of a stage for its result, and its ``progress`` callback of (done, total)."""
 
     folder: Path
     progress: Progress
@@ -25,7 +25,7 @@ class Workplace:
 
     @property
     def scratch(self) -> Path:
-        """A folder of these inputs alone that survives a stop, for what is needed to continue; removed when done."""
+        """A folder for these inputs only that survives an interruption, for checkpoints; removed when the stage is done."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         return self._scratch
 
@@ -35,7 +35,8 @@ class Stage(Generic[T]):
     """One stage of a run.
 
     ``name`` is shown to the user; its first word is the kind ("plan round 2" is a "plan"). ``inputs`` are all JSON values that
-    decide the result: equal inputs, equal result. ``work`` writes the result into its workplace's folder, ``load`` reads it.
+    determine the result: equal inputs give equal results. ``work`` writes the result into its workplace's folder, ``load``
+    reads it.
     """
 
     name: str
@@ -54,10 +55,10 @@ class Stage(Generic[T]):
 
 
 class StageStore:
-    """Runs stages, each in a folder named by its key; a folder is there whole or not at all.
+    """Runs stages, each in a folder named by its key; folders appear atomically.
 
-    ``timings`` holds the seconds of every stage by its name. Without ``resume`` the first stage that runs removes the results
-    of earlier runs: the inputs are known to be sound by then.
+    ``timings`` holds the seconds of every stage by its name. Without ``resume``, the first stage that runs removes the results
+    of earlier runs, since the inputs have passed all checks by then.
     """
 
     def __init__(self, root: Path, resume: bool = False, observer: Observer | None = None) -> None:
@@ -75,7 +76,7 @@ class StageStore:
 
     @contextlib.contextmanager
     def unstored(self, name: str, inputs: Mapping[str, Any]) -> Iterator[Path]:
-        """A folder for what a long computation of these inputs keeps for a stop; its result stays in memory."""
+        """A folder for the checkpoints of a long computation of these inputs, whose result stays in memory."""
         stage = Stage[None](name, inputs, lambda place: None, lambda folder: None)
         scratch = self._scratch(stage)
         self._forget_earlier()
@@ -84,7 +85,7 @@ class StageStore:
         self._tidy(stage)
 
     def run(self, stage: Stage[T]) -> T:
-        """Let the stage work, unless the same inputs were worked on before and are to be reused; load its result."""
+        """Run the stage, unless a stored result of the same inputs can be reused; returns the loaded result."""
         folder = self.root / f"{stage.kind}-{stage.key[:16]}"
         if self.resume and (folder / "done.json").is_file():
             self.timings[stage.name] = read_json(folder / "done.json")["seconds"]
@@ -115,19 +116,19 @@ class StageStore:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _tidy(self, stage: Stage[Any]) -> None:
-        """Remove the scratch folders of a kind, those of other inputs included: one stage works at a time."""
+        """Remove all scratch folders of a kind, including those of other inputs, since only one stage runs at a time."""
         for scratch in self.root.glob(f".{stage.kind}-*.scratch"):
             shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def unfinished(root: Path, observer: Observer) -> Iterator[StageStore]:
-    """A store for a command that does a part of a run: it continues what a stop left, and keeps nothing once done."""
+    """A store for a single command: it resumes after an interruption, and keeps nothing once the command is done."""
     yield StageStore(root, resume=True, observer=observer)
     shutil.rmtree(root, ignore_errors=True)
 
 
 def _discard(folder: Path) -> None:
-    """Remove a stage's folder, ``done.json`` first: what a kill leaves of it does not count as finished."""
+    """Remove a stage's folder, ``done.json`` first, so that a partly removed folder does not count as finished."""
     (folder / "done.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

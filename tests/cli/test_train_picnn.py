@@ -196,7 +196,7 @@ def test_recover_without_a_pathway(slim, tmp_path):
         (("train-picnn", "--epochs", 3, "--post-hoc"), 2, "--epochs, --batch-size, --learning-rate"),
         (("train-picnn", "--target", "nowhere", "--epochs", 1), 3, "no layer 'nowhere'"),
         (("train-picnn", "--target", "block3.conv2", "--epochs", 1), 3, "cannot be the target"),
-        (("prune-and-export", "--pathway", "picnn", "--epochs", 0), 2, "give --epochs of at least 1"),
+        (("prune-and-export", "--pathway", "picnn", "--epochs", 0), 2, "Give --epochs of at least 1"),
         (("prune-and-export", "--pathway", "agic"), 2, "pathway must be one of none, picnn"),
         (("recover",), 3, "recipe.toml does not exist"),
     ],
@@ -267,7 +267,7 @@ def test_a_recovery_of_other_weights_begins_anew(slim, tmp_path, monkeypatch):
 
 def test_a_new_layer_is_not_silently_left_out_of_a_recovery(tmp_path):
     recipe = replace(Recipe().override(page=False, pathway="picnn", epochs=1), picnn=PicnnSettings(filters=8))
-    with pytest.raises(UsageError, match="a new layer to a network"):
+    with pytest.raises(UsageError, match="adds a new layer"):
         prune_and_export(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -183,7 +183,7 @@ def test_the_steps_one_by_one(data, digits, recipe, tmp_path, recorder):
     assert "top-1 accuracy" not in rows
     before, after = (predicted(out / name, data["none"], digits) for name in ("baseline.onnx", "model.onnx"))
     assert rows["agreement with the first"][:2] == ("100.00%", f"{100 * (before == after).mean():.2f}%")
-    assert any("what the first predicts" in told for told in observer.told)
+    assert any("predictions of the first" in told for told in observer.told)
     labelled = BenchSettings((1,), str(data["bare"]), provider="cpu")
     rows = {row[0]: row[1:] for row in bench(out / "baseline.onnx", out / "model.onnx", labelled, recorder()).rows()}
     truth = np.array(digits["test"][1])

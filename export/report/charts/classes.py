@@ -31,11 +31,11 @@ def class_chart(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
         return float(NAMES + (value - least) / (1 - least) * (WIDTH - NAMES - RIGHT))
 
     worst = max(drawn, key=lambda row: row["before"] - row["after"])
-    told = (
+    description = (
         f"{len(drawn)} of {len(rows)} classes, largest changes first. Largest loss: {short(worst['name'], 40)}, "
         f"{share(worst['before'])} to {share(worst['after'])}."
     )
-    parts = opening("classes-chart", WIDTH, height, f"{measure} per class before and after", told)
+    parts = opening("classes-chart", WIDTH, height, f"{measure} per class before and after", description)
     for tick in ticks(100 * least, 100):
         place = x(tick / 100)
         parts.append(f'<path class="grid" d="M{place:.1f} {TOP - 6}V{height - BOTTOM + 4}"/>')

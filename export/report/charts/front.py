@@ -61,9 +61,9 @@ def front_plot(candidates: Sequence[Mapping[str, Any]], cost: str) -> str:
     for number, row in shown:
         across, down = x(row[key]), y(100 * row["accuracy"])
         kind = "held" if row["on_front"][cost] else "failed"
-        told = f"{row['name']}: {100 * row['accuracy']:.2f}%, {_short(row[key])}"
+        words = f"{row['name']}: {100 * row['accuracy']:.2f}%, {_short(row[key])}"
         mark = f'<circle class="mark" cx="{across:.1f}" cy="{down:.1f}" r="5"/>'
-        parts.append(f'<g class="{kind}"><title>{escape(told)}</title>{mark}</g>')
+        parts.append(f'<g class="{kind}"><title>{escape(words)}</title>{mark}</g>')
         for left_at, top_at, numbers in labels:
             if abs(left_at - across) < 14 and abs(top_at - down) < 14:  # their numbers would overlap
                 numbers.append(number)

@@ -53,6 +53,9 @@ def search_curve(search: Mapping[str, Any]) -> str:
     return "".join([*parts, "</svg>"])
 
 
+_VERDICTS = {"shipped": "exported", "held": "within the limit", "failed": "beyond the limit"}
+
+
 def _mark(trial: Mapping[str, Any], x: float, y: Any, high: float, shipped: bool) -> str:
     """One try: its whisker, and a diamond if it is exported, a dot if it is within the limit, a ring if not, an arrow at the
     edge.
@@ -69,8 +72,9 @@ def _mark(trial: Mapping[str, Any], x: float, y: Any, high: float, shipped: bool
         shape = f'<path class="mark" d="M{x:.1f} {place - 8:.1f}l8 8l-8 8l-8 -8z"/>'
     else:
         shape = f'<circle class="mark" cx="{x:.1f}" cy="{place:.1f}" r="4.5"/>'
-    told = f"{100 * trial['left']:.1f}% left: {trial['points']:.2f} points ({trial['low']:.2f} to {trial['high']:.2f}), {kind}"
-    return f'<g class="{kind}"><title>{told}</title>{whisker}{shape}{label}</g>'
+    left = f"{100 * trial['left']:.1f}% left: {trial['points']:.2f} points ({trial['low']:.2f} to {trial['high']:.2f})"
+    words = f"{left}, {_VERDICTS[kind]}"
+    return f'<g class="{kind}"><title>{words}</title>{whisker}{shape}{label}</g>'
 
 
 def _described(search: Mapping[str, Any]) -> str:

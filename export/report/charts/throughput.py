@@ -41,7 +41,7 @@ def throughput_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     values = [value for series in rates.values() for rate in series for value in rate]
     low, high = math.log10(min(values)) - 0.06, math.log10(max(values)) + 0.1
     last = rows[-1]
-    told = (
+    description = (
         f"At batch {last['batch']} {count(rates['baseline'][-1][0])} images per second before, "
         f"{count(rates['pruned'][-1][0])} after."
     )
@@ -50,7 +50,7 @@ def throughput_chart(rows: Sequence[Mapping[str, Any]]) -> str:
     def y(value: float) -> float:
         return float(TOP + (high - math.log10(value)) / (high - low) * (height - TOP - BOTTOM))
 
-    parts = opening("throughput", WIDTH, height, "Images per second by batch size", told)
+    parts = opening("throughput", WIDTH, height, "Images per second by batch size", description)
     for tick in log_ticks(low, high):
         parts.append(f'<path class="grid" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{y(tick) + 4.5:.1f}" text-anchor="end">{round_count(tick)}</text>')
@@ -84,11 +84,11 @@ def speedup_chart(rows: Sequence[Mapping[str, Any]]) -> str:
         return float(TOP + (high - value) / (high - low) * (height - TOP - BOTTOM))
 
     last = rows[-1]["ratio"]
-    told = (
+    description = (
         f"At batch {rows[-1]['batch']} {last['ratio']:.2f} times as fast ({last['low']:.2f} to {last['high']:.2f}). "
         "Grey: the baseline against itself."
     )
-    parts = opening("speedup", WIDTH, height, "Speedup by batch size", told)
+    parts = opening("speedup", WIDTH, height, "Speedup by batch size", description)
     for tick in ticks(low, high):
         kind = "axis" if tick == 1 else "grid"
         parts.append(f'<path class="{kind}" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')

@@ -12,13 +12,15 @@ def width_profile(layers: Sequence[Mapping[str, Any]]) -> str:
     """
     widest: int = max(layer["before"] for layer in layers)
     before, after = (sum(layer[name] for layer in layers) for name in ("before", "after"))
-    told = f"{len(layers)} layers, the widest has {widest} kernels. In total, {before} kernels before, {after} after."
+    description = (
+        f"{len(layers)} layers, the widest has {widest} kernels. In total, {before} kernels before, {after} after."
+    )
     room = 0.8 if len(layers) < 120 else 1.0
     parts = [
         f'<svg class="profile" viewBox="0 0 {len(layers)} 100" preserveAspectRatio="none" role="img" '
         'aria-labelledby="profile-title profile-desc">',
         '<title id="profile-title">Kernels per layer before and after</title>',
-        f'<desc id="profile-desc">{told}</desc>',
+        f'<desc id="profile-desc">{description}</desc>',
     ]
     for index, layer in enumerate(layers):
         x = index + (1 - room) / 2

@@ -74,14 +74,14 @@ def test_other_makes_give_the_same_classes(other, tmp_path, noise_images, record
     assert ("'scores' is read, not 'f'" in told) == ("outputs" in other)
     assert all(nodes["cpu"] > 0 for nodes in found.placement)
     json.dumps(found.to_json(), allow_nan=False)
-    assert any(row[0] == "  images a second" for row in found.rows())
+    assert any(row[0] == "  images per second" for row in found.rows())
 
 
 @pytest.mark.parametrize(
     ("first", "second", "settings", "message"),
     [
         ({}, {"size": 9}, {}, "cannot be compared"),
-        ({"batch": 2}, {"batch": 3}, {}, "no size works for both"),
+        ({"batch": 2}, {"batch": 3}, {}, "no batch size works for both"),
         ({"batch": 2}, {}, {"batches": (1,)}, "batches of 2 only"),
         ({}, {}, {"input_shape": (3, 9, 9)}, "got --input-shape 3,9,9"),
         ({"size": "s"}, {"size": "s"}, {}, "leaves its image size open"),

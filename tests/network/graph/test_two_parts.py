@@ -36,15 +36,15 @@ def test_the_two_parts_are_the_network(tiny, network_of, name, count):
     parts, point = split(network)
     x = network.example(count, seed=3)
     with torch.no_grad():
-        features, beside = parts.trunk(x)
+        features, extra = parts.trunk(x)
         assert features.shape == (count, point.channels, point.height, point.width)
-        assert torch.equal(parts.head(features, beside), network.logits(x))
+        assert torch.equal(parts.head(features, extra), network.logits(x))
 
 
 def test_a_head_may_ask_how_many_images_there_are(network_of):
     network = network_of(AsksForShapes())
     parts, _ = split(network)
-    assert parts.asks_beside
+    assert parts.has_extra
     x = network.example(5)
     with torch.no_grad():
         assert torch.equal(parts(x), network.logits(x))

@@ -122,7 +122,7 @@ def test_plan_alone_goes_by_the_table(machine, tmp_path):
     assert secateur("explain", "--rank-by", "magnitude", "--calibration", "100", "--out", out)[0] == 0
     code, stdout, stderr = secateur("plan", "--latency", "0.7", "--allocation", "uniform", "--out", out)
     assert code == 0, stderr
-    assert "only `prune-and-export` also times its cut" in " ".join(stdout.split())
+    assert "only `prune-and-export` also times the pruned network" in " ".join(stdout.split())
     plan = json.loads((out / "plan.json").read_text())
     assert plan["resource"] == "latency"
     assert plan["latency_table"]
