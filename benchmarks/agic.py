@@ -1,9 +1,9 @@
-"""AGIC held to its claims: python -m benchmarks.agic [--minutes 60] [--only classifier,cutting]
+"""Evaluate the claims of AGIC: python -m benchmarks.agic [--minutes 60] [--only classifier,cutting]
 
 On the digits network and ResNet-20 for CIFAR-10 as JPEG (from SECATEUR_SHARED, default ../shared): whether the class of an
-image can be read from its attribution graph, beside controls; what cutting the lowest, highest and random kernels costs,
-beside gAP's ranking; how well seeds agree and what that costs. Graphs to learn from come from calibration images; test images
-judge, and nothing is chosen by them. Rows are kept in the results file and not run again.
+image can be predicted from its attribution graph, compared with controls; the cost of cutting the lowest, highest and random
+kernels, compared with gAP's ranking; the agreement of seeds and the cost of AGIC. Training graphs come from calibration images;
+results are on test images, and nothing is chosen on them. Rows in the results file are not measured again.
 """
 
 import itertools
@@ -93,7 +93,7 @@ def _right(
 
 
 def embeddings(case: Case, control: str) -> tuple[Embeddings, Embeddings]:
-    """Of calibration and of test images, by an encoder pretrained on the former's graphs under a control."""
+    """Embeddings of calibration and of test images, by an encoder pretrained on the former's graphs under a control."""
     last = _last_stage(case.network)
     with tempfile.TemporaryDirectory() as folder:
         parts = []
@@ -119,7 +119,7 @@ def _graphs(case: Case, images: Images, folder: Path) -> AttributionGraphs:
 
 
 def _last_stage(network: Network) -> list[str]:
-    """The sites behind the last stage but one."""
+    """The sites after the second-last stage."""
     view = trace(network.module, network.example())
     stages = find_stages(view, network.example())
     order = {node: place for place, node in enumerate(view.graph.nodes)}
@@ -128,9 +128,9 @@ def _last_stage(network: Network) -> list[str]:
 
 
 def claim(case: Case) -> Rows:
-    """The paper's claim: full graphs against those whose kernels changed places; and against no links at all.
+    """The paper's claim: full graphs compared with graphs of permuted kernels, and with graphs without links.
 
-    From the rows of ``classifier``, image by image of the first seed.
+    Computed from the rows of ``classifier``, image by image, for the first seed.
     """
     parts = read_json(RESULTS)["sections"]["classifier"]
     rows = [row for about, own in parts.items() if about.startswith(f"{case.name}, ") for row in own]
@@ -152,7 +152,7 @@ def claim(case: Case) -> Rows:
 
 
 class Cutter:
-    """Cuts a share of the units inside every block and measures what is left, on test images."""
+    """Cuts a share of the units inside every block and measures the accuracy on test images."""
 
     def __init__(self, case: Case) -> None:
         self.network, self.costs = case.network, measure_cost(case.network)
@@ -186,7 +186,7 @@ class Cutter:
 
 
 def cutting(case: Case, which: str) -> Rows:
-    """Accuracy left after cutting shares of the kernels inside blocks, by one ranking."""
+    """Accuracy after cutting shares of the kernels inside blocks by one ranking."""
     cutter = Cutter(case)
     task = RankingTask(case.network, case.calibration, case.seed)
     if which == "random":
@@ -221,7 +221,7 @@ def _by_readout(case: Case) -> KernelScores:
 
 
 def deletion(case: Case, ranker: str) -> Rows:
-    """The deletion curve as benchmarks.gap draws it, on validation images."""
+    """The deletion curve as in benchmarks.gap, on validation images."""
     scores = rank_kernels(RankingTask(case.network, case.calibration, case.seed), ranker)
     found = faithfulness_curves(case.network, case.judged, scores)
     return [{
@@ -231,7 +231,7 @@ def deletion(case: Case, ranker: str) -> Rows:
 
 
 def seeds(case: Case, images: int, encoder_steps: int) -> Rows:
-    """Spearman's correlation of the scores of three seeds, mean over layers and pairs; calibration images stay."""
+    """Spearman's correlation of the scores of three seeds, mean over layers and pairs, with the same calibration images."""
     settings = AgicSettings(images=images, encoder_steps=encoder_steps)
     found, seconds = [], []
     for seed in range(3):
@@ -251,7 +251,7 @@ def seeds(case: Case, images: int, encoder_steps: int) -> Rows:
 
 
 def wanted() -> Work:
-    """All rows, the ones that say most first."""
+    """All rows, the most informative first."""
     work: dict[tuple[str, str], Callable[[Callable[[str], Case], int], Rows]] = {}
     for name in NETWORKS:
         for ranking in ("agic", "agic, highest first", "gap", "shapley", "random", "agic by readout"):

@@ -1,12 +1,12 @@
-"""The consensus against its members, leave-one-out and the rankings to beat, reconstructed, without training.
+"""The consensus compared with its members, a leave-one-out ablation and baseline rankings, reconstructed, without training.
 
     python -m benchmarks.consensus --minutes 60 [--only resnet20,resnet56]
 
-Runs on the GPU where there is one.
+Runs on the GPU if there is one.
 
-For every ranking and three calibration seeds: 1,000 calibration images are drawn, rank, measure the sensitivities and repair;
-a consensus tries every order's cut on validation images; the drop is measured on all test images at 1/1.3, 1/1.5, 1/2 and 1/3
-of the MACs. Rows are kept in benchmarks/results/consensus.json.
+For every ranking and three calibration seeds, 1,000 calibration images are sampled for ranking, sensitivities and repair; a
+consensus tries every order's cut on validation images; the drop is measured on all test images at 1/1.3, 1/1.5, 1/2 and 1/3
+of the MACs. Rows are stored in benchmarks/results/consensus.json.
 """
 
 import tempfile
@@ -49,7 +49,7 @@ RANKINGS = ("consensus", *MEMBERS, "random", "magnitude", "taylor", "fpgm", "bn-
 
 
 class Judge:
-    """One network with one draw of calibration images, and what was measured of orders and cuts: rows share much of it."""
+    """One network with one calibration set, and the measurements of orders and cuts that rows share."""
 
     def __init__(self, case: Case, seed: int) -> None:
         self.case, self.seed, self.device = case, seed, choose_device("auto")
@@ -61,7 +61,9 @@ class Judge:
         self._repaired: dict[str, Network] = {}
 
     def rank(self, ranking: str) -> KernelScores:
-        """AGIC keeps graphs and encoder for the consensuses, whose members rank on the same half, until the process ends."""
+        """AGIC's graphs and encoder are cached for the consensuses, whose members rank on the same half, until the process
+        ends.
+        """
         together = ranking == "consensus" or "," in ranking
         folder = Path(_KEPT.name, self.case.name, str(self.seed), "together" if together else ranking)
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ class Judge:
         )
 
     def sensitivity(self, scores: KernelScores) -> Sensitivity:
-        """What :func:`~secateur.prune.widths.ranking_choice.measure_orders` gives."""
+        """The result of :func:`~secateur.prune.widths.ranking_choice.measure_orders`."""
         orders = unit_orders(self.groups, scores)
         measured = {method: self._measured(units) for method, units in orders.items()}
         return measured[scores.method] if len(measured) == 1 else best_orders(measured)
@@ -94,7 +96,7 @@ class Judge:
         return self._repaired[key]
 
     def right(self, network: Network) -> Tensor:
-        """Which test images a network gets right."""
+        """Which test images a network classifies correctly."""
         test = self.case.splits.test
         return predict(network.copy().module.to(self.device), test, device=self.device).argmax(1) == test.labels
 
@@ -104,7 +106,7 @@ _judges: dict[tuple[str, int], Judge] = {}
 
 
 def compare(case: Case, ranking: str, seed: int) -> Rows:
-    """The drop at every fraction of the MACs when a ranking chooses; the consensus's weights and what it tried beside it."""
+    """The drop at every fraction of the MACs by one ranking; for a consensus, also its weights and tries."""
     if (case.name, seed) not in _judges:
         _judges[case.name, seed] = Judge(case, seed)
     judge, rows = _judges[case.name, seed], []

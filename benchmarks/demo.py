@@ -1,7 +1,7 @@
 """The demo on several seeds: python -m benchmarks.demo [--minutes 10] [--seeds 5]
 
 Every row is `prune-and-export` with its defaults on the embedded digits; only the seed changes (calibration sample,
-fine-tuning order, intervals), and for the comparison the ranker. Rows are kept in the results file and not run again.
+fine-tuning order, intervals), and for the comparison the ranker. Rows in the results file are not measured again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RANKERS = ("gap", "random", "magnitude", "bn-scale", "fpgm", "taylor", "lamp")
 
 
 def run_row(ranker: str, seed: int, epochs: int) -> dict[str, Any]:
-    """One run, in a folder that is thrown away."""
+    """One run, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         recipe = Recipe().override(rank_by=ranker, seed=seed, epochs=epochs)
@@ -46,7 +46,7 @@ def run_row(ranker: str, seed: int, epochs: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10, help="start no new row after this long")
+    parser.add_argument("--minutes", type=float, default=10, help="minutes after which no new row is started")
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     environment = describe_environment().to_json()
@@ -72,7 +72,7 @@ def main() -> None:
 def show(rows: list[dict[str, Any]]) -> None:
     """Mean and standard deviation over seeds, by ranker and epochs."""
     table = Table(title="digits at half the MACs: drop in points on 360 test images, over seeds")
-    for name in ("ranker", "epochs", "seeds", "mean drop", "deviation", "largest", "speed, batch 32", "seconds"):
+    for name in ("ranker", "epochs", "seeds", "mean drop", "deviation", "largest", "speedup, batch 32", "seconds"):
         table.add_column(name, justify="left" if name == "ranker" else "right")
     for ranker, epochs in dict.fromkeys((row["ranker"], row["epochs"]) for row in rows):
         some = [row for row in rows if (row["ranker"], row["epochs"]) == (ranker, epochs)]

@@ -1,9 +1,9 @@
-"""Pruning for the classes that matter: a network cut for three classes against one that was cut for all ten.
+"""Pruning for some of the classes: a network cut for three classes compared with one that was cut for all ten.
 
     python -m benchmarks.kept_classes --minutes 20
 
-Both have half of the MACs, ranked by gAP and reconstructed without training; both are judged on the test images of the three
-classes by their scores of these alone. Rows are kept in benchmarks/results/kept_classes.json.
+Both have half of the MACs, ranked by gAP and reconstructed without training; both are evaluated on the test images of the three
+classes with only their scores. Rows are stored in benchmarks/results/kept_classes.json.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ CALIBRATION = 1000
 
 
 def halved(network: Network, calibration: Images, validation: Images, seed: int) -> tuple[Network, float]:
-    """Cut to half of the MACs and reconstructed; and the share that is left."""
+    """The network cut to half of the MACs and reconstructed, and the share of the MACs that is left."""
     groups = find_groups(network.module, network.example(2))
     units = score_units(groups, get_ranker("gap").score(RankingTask(network, calibration, seed)))
     sensitivity = measure_sensitivity(network, groups, units, calibration)

@@ -1,4 +1,4 @@
-"""What the benchmarks of the methods share: networks with their images, and sections of rows that are kept and resumed."""
+"""Shared by the benchmarks of methods: networks with their images, and sections of rows that are stored and resumed."""
 
 import argparse
 import collections
@@ -30,7 +30,7 @@ SHARED = Path(os.environ.get("SECATEUR_SHARED", Path(__file__).resolve().parents
 
 
 class Case:
-    """A network, its images and what several rows need of it."""
+    """A network, its images and values that several rows need."""
 
     def __init__(self, name: str, data: Path, seed: int) -> None:
         seed_everything(seed)
@@ -48,36 +48,36 @@ class Case:
         self.judged: Images = self.splits.validation.sample(500, seed)
 
     def averages(self) -> dict[str, Tensor]:
-        """Mean activation of every layer's kernels over the calibration images and their places."""
+        """Mean activation of every layer's kernels over the calibration images and positions."""
         found = contributions(self.network, self.calibration)
         return {layer: part.average for layer, part in found.layers.items()}
 
 
 Rows = list[dict[str, Any]]
 Work = Mapping[tuple[str, str], Callable[[Callable[[str], Case], int], Rows]]
-"""For each (section, about) what makes its rows, given a network by name and the seed."""
+"""For each (section, subject), the function that makes its rows from a network's name and the seed."""
 
 
 def run_sections(description: str | None, results: Path, work: Callable[[], Work], *, timed: bool = True) -> None:
-    """Read the options, do what the results file does not hold yet, write it after every part, and print its tables.
+    """Read the options, measure the rows that the results file lacks, write it after every part, and print its tables.
 
-    Rows that compare times are all of one environment. Others (``timed`` false) may come from several; every row names its
-    machine and torch.
+    Rows that compare times are all from one environment. Others (``timed`` false) may come from several; every row names its
+    machine and torch version.
     """
     parser = argparse.ArgumentParser(f"python -m benchmarks.{results.stem}", description=description)
-    parser.add_argument("--minutes", type=float, default=60, help="start nothing new after this long")
+    parser.add_argument("--minutes", type=float, default=60, help="minutes after which nothing new is started")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="sections, with commas; all by default")
+    parser.add_argument("--only", help="sections, separated by commas; all by default")
     arguments = parser.parse_args()
     archive = SHARED / "data" / "cifar10-jpeg.tar.xz"
     if not archive.is_file():
-        raise SystemExit(f"{archive} is not there; set SECATEUR_SHARED to the folder that holds data/ and models/.")
+        raise SystemExit(f"{archive} does not exist. Set SECATEUR_SHARED to the folder with data/ and models/.")
     environment = describe_environment().to_json()
     sections: dict[str, Any] = {}
     if results.exists():
         found = json.loads(results.read_text())
         if (timed and found["environment"] != environment) or found["seed"] != arguments.seed:
-            raise SystemExit(f"{results} holds rows of another environment or seed. Move it away to measure anew.")
+            raise SystemExit(f"{results} holds rows of another environment or seed. Move it to measure again.")
         sections = found["sections"]
     end = time.monotonic() + 60 * arguments.minutes
     chosen = arguments.only.split(",") if arguments.only else None

@@ -1,9 +1,9 @@
-"""Does the latency measurement tell the truth? python -m benchmarks.latency_proof [--minutes 90] [--runs 100] [--seed 0]
+"""Coverage of the latency measurement's intervals: python -m benchmarks.latency_proof [--minutes 90] [--runs 100] [--seed 0]
 
 For each network and batch size 100 comparisons of a file with itself (how many intervals hold 1.0, how wide they are) and 100
 with a network that does 10% more work (how many intervals lie below 1.0): a few of its convolutions, whose MACs come nearest to
-10% of all, run a second time with other weights, and their results are added. The two kinds alternate. Each run has a seed of
-its own; runs are kept in the results file and not run again.
+10% of all, run a second time with other weights, and their results are added. The two kinds alternate. Each run has its own
+seed; runs in the results file are not measured again.
 """
 
 import argparse
@@ -115,8 +115,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=90, help="start no run after this long")
-    parser.add_argument("--runs", type=int, default=100, help="of each kind, network and batch size")
+    parser.add_argument("--minutes", type=float, default=90, help="minutes after which no new run is started")
+    parser.add_argument("--runs", type=int, default=100, help="runs of each kind, network and batch size")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -131,7 +131,9 @@ def main() -> None:
     if arguments.results.exists():
         found = json.loads(arguments.results.read_text())
         if found["environment"] != environment or found["seed"] != arguments.seed:
-            raise SystemExit(f"{arguments.results} holds runs of another environment or seed. Move it to measure anew.")
+            raise SystemExit(
+                f"{arguments.results} holds runs of another environment or seed. Move it to measure again."
+            )
         content = found
     end = time.monotonic() + 60 * arguments.minutes
     seed_everything(arguments.seed)
@@ -144,7 +146,7 @@ def main() -> None:
             export_onnx(network, files["same"])
             export_onnx(longer, files["more"])
             networks[name] = files, network.input_shape, share
-        # Case by case within a round, so that a machine's better and worse hours fall on all of them.
+        # Interleave the cases, so that slow drift of the machine affects all of them.
         for index, (name, batch), kind in itertools.product(range(arguments.runs), CASES, KINDS):
             files, shape, share = networks[name]
             case = content["cases"].setdefault(f"{name}, batch {batch}", {"more_macs": share, "runs": []})

@@ -1,9 +1,9 @@
-"""PICNN on the digits and on ResNet-20: what its pathway costs, what it does to filters, and against what.
+"""PICNN on the digits and on ResNet-20: the cost of its pathway and its effect on filters, compared with alternatives.
 
     python -m benchmarks.picnn --minutes 90 [--only overhead,post_hoc,cutting,decay,digits,sweeps,table,recovery,ranking]
 
-Rows are kept in benchmarks/results/picnn.json and are not measured again. Training is counted in epochs, never in time; the
-epochs of ``table`` and ``recovery`` are such that the four methods (the two recoveries) take some twenty minutes on two cores.
+Rows in benchmarks/results/picnn.json are not measured again. Training is limited by epochs, never by time; the epochs of
+``table`` and ``recovery`` are such that the four methods (the two recoveries) take about twenty minutes on two cores.
 """
 
 import statistics
@@ -42,7 +42,7 @@ RESULTS = Path(__file__).parent / "results" / "picnn.json"
 METHODS = ("std", "csg", "gumbel", "bernoulli")
 SEEDS = range(5)
 DIGITS = PicnnSettings(epochs=30, batch_size=64, weight_decay=0.3)
-"""A short training, by the weight decay that ``decay`` chooses on validation images; ``digits`` has the paper's 1e-4 too."""
+"""A short training with the weight decay that ``decay`` chooses on validation images; ``digits`` also has the paper's 1e-4."""
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 3e-1, 1.0)
 DECAY_SEEDS = (100, 101)
 LAMBDAS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -52,7 +52,7 @@ STEPS, ROUNDS = 12, 8
 
 
 def decay(case: Case) -> Rows:
-    """Weight decays on validation images, by seeds that nothing else uses: lowest ACC3 whose ACC2 is at least 0.95 of ACC1."""
+    """Weight decays on validation images with separate seeds: the lowest ACC3 with an ACC2 of at least 0.95 of ACC1."""
     rows = []
     for value in DECAYS:
         kept = []
@@ -113,7 +113,7 @@ def _mean(rows: Rows) -> dict[str, Any]:
 
 
 def _t_interval(values: list[float]) -> list[float]:
-    """95% over seeds, Student's t."""
+    """The 95% interval over seeds by Student's t."""
     from scipy import stats
 
     half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
@@ -121,7 +121,7 @@ def _t_interval(values: list[float]) -> list[float]:
 
 
 def sweep(case: Case, lambdas: bool) -> Rows:
-    """Figures 6 and 5 on the digits: lambda, and the filters per class of a new layer, with STD beside it."""
+    """Figures 6 and 5 on the digits: lambda, and the filters per class of a new layer, compared with STD."""
     rows = []
     settings = (
         [("lambda", value, replace(DIGITS, weight=value)) for value in LAMBDAS]
@@ -139,7 +139,7 @@ def sweep(case: Case, lambdas: bool) -> Rows:
 
 
 def overhead(case: Case) -> Rows:
-    """Steps of a training epoch with the pathway and without, in turns: the ratio of their times."""
+    """The ratio of the times of training steps with and without the pathway, timed alternately."""
     from secateur.network.training import augment
 
     paths = {kind: Pathway(case.network, PicnnSettings(masks=kind)).train() for kind in ("std", "bernoulli")}
@@ -194,7 +194,9 @@ def _measured(pathway: Pathway, case: Case) -> Entanglement:
 
 
 def cutting(case: Case) -> Rows:
-    """What cutting each class's own cluster costs it, against the mean cost to the others, in points of test accuracy."""
+    """The drop of each class when its own cluster is cut, compared with the mean drop of the others, in points of test
+    accuracy.
+    """
     pathway, membership = fit_membership(case.network, case.calibration, PicnnSettings(), seed=case.seed)
     test, classes = case.splits.test, len(membership.class_names)
     right = torch.zeros(classes + 1, len(test), dtype=torch.bool)
@@ -246,7 +248,7 @@ def table(case: Case, masks: str) -> Rows:
 
 
 def _pruned(case: Case, ranker: str, fraction: float, seed: int) -> tuple[Network, float]:
-    """Cut to a fraction of the MACs by a ranking and reconstructed; and the fraction that is left."""
+    """The network cut to a fraction of the MACs by a ranking and reconstructed, and the fraction that is left."""
     groups = find_groups(case.network.module, case.network.example(2))
     units = score_units(groups, get_ranker(ranker).score(RankingTask(case.network, case.calibration, seed)))
     sensitivity = measure_sensitivity(case.network, groups, units, case.calibration)
@@ -259,7 +261,7 @@ def _pruned(case: Case, ranker: str, fraction: float, seed: int) -> tuple[Networ
 
 
 def ranking(case: Case, ranker: str) -> Rows:
-    """What is lost at two thirds and half of the MACs when the ranking chooses, reconstructed, without training."""
+    """The drop at two thirds and half of the MACs by one ranking, reconstructed, without training."""
     rows = []
     for fraction in (0.67, 0.5):
         for seed in range(3) if ranker == "random" else (case.seed,):

@@ -1,10 +1,10 @@
-"""Secateur against torch-pruning without training: python -m benchmarks.pruning [--minutes 20]
+"""Compare secateur with torch-pruning without training: python -m benchmarks.pruning [--minutes 20]
 
-ResNet-20 and ResNet-56 on CIFAR-10 as JPEG files (from SECATEUR_SHARED, default ../shared), one calibration sample for all,
-every network judged on the same 10,000 test images by torch. torch-pruning's BasePruner chooses kernels inside blocks only, its
-ratio searched until the MACs fit. Every choice is repaired by BatchNorm re-estimation and by secateur's reconstruction.
+ResNet-20 and ResNet-56 on CIFAR-10 as JPEG files (from SECATEUR_SHARED, default ../shared), with the same calibration set and
+the same 10,000 test images for all. torch-pruning's BasePruner chooses kernels inside blocks only, with a ratio searched so
+that the MACs fit. Every choice is repaired by BatchNorm re-estimation and by secateur's reconstruction.
 Secateur's choices are all combinations of a ranking, an allocation and a repair. Some rows are fine-tuned for two
-epochs, all by the same loop. Rows are kept in the results file and not run again; a picture lies beside it.
+epochs, all by the same loop. Rows in the results file are not measured again; a picture is drawn from them.
 """
 
 import argparse
@@ -70,7 +70,7 @@ PEERS: dict[str, Callable[[], Any]] = {
 
 
 class Bench:
-    """Everything that all rows of a network share."""
+    """The values that all rows of a network share."""
 
     def __init__(self, name: str, data: Path, seed: int) -> None:
         seed_everything(seed)
@@ -157,7 +157,7 @@ class Bench:
 
 
 def run_row(bench: Bench, row: Mapping[str, Any]) -> dict[str, Any]:
-    """One network: chosen, cut, repaired and judged."""
+    """One network: planned, cut, repaired and evaluated."""
     start = time.perf_counter()
     base = bench.plan("random", "uniform", row["budget"])
     if row["by"] == "secateur":
@@ -174,7 +174,9 @@ def run_row(bench: Bench, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def wanted_rows() -> list[dict[str, Any]]:
-    """What says most first: secateur's default and the peers on ResNet-20 and ResNet-56, fine-tuned, then the other tables."""
+    """The wanted rows, the most informative first: secateur's default and the peers, with fine-tuning, then the other
+    tables.
+    """
     peers = [(name, scope) for name in PEERS for scope in ("local", "global")]
     rows: list[tuple[Any, ...]] = []
     rows += [("resnet20", "secateur", "gap", "sensitivity", "reconstruct", budget, 0) for budget in BUDGETS]
@@ -192,7 +194,7 @@ def wanted_rows() -> list[dict[str, Any]]:
     for budget in (0.5, 0.33):
         rows.append(("resnet20", "secateur", "gap", "sensitivity", "reconstruct", budget, 2))
         rows += [("resnet20", "torch-pruning", name, "global", "bn", budget, 2) for name in tuned]
-    for budget in (0.5, 0.33):  # what was tried to get further ahead of the peers after fine-tuning
+    for budget in (0.5, 0.33):  # attempts to improve on the peers after fine-tuning
         rows.append(("resnet20", "secateur", "gap", "sensitivity", "distill", budget, 2))
         rows.append(("resnet20", "secateur", "gap", "uniform", "reconstruct", budget, 2))
     rows += [("resnet56", "secateur", "gap", "sensitivity", "reconstruct", budget, 0) for budget in BUDGETS]
@@ -204,12 +206,12 @@ def wanted_rows() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20, help="start no new row after this long")
+    parser.add_argument("--minutes", type=float, default=20, help="minutes after which no new row is started")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     archive = SHARED / "data" / "cifar10-jpeg.tar.xz"
     if not archive.is_file():
-        raise SystemExit(f"{archive} is not there; set SECATEUR_SHARED to the folder that holds data/ and models/.")
+        raise SystemExit(f"{archive} does not exist. Set SECATEUR_SHARED to the folder with data/ and models/.")
     environment = describe_environment().to_json()
     rows: list[dict[str, Any]] = []
     if RESULTS.exists():
@@ -242,7 +244,7 @@ def main() -> None:
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """All rows by budget, the least drop first."""
+    """All rows by budget, the smallest drop first."""
     table = Table(title="CIFAR-10 as JPEG: drop in points of top-1 accuracy")
     for name in (
         "network",
@@ -275,7 +277,9 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Drop against the MACs that are left, a panel per network and number of epochs: secateur's default and every peer."""
+    """Plot the drop against the MACs that are left, with a panel per network and number of epochs: secateur's default and every
+    peer.
+    """
     import matplotlib
 
     matplotlib.use("svg")

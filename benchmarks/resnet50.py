@@ -1,11 +1,11 @@
-"""ResNet-50 at 224 pixels with half of its MACs: how much faster is it in ONNX Runtime?
+"""The speedup of ResNet-50 at 224 pixels with half of its MACs in ONNX Runtime.
 
     python -m benchmarks.resnet50 [--provider auto] [--precisions fp32,fp16] [--batches 1,64] [--weights FILE]
 
-Secateur's cut by equal shares with several alignments of the widths, and torch-pruning's at equal MACs, all timed in turns in
-one run beside the whole network. What is timed depends on widths alone: without ``--weights`` they are seeded noise, kernels
-are chosen by magnitude, and nothing is said of accuracy. On CUDA some sizes are timed under other session options as well.
-Figures are kept by device in benchmarks/results/resnet50.json.
+Secateur's cut by equal shares with several alignments of the widths, and torch-pruning's at equal MACs, all timed alternately
+with the whole network in one run. Latency depends on widths alone: without ``--weights`` the weights are seeded noise, kernels
+are chosen by magnitude, and accuracy is not measured. On CUDA some sizes are also timed under other session options. Results
+are stored by device in benchmarks/results/resnet50.json.
 """
 
 import argparse
@@ -68,7 +68,7 @@ COMPARED_IMAGES = 8
 
 @dataclass(frozen=True)
 class Condition:
-    """Session options that one precision and batch size is timed under; ``aligned``: without the widths of no rounding."""
+    """Session options for one precision and batch size; ``aligned``: without the cuts that have no rounding."""
 
     name: str
     precision: str = ""
@@ -78,7 +78,7 @@ class Condition:
     aligned: bool = False
 
     def fits(self, provider: str, precision: str, batch: int) -> bool:
-        """The first is for all, the others are for CUDA."""
+        """The first condition is for all providers, the others are for CUDA."""
         return not self.precision or (provider == "cuda" and (self.precision, self.batch) == (precision, batch))
 
 
@@ -91,7 +91,7 @@ CONDITIONS = (
 
 
 def whole_network(weights: str | None, size: int, seed: int) -> Network:
-    """Torchvision's ResNet-50; without weights its BatchNorms are settled on noise, so that float16 holds what it makes."""
+    """Torchvision's ResNet-50; without weights, its BatchNorms are calibrated on noise, so that activations fit float16."""
     if weights:
         return load_model(ModelSettings("resnet50", weights))
     from torchvision import models
@@ -112,7 +112,7 @@ def whole_network(weights: str | None, size: int, seed: int) -> Network:
 def secateurs_cut(network: Network, round_to: str | int, inner_share: float | None = None) -> Network:
     """Cut to half of the MACs by equal shares of the kernels of least magnitude.
 
-    ``inner_share``: what layers inside blocks lose before residual streams are touched; secateur's own if None.
+    ``inner_share``: the share that layers inside blocks lose before residual streams are cut; secateur's own if None.
     """
     groups = find_groups(network.module, network.example(2))
     units = score_units(groups, rank_kernels(RankingTask(network, noise(network, 1)), "magnitude"))
@@ -123,7 +123,7 @@ def secateurs_cut(network: Network, round_to: str | int, inner_share: float | No
 
 
 def peers_cut(network: Network, round_to: int | None) -> Network:
-    """torch-pruning's cut by the same magnitudes, streams included, at the lowest ratio that leaves half of the MACs."""
+    """torch-pruning's cut by the same magnitudes, including streams, at the lowest ratio that leaves half of the MACs."""
     whole, low, high, found = measure_cost(network).of({}).macs, 0.0, PEER_MOST, network
     for _ in range(PEER_STEPS):
         ratio = (low + high) / 2
@@ -148,7 +148,7 @@ def peers_cut(network: Network, round_to: int | None) -> Network:
 
 
 def cuts(network: Network) -> dict[str, Network]:
-    """Every network that is timed against the whole, by name."""
+    """The networks that are timed against the whole, by name."""
     found = {f"secateur, {name}": secateurs_cut(network, round_to) for name, round_to in ALIGNMENTS.items()}
     found[STREAMS] = secateurs_cut(network, 32, 0.0)
     found["torch-pruning, no rounding"] = peers_cut(network, None)
@@ -157,7 +157,7 @@ def cuts(network: Network) -> dict[str, Network]:
 
 
 def measure(network: Network, provider: str, precisions: list[str], batches: list[int], seed: int) -> dict[str, Any]:
-    """Cut, export and time in turns: the figures of every cut in every precision at every batch size."""
+    """Cut, export and time alternately: the results of every cut in every precision at every batch size."""
     costs, networks = measure_cost(network).of({}), {"whole": network, **cuts(network)}
     shares = {name: measure_cost(one).of({}).macs / costs.macs for name, one in networks.items()}
     found: list[dict[str, Any]] = []
@@ -185,7 +185,9 @@ def measure(network: Network, provider: str, precisions: list[str], batches: lis
 
 
 def timed(files: Mapping[str, Path], network: Network, settings: TimingSettings, batch: int) -> dict[str, Any]:
-    """The first file against the others; of two also where their nodes ran, and how far they are from what the CPU gives."""
+    """The first file compared with the others; for two files, also the placement of their nodes and the difference from the
+    CPU.
+    """
     start = time.perf_counter()
     (whole, *cut), paths = files, list(files.values())
     with observed_conditions() as conditions:
@@ -211,7 +213,7 @@ def timed(files: Mapping[str, Path], network: Network, settings: TimingSettings,
 
 
 def difference(path: Path, network: Network, provider: str) -> float:
-    """The largest difference of a file's outputs on a provider from those on the CPU, as a share of the largest output."""
+    """The largest difference between a file's outputs on a provider and on the CPU, relative to the largest output."""
     images, classifier = network.example(COMPARED_IMAGES).numpy(), read_classifier(path)
     expected, found = (classifier.run(open_session(path, name).session, images) for name in ("cpu", provider))
     return float(abs(found - expected).max() / abs(expected).max())
@@ -224,7 +226,7 @@ def noise(network: Network, count: int) -> Images:
 
 
 def show(about: str, found: dict[str, Any]) -> None:
-    """Speed-ups end to end and on the device, a row for each cut, precision and batch size."""
+    """Print speedups end to end and on the device, with a row for each cut, precision and batch size."""
     table = Table(title=f"ResNet-50 with half of its MACs, against the whole, on {about}")
     for name in (
         "precision",
@@ -264,7 +266,7 @@ def main() -> None:
     parser.add_argument("--precisions", default="fp32,fp16")
     parser.add_argument("--batches", default="1,64")
     parser.add_argument("--weights", help="trained weights of torchvision's resnet50; seeded noise without")
-    parser.add_argument("--size", type=int, default=224, help="of the noise that BatchNorms are settled on")
+    parser.add_argument("--size", type=int, default=224, help="seed of the noise that BatchNorms are calibrated on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()

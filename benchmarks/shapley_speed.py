@@ -1,7 +1,7 @@
-"""What Shapley values between kernels cost: python -m benchmarks.shapley_speed [--minutes 5]
+"""The cost of Shapley values between kernels: python -m benchmarks.shapley_speed [--minutes 5]
 
-In one run, interleaved, on a batch of 64 images against a background of 32: the closed form beside ``shap.DeepExplainer`` for
-the same edges, the last three links into layers of the digits network; and all links of ResNet-20 beside a training pass.
+Interleaved in one run, on a batch of 64 images with a background of 32: the closed form and ``shap.DeepExplainer`` for the same
+edges, the last three links into layers of the digits network; and all links of ResNet-20 and a training pass.
 ResNet-20's code is taken from SECATEUR_SHARED (default ../shared), without weights: time does not depend on them.
 """
 
@@ -34,13 +34,13 @@ SHARED = Path(os.environ.get("SECATEUR_SHARED", Path(__file__).resolve().parents
 BATCH, BACKGROUND, LINKS, EDGES = 64, 32, 3, 16
 ROUNDS = 5
 FEWER = 8
-"""Images that shap is given of a link where the whole batch would take too long; its time is scaled."""
+"""The number of images for shap on links where the whole batch would take too long; its time is scaled."""
 
 
 class Between(nn.Module):
-    """What a target pays, ``[n, C]``, as a module: the traced network up to its own BatchNorm, and the mean over places.
+    """The payoff of a target, ``[n, C]``, as a module: the traced network up to its own BatchNorm, and the mean over positions.
 
-    ``start`` is called with what the source's readers read: shap explains the input of a module.
+    ``start`` is called with the input of the source's readers, since shap explains the input of a module.
     """
 
     def __init__(self, view: fx.GraphModule, source: fx.Node, paid: fx.Node) -> None:
@@ -70,7 +70,7 @@ class Between(nn.Module):
 
 
 def measure(minutes: float, seed: int = 0) -> dict[str, Any]:
-    """Both comparisons; nothing new is started after so many minutes."""
+    """Both comparisons; nothing new is started after the given minutes."""
     seed_everything(seed)
     end = time.monotonic() + 60 * minutes
     rows = {"digits": closed_form_and_shap(seed, end)}
@@ -128,7 +128,7 @@ def closed_form_and_shap(seed: int, end: float) -> list[dict[str, Any]]:
 
 
 def links_and_training(file: Path, seed: int, end: float) -> list[dict[str, Any]]:
-    """All links of ResNet-20 beside one forward and backward pass of training on the same batch."""
+    """All links of ResNet-20, and one forward and backward pass of training on the same batch."""
     network = load_model(f"{file}:resnet20")
     images, background, labels = _given(network, seed)
     layers, every = ShapleyExplainer(network, background, joins=False), ShapleyExplainer(network, background)
@@ -172,7 +172,7 @@ def links_and_training(file: Path, seed: int, end: float) -> list[dict[str, Any]
 
 
 def _given(network: Network, seed: int) -> tuple[Tensor, Images, Tensor]:
-    """A normalised batch, a background, labels: noise, which costs what pictures cost."""
+    """A normalised batch, a background and labels, of noise, which takes the same time as pictures."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.rand(BATCH + BACKGROUND, *network.input_shape, generator=generator)
     background = images_from_tensor(pixels[BATCH:], torch.zeros(BACKGROUND, dtype=torch.long), network.preprocessing)
@@ -181,7 +181,7 @@ def _given(network: Network, seed: int) -> tuple[Tensor, Images, Tensor]:
 
 
 def _deep_explainer(explainer: ShapleyExplainer, source: str, target: str, background: Images) -> Any:
-    """shap's explainer of a target's payoff for what the source gives."""
+    """shap's explainer of a target's payoff by the source's output."""
     from shap import DeepExplainer
 
     sites = explainer.topology.sites
@@ -194,7 +194,7 @@ def _deep_explainer(explainer: ShapleyExplainer, source: str, target: str, backg
 
 
 def _by_shap(explainer: Any, images: Tensor) -> Tensor:
-    """``[images, channels, players]``: a channel's value is the sum over its places."""
+    """``[images, channels, players]``: a channel's value is the sum over its positions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = torch.as_tensor(explainer.shap_values(images, check_additivity=False))
@@ -203,7 +203,7 @@ def _by_shap(explainer: Any, images: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5, help="start nothing new after this long")
+    parser.add_argument("--minutes", type=float, default=5, help="minutes after which nothing new is started")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     found = measure(arguments.minutes, arguments.seed)

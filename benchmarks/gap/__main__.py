@@ -1,10 +1,10 @@
-"""gAP held to the truth: python -m benchmarks.gap [--minutes 60]
+"""Evaluate gAP against ablation: python -m benchmarks.gap [--minutes 60]
 
 On the digits network and on ResNet-20 and ResNet-56 for CIFAR-10 as JPEG (from SECATEUR_SHARED, default ../shared): Table 1
-of Cheng et al. 2023 (correlation with the truth by ablation), what ranking costs beside a training pass, captum's Conductance
-and ablation, the sparse surrogate, the discriminative degree, deletion curves of all rankers, randomisation, and which
-statistic foretells best what a cut costs. Validation images judge; no test image is read. Rows are kept in the results file
-and not run again.
+of Cheng et al. 2023 (correlation with ablation), the cost of ranking compared with a training pass, captum's Conductance and
+ablation, the sparse surrogate, the discriminative degree, deletion curves of all rankers, randomisation, and which statistic
+best predicts the cost of a cut. Results are on validation images; no test image is read. Rows in the results file are not
+measured again.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ RANKERS = (
 
 
 def wanted() -> Work:
-    """Every section and what it is about, in the order in which they are run."""
+    """Every section with its subject, in the order in which they are run."""
     work: dict[tuple[str, str], Callable[[Callable[[str], Case], int], Rows]] = {}
     for name in NETWORKS:
         work["table 1", name] = lambda case, _, name=name: table_one(case(name))

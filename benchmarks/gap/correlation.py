@@ -1,4 +1,4 @@
-"""Contributions beside the truth by ablation: Table 1 of Cheng et al. 2023."""
+"""Correlation of contributions with ablation: Table 1 of Cheng et al. 2023."""
 
 import statistics
 from typing import Any
@@ -20,7 +20,7 @@ EXPLAINED, DECISIONS = 64, 200
 
 
 def table_one(case: Case) -> Rows:
-    """Pearson's correlation with the truth by ablation, mean over decisions, for every pair of stages."""
+    """Pearson's correlation with ablation, mean over decisions, for every pair of stages."""
     network = case.network
     inputs, _ = next(case.judged.batches(EXPLAINED))
     decomposer = Decomposer(network, DecompositionSettings())

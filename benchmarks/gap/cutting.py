@@ -1,4 +1,4 @@
-"""Which statistic foretells best what a cut costs: of one group, and of a whole plan."""
+"""Which statistic best predicts the cost of a cut: of one group, and of a whole plan."""
 
 import statistics
 from typing import Any
@@ -67,7 +67,7 @@ def plans(case: Case) -> Rows:
 
 
 def _candidates(case: Case) -> dict[str, dict[str, Tensor]]:
-    """Rankings to choose from: statistics of gAP's contributions, the truth by ablation, and others beside them."""
+    """The compared rankings: statistics of gAP's contributions, ablation, and others."""
     found = contributions(case.network, case.calibration)
     candidates: dict[str, dict[str, Tensor]] = {}
     for name in STATISTICS:
@@ -89,7 +89,7 @@ def _mean_loss(measured: Any, groups: Any, share: float) -> float:
 
 
 def _loss_before(case: Case, groups: Any, units: dict[str, UnitScores], share: float) -> float:
-    """The same cuts with nothing repaired."""
+    """The same cuts without repair."""
     judged = case.splits.validation.sample(400, case.seed)
     original = torch.cat([case.network.logits(batch).detach() for batch, _ in judged.batches(200)])
     costs, losses = measure_cost(case.network), []

@@ -1,4 +1,4 @@
-"""Rankings put to the test: deletion curves, random weights, permuted labels."""
+"""Faithfulness of rankings: deletion curves, random weights, permuted labels."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ from secateur.network.training import TrainingSettings
 
 
 def curves(case: Case, ranker: str) -> Rows:
-    """Deletion and pruning curves of one ranker on validation images, and what ranking took."""
+    """Deletion and pruning curves of one ranker on validation images, and the time of ranking."""
     start = time.perf_counter()
     scores = rank_kernels(RankingTask(case.network, case.calibration, case.seed), ranker)
     seconds = time.perf_counter() - start
@@ -34,7 +34,7 @@ def curves(case: Case, ranker: str) -> Rows:
 
 
 def randomised(case: Case) -> Rows:
-    """Spearman of gAP's scores with the original's, after every layer from the head down has fresh weights."""
+    """Spearman's correlation of gAP's scores with the original ones after re-initialising every layer from the head down."""
     images = case.calibration.subset(torch.arange(min(256, len(case.calibration))))
     rows = []
     for ranker in ("gap", "gap-hierarchical", "magnitude", "random"):
@@ -49,7 +49,7 @@ def randomised(case: Case) -> Rows:
 
 
 def permuted(case: Case) -> Rows:
-    """Scores of the digits network trained on permuted labels against those from true ones, from the same first weights."""
+    """Scores of the digits network trained on permuted labels compared with true labels, from the same initial weights."""
     settings = TrainingSettings(20, 64, 0.05, 5e-4, False, case.seed)
     rows = []
     for ranker in ("gap", "gap-hierarchical", "magnitude", "random"):

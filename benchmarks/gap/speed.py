@@ -1,4 +1,4 @@
-"""What ranking by gAP costs beside a training pass, captum's Conductance and ablation."""
+"""The cost of ranking by gAP, compared with a training pass, captum's Conductance and ablation."""
 
 import statistics
 import time
@@ -26,7 +26,7 @@ RUNS = 5
 
 
 def speed(name: str, seed: int) -> Rows:
-    """What ranking by gAP costs: ratios of medians, everything interleaved in one run."""
+    """The cost of ranking by gAP: ratios of medians, interleaved in one run."""
     seed_everything(seed)
     if name == "resnet50":
         network, batch, images = _large(), 8, 24
@@ -105,7 +105,7 @@ def _timed(run: Callable[[], object]) -> float:
 
 
 def _conductance_seconds(network: Network, images: Images) -> tuple[int, float]:
-    """captum's Conductance with its default 50 steps: timed on a few layers spread over the network, scaled to all."""
+    """captum's Conductance with its default 50 steps, timed on a few layers spread over the network and scaled to all."""
     from captum.attr import LayerConductance
 
     view = trace(network.module, network.example())
@@ -124,7 +124,9 @@ def _conductance_seconds(network: Network, images: Images) -> tuple[int, float]:
 
 
 def _one_by_one_seconds(network: Network, images: Images) -> tuple[int, float]:
-    """The plain way: a hook sets one kernel, the whole network runs, once for every kernel; 60 kernels timed, scaled to all."""
+    """The naive ablation: a hook sets one kernel and the whole network runs, once per kernel; timed on 60 kernels and scaled to
+    all.
+    """
     view = trace(network.module, network.example())
     inputs, _ = next(images.batches(len(images)))
     nodes = reading_nodes(view)

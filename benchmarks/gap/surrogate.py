@@ -1,4 +1,4 @@
-"""What decomposing shows of the network: the sparse surrogate and the discriminative degree."""
+"""Evaluation of decompositions: the sparse surrogate and the discriminative degree."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ from secateur.explain.gap.near_duplicates import Selection
 def surrogate(case: Case) -> Rows:
     """Agreement of the network reduced to the k most important kernels of each stage, for each image.
 
-    The others give what the contributions are measured against: zero, or their mean. Beside it kernels drawn at random.
+    The others are set to the baseline of the contributions: zero, or their mean. Compared with random kernels.
     """
     images = case.splits.validation.sample(200, case.seed)
     rows = []

@@ -1,6 +1,6 @@
-"""Fills the tables and pictures of the documentation from `benchmarks/results/*.json`.
+"""Generate the tables and pictures of the documentation from `benchmarks/results/*.json`.
 
-Run again: python -m benchmarks.pages [--check]
+Usage: python -m benchmarks.pages [--check]
 """
 
 import argparse
@@ -12,7 +12,9 @@ from benchmarks.pages.pictures import differing, drawn
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a block differs")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 if a block differs from its results"
+    )
     check = parser.parse_args().check
     wrong = 0
     for path, text in walk(ROOT):

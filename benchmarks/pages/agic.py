@@ -12,7 +12,7 @@ GRAPHS = {
     "without_classes": "no edges to the classes, last stage's node features constant",
     "nodes_only": "node features only (no edges)",
     "edges_only": "edges only (features constant)",
-    "shuffled": "kernels change places within layers (edges shuffled)",
+    "shuffled": "kernels permuted within layers (edges shuffled)",
     "permuted labels": "full graph, permuted labels",
 }
 RANKINGS = {
@@ -33,7 +33,7 @@ def machine(results: Any) -> list[str]:
 
 
 def classifier(results: Any) -> list[str]:
-    """How well a graph tells the class or the prediction."""
+    """How well a graph predicts the class or the network's prediction."""
     found: dict[str, dict[tuple[str, str], Row]] = {}
     for rows in results["sections"]["classifier"].values():
         for row in rows:
@@ -48,7 +48,7 @@ def classifier(results: Any) -> list[str]:
 
 
 def claim(results: Any) -> list[str]:
-    """Full graphs against graphs with something taken away, paired by image."""
+    """Full graphs compared with controls, paired by image."""
     rows = [
         (
             row["readout"],

@@ -1,12 +1,12 @@
-"""Generated blocks of Markdown pages: what stands between two markers comes out of the results of a benchmark.
+"""Generated blocks of Markdown pages: the text between two markers is generated from the results of a benchmark.
 
-A page holds prose and blocks:
+A page contains prose and blocks:
 
     <!-- figures: pruning.without_training -->
     | … |
     <!-- end -->
 
-The name says which module of this package makes the block and by which function. The function takes the content of the
+The name gives the module of this package and the function that generate the block. The function takes the content of the
 module's results file and returns lines. ``python -m benchmarks.pages`` fills the blocks, ``--check`` compares them.
 """
 
@@ -30,7 +30,7 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 
 def maker_of(name: str) -> tuple[Maker, str]:
-    """The function that makes a block, and the results file that it reads.
+    """The function that generates a block, and the results file that it reads.
 
     Raises:
         LookupError: there is no such function.
@@ -46,7 +46,7 @@ def maker_of(name: str) -> tuple[Maker, str]:
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """A page's text with its blocks made anew from the results in a folder."""
+    """A page's text with its blocks generated from the results in a folder."""
 
     def make(found: re.Match[str]) -> str:
         maker, file = maker_of(found["name"])
@@ -58,7 +58,7 @@ def filled(text: str, results: Path = RESULTS) -> str:
 
 
 def drift(text: str, results: Path = RESULTS) -> list[str]:
-    """The names of the blocks that differ from what the results give."""
+    """The names of the blocks that differ from their results."""
     new = filled(text, results)
     pairs = zip(BLOCK.finditer(text), BLOCK.finditer(new), strict=True)
     return [old["name"] for old, made in pairs if old["body"].strip() != made["body"].strip()]
@@ -92,7 +92,7 @@ def interval(value: float, low: float, high: float, digits: int = 2, unit: str =
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Every page of a checkout with its text, where it is there."""
+    """Every existing page of a checkout with its text."""
     for path in pages(folder):
         if path.is_file():
             yield path, path.read_text(encoding="utf-8")

@@ -34,7 +34,7 @@ def resnet56(results: Any) -> list[str]:
 
 
 def machines(results: Any) -> list[str]:
-    """Which rows were measured where."""
+    """The machine of each row."""
     lines = []
     for network in ("resnet20", "resnet56"):
         found: dict[str, set[str]] = {}
@@ -52,7 +52,7 @@ def machines(results: Any) -> list[str]:
 
 
 def averages(results: Any) -> list[str]:
-    """The consensus beside its members, averaged over the seeds."""
+    """The consensus and its members, averaged over the seeds."""
     rows = []
     for network in ("resnet20", "resnet56"):
         for name in ("consensus", *MEMBERS):
@@ -62,7 +62,7 @@ def averages(results: Any) -> list[str]:
 
 
 def lines_held(results: Any) -> list[str]:
-    """Whether the two lines that were set beforehand hold."""
+    """Whether the two targets, which were set beforehand, were met."""
     rows = []
     for network in ("resnet20", "resnet56"):
         behind = ahead = cells = 0
@@ -75,12 +75,12 @@ def lines_held(results: Any) -> list[str]:
                 behind += own["drop"] - min(members) <= half
                 ahead += own["drop"] < statistics.mean(members)
         rows.append((_title(network), f"{behind} of {cells}", f"{ahead} of {cells}"))
-    header = ("network", "within the interval of its best member", "ahead of its members' mean")
+    header = ("network", "within the interval of its best member", "better than its members' mean")
     return table(header, rows)
 
 
 def worst_cells(results: Any) -> list[str]:
-    """The cells in which the consensus falls shortest of its best member and of its members' mean."""
+    """The cells in which the consensus is furthest behind its best member and its members' mean."""
     lines = []
     for network in ("resnet20", "resnet56"):
         gaps = []
@@ -99,7 +99,7 @@ def worst_cells(results: Any) -> list[str]:
 
 
 def earlier(results: Any) -> list[str]:
-    """What was tried before, ResNet-20, seed 0."""
+    """Earlier designs, ResNet-20, seed 0."""
     section = results["sections"]["resnet20"]
     rows = [
         (shown, *(f"{row['drop']:.2f}" for row in section[name]), _plain(section[name][0]["machine"]))
@@ -119,7 +119,7 @@ def on_a_cpu(results: Any) -> list[str]:
 
 
 def weights(results: Any) -> list[str]:
-    """The members' weights over all runs, and what the plans went by."""
+    """The members' weights over all runs, and the orders of the plans."""
     found = [
         row
         for network in ("resnet20", "resnet56")
@@ -132,7 +132,7 @@ def weights(results: Any) -> list[str]:
     )
     orders = [row["order"] for row in found]
     went = ", ".join(f"{orders.count(name)} by {name}" for name in dict.fromkeys(sorted(orders)))
-    return [f"The weights were {ranges}. Of the {len(orders)} plans the order was: {went}."]
+    return [f"The weights were {ranges}. Of the {len(orders)} plans, the order was: {went}."]
 
 
 def _network(results: Any, network: str) -> list[str]:

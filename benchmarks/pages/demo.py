@@ -9,7 +9,7 @@ RESULTS = "demo.json"
 
 
 def seeds(results: Any) -> list[str]:
-    """What the demo loses over its seeds."""
+    """The drop of the demo over seeds."""
     drops = [row["drop_points"] for row in results["rows"] if row["ranker"] == "gap" and row["epochs"]]
     return [
         f"Over {len(drops)} seeds the demo loses {statistics.mean(drops):.2f} points on average (standard deviation "

@@ -1,4 +1,4 @@
-"""Blocks of the page on gAP: how far its figures can be trusted, and what they cost."""
+"""Blocks of the page on gAP: its faithfulness and its cost."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -50,13 +50,13 @@ def plans(results: Any) -> list[str]:
 
 
 def statistics(results: Any) -> list[str]:
-    """Divergence where the lowest units of one group go at a time."""
+    """Divergence when the lowest units of one group are removed."""
     rows = []
     for network, found in results["sections"]["statistic"].items():
         for row in found:
             cells = (row[key] for key in ("before, 0.5 kept", "after, 0.5 kept"))
             rows.append((NETWORKS[network], row["statistic"], *(f"{value:.3f}" for value in cells)))
-    return table(("network", "statistic", "half of a group gone, not repaired", "reconstructed"), rows, left=2)
+    return table(("network", "statistic", "half of a group removed, not repaired", "reconstructed"), rows, left=2)
 
 
 def curves(results: Any) -> list[str]:
@@ -77,7 +77,7 @@ def curves(results: Any) -> list[str]:
 
 
 def who_deletes_better(results: Any) -> list[str]:
-    """How many rankers hurt more than gAP where the most important kernels go first."""
+    """The rankers whose deletion curve falls faster than gAP's."""
     parts = []
     for network in ("digits", "resnet20"):
         found = {
@@ -87,7 +87,7 @@ def who_deletes_better(results: Any) -> list[str]:
         }
         better = [name for name, row in found.items() if row["deletion_area"] < found["gap"]["deletion_area"]]
         parts.append(f"{len(better)} on {NETWORKS[network]} ({', '.join(better)})")
-    return [f"Rankers whose deletion hurts more than gAP's: {'; '.join(parts)}."]
+    return [f"Rankers whose deletion curve falls faster than gAP's: {'; '.join(parts)}."]
 
 
 def surrogate(results: Any) -> list[str]:
@@ -115,7 +115,7 @@ def degree(results: Any) -> list[str]:
 
 
 def randomised(results: Any) -> list[str]:
-    """Correlation with the original's scores when weights or labels are random."""
+    """Correlation with the original scores after randomising weights or labels."""
     labels = {row["ranker"]: row for row in results["sections"]["permuted labels"]["digits"]}
     weights = {
         network: {row["ranker"]: row for row in found} for network, found in results["sections"]["randomised"].items()
@@ -130,14 +130,14 @@ def randomised(results: Any) -> list[str]:
         cells += [f"{label['permuted']:.2f}", f"{label['control']:.2f}"] if label else [MISSING, MISSING]
         rows.append((name, *cells))
     header = (
-        "ranker", *(f"{NETWORKS[network]}: all weights fresh" for network in weights),
+        "ranker", *(f"{NETWORKS[network]}: all weights re-initialised" for network in weights),
         "digits: permuted labels", "digits: true labels in another order",
     )  # fmt: skip
     return table(header, rows)
 
 
 def speed(results: Any) -> list[str]:
-    """What gAP costs, beside conductance and ablation."""
+    """The cost of gAP, compared with conductance and ablation."""
     rows = []
     for network, (row,) in results["sections"]["speed"].items():
         ablation = f"{row['one_by_one_over_gap']:.0f} ({row['kernels']} kernels)" if "kernels" in row else MISSING

@@ -8,7 +8,7 @@ RESULTS = "kept_classes.json"
 
 
 def states(results: Any) -> list[str]:
-    """ResNet-20 judged on the kept classes, cut for all classes and for those."""
+    """ResNet-20 on the kept classes, cut for all classes and for the kept ones."""
     rows = [
         (
             row["state"],

@@ -1,4 +1,4 @@
-"""Blocks of the page on how far latencies can be trusted."""
+"""Blocks of the page on the coverage of latency intervals."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ RESULTS = "latency_proof.json"
 
 
 def proof(results: Any) -> list[str]:
-    """Files against themselves, and against networks of more MACs."""
+    """Files compared with themselves, and with networks of more MACs."""
     rows = []
     for name, case in results["cases"].items():
         found = case["summary"]
@@ -21,5 +21,5 @@ def proof(results: Any) -> list[str]:
                 f"{found['found_slower']} of {found['more_runs']}",
             )
         )
-    header = ("file", "against itself: intervals that hold 1.0", "their median width", "more MACs", "found slower")
+    header = ("file", "against itself: intervals that contain 1.0", "their median width", "more MACs", "found slower")
     return [f"{where(results)}:", "", *table(header, rows)]

@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 def cost(results: Any) -> list[str]:
-    """What a training step with the pathway costs, and P alone."""
+    """The cost of a training step with the pathway, and of learning P alone."""
     (step,) = results["sections"]["overhead"]["resnet20"]
     seconds = {
         network: next(row["seconds"] for row in rows if row["learned by"] == "bernoulli")
@@ -30,7 +30,7 @@ def cost(results: Any) -> list[str]:
 
 
 def digits(results: Any) -> list[str]:
-    """The digits, trained from scratch over seeds."""
+    """The digits, trained from scratch with several seeds."""
     rows = []
     for name, found in results["sections"]["digits"].items():
         trained, _, decay = name.partition(", decay ")
@@ -43,7 +43,7 @@ def digits(results: Any) -> list[str]:
 
 
 def decay(results: Any) -> list[str]:
-    """Weight decays on validation images, for the choice among them."""
+    """Weight decays, compared on validation images."""
     rows = [
         (
             f"{row['weight decay']:g}" + (" (chosen)" if row["chosen"] else ""),
@@ -70,7 +70,7 @@ def sweeps(results: Any) -> list[str]:
 
 
 def fine_tuned(results: Any) -> list[str]:
-    """ResNet-20, trained on for a few epochs, and post hoc."""
+    """ResNet-20, fine-tuned for a few epochs, and post hoc."""
     rows = [
         (TRAINED[name], str(row["epochs"]), str(row["kept"]), *_figures(row))
         for name, (row,) in results["sections"]["table"].items()
@@ -103,7 +103,7 @@ def recovery(results: Any) -> list[str]:
 
 
 def ranking(results: Any) -> list[str]:
-    """The ranker picnn beside others."""
+    """The ranker picnn compared with others."""
     rows = [
         (
             f"`{row['ranked by']}`, seed {row['ranking seed']}",

@@ -1,4 +1,4 @@
-"""Pictures of the documentation that are drawn from results, so that nothing but their data and matplotlib decides them."""
+"""Pictures of the documentation that are drawn from results alone."""
 
 import json
 import re
@@ -73,7 +73,7 @@ PICTURES: Mapping[str, tuple[str, Callable[[Any, Path], None]]] = {
 
 
 def drawn(name: str, results: Path = RESULTS) -> str:
-    """A picture as its results give it, as SVG."""
+    """A picture drawn from its results, as SVG."""
     file, draw = PICTURES[name]
     content = json.loads((results / file).read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder, matplotlib.rc_context({"svg.hashsalt": "secateur"}):
@@ -83,7 +83,7 @@ def drawn(name: str, results: Path = RESULTS) -> str:
 
 
 def differing(results: Path = RESULTS, root: Path = ROOT) -> list[str]:
-    """The pictures that differ from their results. One that another matplotlib drew cannot be compared and is left out."""
+    """The pictures that differ from their results, without those that another version of matplotlib drew."""
     found = []
     for name in PICTURES:
         path = root / name

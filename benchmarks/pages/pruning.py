@@ -1,4 +1,4 @@
-"""Blocks of the page on pruning CIFAR ResNets, beside torch-pruning."""
+"""Blocks of the page on pruning CIFAR ResNets, compared with torch-pruning."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ MISSING = "not measured"
 
 
 def commands(results: Any) -> list[str]:
-    """What single commands of secateur give on ResNet-20."""
+    """The results of single commands of secateur on ResNet-20."""
     rows = []
     for budget, repair in ((0.67, "bn"), (0.67, "reconstruct"), (0.5, "reconstruct")):
         row = _of(results, network="resnet20", by="secateur", choice="gap", allocation="sensitivity", repair=repair,
@@ -28,7 +28,7 @@ def commands(results: Any) -> list[str]:
 
 
 def without_training(results: Any) -> list[str]:
-    """secateur against the best of torch-pruning's choices."""
+    """secateur compared with the best of torch-pruning's choices."""
     rows = []
     for network, name in NETWORKS.items():
         for budget in BUDGETS:

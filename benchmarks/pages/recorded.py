@@ -1,4 +1,4 @@
-"""Blocks of figures that earlier runs logged; each says by which command and on which machine."""
+"""Blocks of figures from logs of earlier runs, each with its command and machine."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def other_statistic(results: Any) -> list[str]:
 
 
 def uniform_speed(results: Any) -> list[str]:
-    """A cut that saves MACs and no time."""
+    """A cut that saves MACs but no time."""
     row = results["resnet20"]["uniform two thirds, batch 32"]
     return [
         "ResNet-20 at two thirds of its MACs by uniform shares ran no faster on ONNX Runtime's CPU "
@@ -48,7 +48,7 @@ def uniform_speed(results: Any) -> list[str]:
 
 
 def latency(results: Any) -> list[str]:
-    """What a latency budget of 0.7 came out at."""
+    """The measured result of a latency budget of 0.7."""
     found = results["latency budget"]
     rows = [(row["network"], interval(row["measured"], row["low"], row["high"], 3)) for row in found["rows"]]
     return [f"`{found['command']}`:", "", *table(("network", "measured fraction (95% CI)"), rows)]
@@ -60,13 +60,13 @@ def precisions(results: Any) -> list[str]:
     rows = [(row["network"], *(f"{row[name]:.2f}%" for name in ("fp32", "fp16", "int8"))) for row in found["rows"]]
     speedups = found["speedup of the cut network at batch 1, CPU"]
     rows.append(
-        ("speedup of the cut one, batch 1, CPU", *(f"{speedups[name]:.2f}" for name in ("fp32", "fp16", "int8")))
+        ("speedup of the pruned network, batch 1, CPU", *(f"{speedups[name]:.2f}" for name in ("fp32", "fp16", "int8")))
     )
     return [f"`{found['command']}`:", "", *table(("ResNet-20", "fp32", "fp16", "int8"), rows)]
 
 
 def agic_designs(results: Any) -> list[str]:
-    """Designs of AGIC's scores that were tried."""
+    """Alternative designs of AGIC's scores."""
     found = results["agic designs"]
     rows = [
         (
@@ -79,7 +79,7 @@ def agic_designs(results: Any) -> list[str]:
 
 
 def gpu_time(results: Any) -> list[str]:
-    """Where ResNet-50's time goes on a GPU."""
+    """The breakdown of ResNet-50's time on a GPU."""
     found = results["resnet50 on an H200"]
     return [
         f"`{found['command']}`: channels last takes the whole network from {found['whole channels first ms']:.2f} to "
@@ -90,7 +90,7 @@ def gpu_time(results: Any) -> list[str]:
 
 
 def picnn_tries(results: Any) -> list[str]:
-    """Other ways to lower ACC3 that were tried."""
+    """Other attempts to lower ACC3."""
     found = results["picnn, one seed"]
     rows = [(row["what"], f"{row['acc3']:.1f}") for row in found["rows"]]
     caption = f"`{found['command']}` (the ceiling of MIS is {found['mis ceiling']:.3f} nats):"

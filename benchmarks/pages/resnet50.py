@@ -25,7 +25,7 @@ def cpu(results: Any) -> list[str]:
 
 
 def noise(results: Any) -> list[str]:
-    """A second session of the whole network against the first."""
+    """A second session of the whole network compared with the first."""
     rows = []
     for machine, found in results.items():
         for row in found["latency"]:
@@ -49,7 +49,7 @@ def single_sessions(results: Any) -> list[str]:
 
 
 def macs_left(results: Any) -> list[str]:
-    """What every cut leaves of the MACs."""
+    """The MACs that each cut leaves."""
     first = next(iter(results.values()))
     rows = [(name, f"{100 * share:.1f}%") for name, share in first["macs_left"].items()]
     weights = f"{first['macs'] / 1e9:.2f} G MACs, {first['weights']} for weights, seed {first['seed']}"

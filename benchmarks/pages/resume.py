@@ -10,7 +10,7 @@ VARIANTS = {"budget": "the demo", "search": "a search, `--max-drop 2`", "rounds"
 
 
 def chains(results: Any) -> list[str]:
-    """Chains of kills, and whether the files came out as those of the undisturbed run."""
+    """Chains of kills, and whether the files equal those of the undisturbed run."""
     rows = []
     for row in results["rows"]:
         stages = Counter(kill["under_way"].split(" ")[0] for kill in row["kills"])
@@ -24,7 +24,7 @@ def chains(results: Any) -> list[str]:
                 "equal" if not row["differing"] else ", ".join(row["differing"]),
             )
         )
-    header = ("run", "kills", "killed in", "half-written files", "files in the end")
+    header = ("run", "kills", "killed in", "half-written files", "final files")
     kills = sum(len(row["kills"]) for row in results["rows"])
     caption = f"{kills} kills with `kill -9` in {len(rows)} chains, at seeded moments; {where(results)}:"
     return [caption, "", *table(header, rows, left=1)]

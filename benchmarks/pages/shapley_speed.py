@@ -7,14 +7,14 @@ from benchmarks.pages.blocks import table, where
 RESULTS = "shapley_speed.json"
 WORK = {
     "training pass": "one training pass, forward and backward",
-    "links into layers": "all links into layers, the forward pass included",
-    "all links": "with those into joins",
-    "all links, 16 strongest": "and the 16 strongest of each node picked",
+    "links into layers": "all links into layers, including the forward pass",
+    "all links": "plus links into joins",
+    "all links, 16 strongest": "plus selecting the 16 strongest of each node",
 }
 
 
 def against_shap(results: Any) -> list[str]:
-    """The closed form against shap's DeepExplainer."""
+    """The closed form compared with shap's DeepExplainer."""
     rows = [
         (
             row["link"],
@@ -29,7 +29,7 @@ def against_shap(results: Any) -> list[str]:
 
 
 def against_training(results: Any) -> list[str]:
-    """All links of ResNet-20 against a training pass."""
+    """All links of ResNet-20 compared with a training pass."""
     rows = [
         (WORK[row["work"]], f"{row['over_training_pass']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})")
         for row in results["sections"]["resnet20"]

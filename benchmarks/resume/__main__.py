@@ -1,17 +1,17 @@
-"""kill -9 and --resume, over and over: python -m benchmarks.resume [--kills 30] [--seed 0] [--minutes 20]
+"""Kill runs with kill -9 and resume them: python -m benchmarks.resume [--kills 30] [--seed 0] [--minutes 20]
 
-`prune-and-export` on the embedded digits in three variants, each once undisturbed, for the hashes of its files and the
-seconds of its stages. Then chains: a run into a fresh folder is killed with its process group, resumed, killed again, up to
-five times, and after the last kill resumed to its end. Its files must then be those of the undisturbed run, bit for bit.
+`prune-and-export` runs on the embedded digits in three variants, each once undisturbed for the hashes of its files and the
+seconds of its stages. Then come chains: a run into a new folder is killed with its process group, resumed and killed again, up
+to five times, and finally resumed to its end. Its files must then equal those of the undisturbed run, bit for bit.
 
-Moments: one kill of every chain hits a stage drawn by its share of the undisturbed seconds, so that moment is uniform in
-time; the others hit the kinds of stage that were drawn least so far, so that short ones have their turn. Within its stage a
-moment is uniform: a draw in [0, 1) of the undisturbed seconds after the stage has begun. A chain goes through its stages in
-their order, as a later one is only reached when the earlier are done. Before the stages proper comes "start" (interpreter and
-imports), after them "report" (the report is put together) and "files" (the files appear in the run folder).
+The time of one kill in every chain is in a stage drawn by its share of the undisturbed seconds, so that it is uniform in time;
+the others are in the kinds of stage with the fewest kills so far, so that short ones are covered. Within its stage, the time is
+uniform: a draw in [0, 1) of the undisturbed seconds after the stage has begun. The kills of a chain are in the order of the
+stages, since a later one is only reached when earlier ones are done. Besides the stages there are "start" (interpreter and
+imports), "report" (the report is assembled) and "files" (the files appear in the run folder).
 
-Rows, one a chain, are kept in the results file and not run again. Exit code 1 if a chain ended with other files, if a kill
-left a half-written file under one of our names, or if temporary files still lay about in the end.
+Rows, one per chain, in the results file are not measured again. The exit code is 1 if a chain ended with other files, if a kill
+left a half-written file, or if temporary files remained at the end.
 """
 
 import argparse
@@ -45,13 +45,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def main() -> int:
     if os.name != "posix":
-        raise SystemExit("This needs kill -9 and process groups, as POSIX systems have them.")
+        raise SystemExit("This benchmark needs kill -9 and process groups, so it runs on POSIX systems only.")
     parser = argparse.ArgumentParser(
         "python -m benchmarks.resume", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=20, help="start no new chain after this long")
+    parser.add_argument("--minutes", type=float, default=20, help="minutes after which no new chain is started")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
     header = {
@@ -79,14 +79,14 @@ def main() -> int:
 
 
 def failed(row: Mapping[str, Any]) -> bool:
-    """Whether a chain did not end as it should."""
+    """Whether a chain failed."""
     return bool(
         row["exit_code"] or row["differing"] or row["left_over"] or any(kill["broken"] for kill in row["kills"])
     )
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line per chain, then how many kills each kind of stage had."""
+    """Print a line per chain, then the number of kills in each kind of stage."""
     kills = [kill for row in rows for kill in row["kills"]]
     table = Table(title=f"{len(kills)} kills in {len(rows)} chains, digits")
     for name in ("chain", "variant", "killed in", "half-written", "files as undisturbed", "seconds"):

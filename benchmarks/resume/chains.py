@@ -1,4 +1,4 @@
-"""Chains of kills: when each one comes, and a run that is killed and resumed until it ends."""
+"""Chains of kills: their schedule, and a run that is killed and resumed until it ends."""
 
 import collections
 import itertools
@@ -19,7 +19,7 @@ KILLS_PER_CHAIN = 5
 
 @dataclass(frozen=True)
 class Kill:
-    """A kill to come: the stage it is for, what its moment is drawn from, and whether the stage was drawn by its time."""
+    """A scheduled kill: its stage, the seed of its time, and whether the stage was drawn by its duration."""
 
     stage: str
     seed: str
@@ -27,7 +27,9 @@ class Kill:
 
 
 def schedule(runs: Mapping[str, Undisturbed], kills: int, seed: int) -> list[tuple[str, list[Kill]]]:
-    """For every chain its variant and its kills; the first is drawn by time, the others where kills are fewest so far."""
+    """The variant and the kills of every chain; the first is drawn by time, the others in the stages with the fewest kills so
+    far.
+    """
     chains = []
     aimed: collections.Counter[str] = collections.Counter()
     for number in range(math.ceil(kills / KILLS_PER_CHAIN)):
@@ -52,7 +54,7 @@ def schedule(runs: Mapping[str, Undisturbed], kills: int, seed: int) -> list[tup
 
 
 def run_chain(whole: Undisturbed, kills: Sequence[Kill]) -> dict[str, Any]:
-    """Run, kill, resume, kill, …, resume to the end; what was under way at each kill, and how the files compare."""
+    """Run, kill, resume, kill, …, resume to the end; returns the stage at each kill, and how the files compare."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
@@ -70,7 +72,7 @@ def run_chain(whole: Undisturbed, kills: Sequence[Kill]) -> dict[str, Any]:
 
 
 def run_to_kill(whole: Undisturbed, kill: Kill, folder: Path) -> dict[str, Any]:
-    """Start or resume, and kill at the moment; where the run ended before it, resume and draw another moment."""
+    """Start or resume, and kill at the drawn time; if the run ended before it, resume and draw another time."""
     order = list(whole.seconds)
     before = order[: order.index(kill.stage)]
     options = (*whole.options, "--resume") if folder.exists() else whole.options

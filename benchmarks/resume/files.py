@@ -1,4 +1,4 @@
-"""A run folder's files: their hashes, and what a kill left in it, temporary or broken."""
+"""A run folder's files: their hashes, and temporary or broken files after a kill."""
 
 import tomllib
 import xml.etree.ElementTree as ElementTree
@@ -16,18 +16,18 @@ FILES = (
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of those of the run's files that are there."""
+    """SHA-256 of the run's existing files."""
     return {name: sha256_file(folder / name) for name in FILES if (folder / name).is_file()}
 
 
 def temporaries(folder: Path) -> list[str]:
-    """Temporary files of the run folder, without what is random in their names, and stages that are not finished."""
+    """Temporary files of the run folder, without the random parts of their names, and unfinished stages."""
     found = [path.name[1:].removesuffix(".part").rpartition(".")[0] for path in folder.glob(".*.part")]
     return sorted(found + [path.name for path in folder.glob(".secateur/stages/.*.part")])
 
 
 def broken(folder: Path, wanted: Mapping[str, str]) -> list[str]:
-    """Files that are there under their names, of the run and of its finished stages, and are not whole."""
+    """Incomplete files of the run and of its finished stages under their final names."""
     found = [name for name, value in hashes(folder).items() if value != wanted[name]]
     stages = [path for path in folder.glob(".secateur/stages/*") if not path.name.startswith(".")]
     found += [f"{stage.name}/done.json" for stage in stages if not (stage / "done.json").is_file()]
@@ -36,7 +36,7 @@ def broken(folder: Path, wanted: Mapping[str, str]) -> list[str]:
             continue
         try:
             _read(path)
-        except Exception as error:  # any reader's own kind
+        except Exception as error:  # readers raise many exception types
             found.append(f"{path.relative_to(folder)}: {error}")
     return found
 

@@ -1,4 +1,4 @@
-"""`prune-and-export` as a process that is watched from outside and can be killed, and a run that nobody kills."""
+"""`prune-and-export` as a process that is observed from outside and can be killed, and an undisturbed run."""
 
 import itertools
 import os
@@ -19,18 +19,20 @@ import secateur.pipeline.prune_and_export
 print("✓ start  ", flush=True)
 from secateur.cli import main
 main()
-"""  # `secateur` as it is, but for a line once everything is imported
+"""  # `secateur` unchanged, except for a line once everything is imported
 POLL_SECONDS = 0.001
 
 
 class Run:
-    """`prune-and-export` in a process group of its own, watched from outside.
+    """`prune-and-export` in a separate process group, observed from outside.
 
-    ``ended`` holds each stage that is over with the seconds after the start at which that was seen.
+    ``ended`` holds each finished stage with the seconds after the start at which its end was observed.
     """
 
     def __init__(self, options: Sequence[str], folder: Path, log: Path) -> None:
-        self._first_file = folder / "recipe.toml"  # no line tells that the report is put together; this does
+        self._first_file = (
+            folder / "recipe.toml"
+        )  # no line is printed once the report is assembled, so its files are watched
         self._before = _stamp(self._first_file)
         self._text, self._log = "", log.open("w+", encoding="utf-8")
         self.ended: dict[str, float] = {}
@@ -47,7 +49,7 @@ class Run:
         return time.monotonic() - self._begin
 
     def is_over(self) -> bool:
-        """Look what ended since the last look, and whether the run itself did."""
+        """Update the finished stages, and return whether the run itself has ended."""
         over = self.process.poll() is not None
         now = self.seconds
         *lines, self._text = (self._text + self._read.read()).split("\n")
@@ -62,7 +64,7 @@ class Run:
         return over
 
     def kill(self) -> None:
-        """SIGKILL to the whole group; what had ended by then is read."""
+        """Send SIGKILL to the whole group, after reading the stages that have ended."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.is_over()
@@ -85,7 +87,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nobody killed: SHA-256 by file, and each stage's beginning and length in seconds, in order."""
+    """An undisturbed run: SHA-256 by file, and each stage's start and duration in seconds, in order."""
 
     options: tuple[str, ...]
     hashes: Mapping[str, str]
@@ -95,7 +97,7 @@ class Undisturbed:
 
 @contextmanager
 def running(options: Sequence[str], folder: Path) -> Iterator[Run]:
-    """A run that does not outlive the block; its log lies beside the run folder."""
+    """A run that is ended with the block; its log is next to the run folder."""
     run = Run(options, folder, folder.with_suffix(".log"))
     try:
         yield run
@@ -104,7 +106,7 @@ def running(options: Sequence[str], folder: Path) -> Iterator[Run]:
 
 
 def run_undisturbed(options: tuple[str, ...]) -> Undisturbed:
-    """The files a run should give, and the moments of its stages."""
+    """The expected files of a run, and the times of its stages."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         with running(options, folder) as run:

@@ -94,7 +94,7 @@ def test_planned_measured_and_planned_again_until_it_fits(machine, tmp_path, rec
     assert plan["fraction"] == tries[found["chosen"]]["target"] < 0.7
     text = (run.folder / "report.md").read_text()
     assert f"cut to {100 * found['measured']:.1f}% of the latency at batch 1" in text
-    assert "0.700 asked" in text
+    assert "0.700 requested" in text
     older = {name: value for name, value in report.items() if name != "latency_budget"}
     older["recipe"] = Recipe().to_dict()
     assert "Latency budget" not in to_markdown(older) + to_html(older)
