@@ -194,9 +194,7 @@ def _measured(pathway: Pathway, case: Case) -> Entanglement:
 
 
 def cutting(case: Case) -> Rows:
-    """The drop of each class when its own cluster is cut, compared with the mean drop of the others, in points of test
-    accuracy.
-    """
+    """The drop of each class when its own cluster is cut, compared with the others, in points of test accuracy."""
     pathway, membership = fit_membership(case.network, case.calibration, PicnnSettings(), seed=case.seed)
     test, classes = case.splits.test, len(membership.class_names)
     right = torch.zeros(classes + 1, len(test), dtype=torch.bool)
