@@ -51,7 +51,9 @@ def allocate(
     def reach(banned: frozenset[str]) -> tuple[bool, float, Widths]:
         problem.banned = banned
         kept = _exchange(problem, _descend(problem, dict(whole), used, limit), used, limit)
-        return used(kept) > limit, problem.gain(whole, kept), kept
+        cost = used(kept)
+        missed = cost > limit  # then the cheapest is wanted, whatever it loses
+        return missed, cost if missed else problem.gain(whole, kept), kept
 
     best = reach(frozenset())
     gone = [name for name in problem.branches if best[2][name] == 0]

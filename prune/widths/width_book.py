@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from ...explain.unit_scores import UnitScores
 from ...network.channels.group import ChannelGroup, Side
@@ -87,9 +87,8 @@ class WidthBook:
         the budget is then used to widen groups again.
         """
         if self.resource == "latency":  # a narrower layer may be slower, so bisection could miss the least effort
-            tried = [self._shares(step / EFFORTS) for step in range(EFFORTS + 1)]
-            enough = next((kept for kept in tried if self.used(kept) <= self.limit), None)
-            return min(tried, key=self.used) if enough is None else self._filled(enough)
+            enough = next((kept for kept in self._all_shares() if self.used(kept) <= self.limit), None)
+            return self.lowest(whole_branches=False) if enough is None else self._filled(enough)
         low, high = 0.0, 1.0
         if self.used(self._shares(high)) > self.limit:
             return self._shares(high)
@@ -115,17 +114,7 @@ class WidthBook:
 
     def by_loss(self, sensitivity: Sensitivity) -> Widths:
         """The widths with the least measured loss; a branch may be removed whole if its loss was measured."""
-        ends = [
-            group
-            for name, group in self.open.items()
-            if group.branch and group.ends_branch and sensitivity.curves[name][0][0] == 0
-        ]
-        branches = {
-            end.name: tuple(
-                name for name, group in self.open.items() if group.branch == end.branch and name != end.name
-            )
-            for end in ends
-        }
+        branches = self._branches({name for name in self.open if sensitivity.curves[name][0][0] == 0})
         neighbours = {
             name: sorted({other for layer in layers for other, _, _ in self._touching[layer]})
             for name, layers in self._layers.items()
@@ -138,6 +127,40 @@ class WidthBook:
             kept = allocate(choices, loss, self.used, self.saved, neighbours, self.limit, branches, kept, nearby)
         assert kept is not None
         return self._filled(kept)
+
+    def lowest(self, *, whole_branches: bool) -> Widths:
+        """The widths that cost least of all that a plan may choose: with whole branches gone as by :meth:`by_loss`, or not.
+
+        A narrower layer may take longer. By a latency table the lowest of the equal shares is exact; with whole branches it is
+        what changes of single groups arrive at from the narrowest widths.
+        """
+        if not whole_branches:
+            return min(self._all_shares(), key=self.used) if self.resource == "latency" else self._shares(1.0)
+        kept = self._shares(1.0)
+        for end, others in self._branches(set(self.open)).items():
+            kept.update(dict.fromkeys((end, *others), 0))
+        while self.resource == "latency":
+            changes = {}
+            for name in (name for name, width in kept.items() if width):
+                savings = {width: self.saved(kept, {name: width}) for width in self._choices(name, None)}
+                width = max(savings, key=savings.__getitem__)
+                if savings[width] > 1e-9 * self._before:
+                    kept[name] = changes[name] = width
+            if not changes:
+                break
+        return kept
+
+    def _all_shares(self) -> list[Widths]:
+        """The widths of all efforts, where the cost does not fall with every one of them."""
+        return [self._shares(step / EFFORTS) for step in range(EFFORTS + 1)]
+
+    def _branches(self, measured: Set[str]) -> dict[str, tuple[str, ...]]:
+        """Of every branch that may go whole the group that ends it, if that is among the ``measured``, and the others."""
+        return {
+            end: tuple(name for name, other in self.open.items() if other.branch == group.branch and name != end)
+            for end, group in self.open.items()
+            if group.branch and group.ends_branch and end in measured
+        }
 
     def _choices(self, name: str, most: int | None) -> list[int]:
         """Aligned widths of a group, descending, about ``most`` of them if given."""
