@@ -60,6 +60,7 @@ Size = Annotated[float | None, setting_option(BudgetSettings, "size", BUDGET)]
 Rounds = Annotated[int | None, setting_option(BudgetSettings, "rounds", BUDGET)]
 RoundTo = Annotated[str | None, setting_option(BudgetSettings, "round_to", BUDGET)]
 Allocation = Annotated[str | None, setting_option(BudgetSettings, "allocation", BUDGET)]
+BestEffort = Annotated[bool | None, setting_option(BudgetSettings, "best_effort", BUDGET, switch=True)]
 
 RankBy = Annotated[str | None, setting_option(RankingSettings, "rank_by", RANKING)]
 

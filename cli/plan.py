@@ -10,6 +10,7 @@ from .app import command, observed, print_json
 from .options import (
     OUTPUT,
     Allocation,
+    BestEffort,
     Json,
     Latency,
     LatencyBatch,
@@ -37,6 +38,7 @@ def plan_command(
     size: Size = None,
     round_to: RoundTo = None,
     allocation: Allocation = None,
+    best_effort: BestEffort = None,
     latency_batch: LatencyBatch = None,
     provider: Provider = None,
     out: Out = Path("secateur-run"),
@@ -57,7 +59,7 @@ def plan_command(
 
     console, observer = observed(quiet, json)
     if explain is not None:
-        if any(option is not None for option in (macs, params, size, latency, round_to, allocation)):
+        if any(option is not None for option in (macs, params, size, latency, round_to, allocation, best_effort)):
             raise UsageError("--explain reads the plan in the run folder. Leave out the options that make a plan.")
         reasons = explain_plan(settings, out, explain)
         if json:
@@ -77,8 +79,9 @@ def plan_command(
         show_table(console, ("group", "units", "kept", "step", "saves MACs", "decided by"), group_rows(plan))
         console.print(f"plan: {out / 'plan.json'}", soft_wrap=True, highlight=False)
     if plan.missed:
-        typer.echo(f"secateur: budget missed: {plan.missed}", err=True)
-        return int(ExitCode.GATE_FAILED)
+        best_effort = settings.budget.best_effort
+        typer.echo(f"secateur: budget missed{' (best effort)' if best_effort else ''}: {plan.missed}", err=True)
+        return int(ExitCode.OK if best_effort else ExitCode.GATE_FAILED)
     return 0
 
 

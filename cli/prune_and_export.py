@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..common.errors import ExitCode
 from .app import command, console_of
 from .options import (
     OUTPUT,
@@ -16,6 +17,7 @@ from .options import (
     Baseline,
     BaselineLatency,
     Batches,
+    BestEffort,
     Calibration,
     CudaGraphs,
     Data,
@@ -85,6 +87,7 @@ def prune_and_export_command(
     rounds: Rounds = None,
     round_to: RoundTo = None,
     allocation: Allocation = None,
+    best_effort: BestEffort = None,
     rank_by: RankBy = None,
     epochs: Epochs = None,
     repair: Repair = None,
@@ -114,7 +117,7 @@ def prune_and_export_command(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the inputs, show groups, budget and an estimate of time and memory, then stop.",
+            help="Check the inputs, show groups, locks, budget and an estimate of time and memory, then stop.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
@@ -140,7 +143,11 @@ def prune_and_export_command(
         from ..pipeline.dry_run import dry_run as look_ahead
         from .terminal import show_dry_run
 
-        show_dry_run(console, look_ahead(settings, observer))
+        found = look_ahead(settings, observer)
+        show_dry_run(console, found)
+        if found.out_of_reach:
+            typer.echo(f"secateur: {found.out_of_reach}", err=True)
+            return int(ExitCode.GATE_FAILED)
         return 0
     from ..pipeline import prune_and_export as main_job
 

@@ -122,17 +122,27 @@ def show_pathways(console: Console, rows: Sequence[Sequence[str]]) -> None:
 
 def show_dry_run(console: Console, found: "DryRun") -> None:
     """Print what a run would prune, and its estimated time and memory."""
+    from ..pipeline.locks import in_words
+
     show_table(console, ("", "found"), found.inputs)
     rows = [
-        (row.name, str(len(row.layers)), str(row.units), str(row.step), f"{100 * row.macs_share:.1f}%", row.locked)
+        (
+            row.name,
+            str(len(row.layers)),
+            str(row.units),
+            str(row.step),
+            f"{100 * row.macs_share:.1f}%",
+            f"{100 * row.params_share:.1f}%",
+            row.locked,
+        )
         for row in found.groups
     ]
-    show_table(console, ("group", "layers", "units", "step", "MACs", "locked because"), rows)
+    show_table(console, ("group", "layers", "units", "step", "MACs", "parameters", "locked because"), rows)
     seconds = [(name, "not estimated" if value is None else _duration(value)) for name, value in found.seconds]
     show_table(console, ("stage", "time, roughly"), [*seconds, ("total", f"{_duration(found.total_seconds)}")])
     for line in (
         f"budget: {found.budget}",
-        f"locked: {100 * found.locked_share:.1f}% of the MACs are in layers whose own kernels are all locked",
+        *in_words(found.locks),
         f"memory: about {found.memory_bytes / 2**30:.1f} GiB",
         "Nothing was written.",
     ):

@@ -41,6 +41,12 @@ class InputError(SecateurError):
     exit_code = ExitCode.BAD_INPUT
 
 
+class BudgetError(SecateurError):
+    """The budget cannot be reached, whatever is removed from this network."""
+
+    exit_code = ExitCode.GATE_FAILED
+
+
 class MachineError(SecateurError):
     """This machine lacks something that was required: a GPU, an execution provider."""
 

@@ -14,9 +14,11 @@ from ..explain.scores import RankingTask
 from ..network.channels.group import ChannelGroup
 from ..network.hooks import frozen, pick_logits
 from ..prune.cost import CostModel
+from ..prune.locked_share import WORDS, LockedShare, group_shares
 from ..prune.widths.measure_sensitivity import LIVE_MAPS, MEMORY_BYTES, SHARES
 from ..prune.widths.width_book import alignment
 from .inputs import Inputs, load_inputs
+from .locks import locks_of, refusal
 from .prune_and_export import check_release, check_request
 from .recipe.recipe import Recipe
 from .stages.ranking import Channels, channels_of, check_cuttable
@@ -35,22 +37,28 @@ LATENCY_SECONDS, RUNS_TIMED = 4.2, 60
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group: its units, the alignment of its width, its layers' share of the MACs, and why it is locked (or empty)."""
+    """One group: its units, the alignment of its width, its layers' shares of the cost, and why it is locked (or empty)."""
 
     name: str
     layers: tuple[str, ...]
     units: int
     step: int
     macs_share: float
+    params_share: float
     locked: str
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """The plan of a run: groups, the budget in words, seconds by stage (None if not estimated), and peak memory."""
+    """The plan of a run: groups, the cost of locks, the budget in words, seconds by stage (None if not estimated), memory.
+
+    ``out_of_reach`` says why no plan can reach the budget; it is empty if one can, or with best effort.
+    """
 
     groups: tuple[GroupRow, ...]
+    locks: LockedShare
     budget: str
+    out_of_reach: str
     inputs: tuple[tuple[str, str], ...]
     seconds: tuple[tuple[str, float | None], ...]
     memory_bytes: int
@@ -59,11 +67,6 @@ class DryRun:
     def total_seconds(self) -> float:
         """The sum over the estimated stages."""
         return sum(seconds for _, seconds in self.seconds if seconds is not None)
-
-    @property
-    def locked_share(self) -> float:
-        """The share of the MACs in layers whose own kernels are all locked."""
-        return sum(row.macs_share for row in self.groups if row.locked)
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,11 @@ class _Pace:
 def dry_run(recipe: Recipe, observer: Observer | None = None) -> DryRun:
     """Run all checks of a run, and estimate its time and memory from a timed forward pass.
 
-    Nothing is written. The estimate is rough: its purpose is to distinguish minutes from hours.
+    Nothing is written. The estimate is rough: its purpose is to distinguish minutes from hours. Whether a latency
+    budget can be reached is not known here, as that takes a table of timed layers.
 
     Raises:
-        SecateurError: as the run itself before its work.
+        SecateurError: as the run itself before its work, except for a budget out of reach, which is part of the result.
     """
     observer = observer or Observer()
     request = check_request(recipe)
@@ -96,9 +100,12 @@ def dry_run(recipe: Recipe, observer: Observer | None = None) -> DryRun:
     check_cuttable(channels, inputs)
     with observer.stage("pace"):
         pace = _measure_pace(inputs)
+    locks = locks_of(channels, recipe.budget)
     return DryRun(
         tuple(_group_row(group, channels.costs, recipe.budget.round_to) for group in channels.groups),
+        locks,
         _budget(inputs, channels),
+        refusal(locks, recipe.budget),
         inputs_in_words(inputs),
         tuple(_estimates(inputs, channels, pace)),
         _memory(inputs, pace),
@@ -125,9 +132,9 @@ def inputs_in_words(inputs: Inputs) -> tuple[tuple[str, str], ...]:
 
 def _group_row(group: ChannelGroup, costs: CostModel, round_to: str | int) -> GroupRow:
     layers = tuple(dict.fromkeys(member.layer for member in group.producers))
-    macs = sum(costs.layers[layer].cost(0, 0).macs for layer in layers if layer in costs.layers)
+    shares = group_shares(group, costs)
     step = 1 if group.locked else alignment(group, round_to)
-    return GroupRow(group.name, layers, group.units, step, macs / costs.whole.macs, group.locked)
+    return GroupRow(group.name, layers, group.units, step, shares["macs"], shares["params"], group.locked)
 
 
 def _budget(inputs: Inputs, channels: Channels) -> str:
@@ -138,7 +145,7 @@ def _budget(inputs: Inputs, channels: Channels) -> str:
         batch = inputs.recipe.measurement.latency_batch
         return f"{100 * budget.latency:g}% of the measured latency at batch {batch}"
     amount = whole.of(budget.resource)
-    words = {"macs": "MACs", "params": "parameters", "size": "bytes of weights"}[budget.resource]
+    words = WORDS[budget.resource]
     rounds = f" in {budget.rounds} rounds" if budget.rounds > 1 else ""
     return f"{100 * budget.fraction:g}% of {amount:,} {words}: at most {int(budget.fraction * amount):,}{rounds}"
 

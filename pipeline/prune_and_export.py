@@ -14,8 +14,9 @@ from ..export.report.release import check_images, check_machine
 from ..export.runtime.provider_choice import ProviderChoice, choose_provider
 from .deliver import deliver
 from .inputs import Inputs, load_run
+from .locks import check_reachable, report_locks
 from .recipe.recipe import Recipe
-from .report import Outcome, assemble_report, report_locks
+from .report import Outcome, assemble_report
 from .run_folder import stages_folder
 from .stages.budget import prune_to_budget
 from .stages.candidates import measure_recovery
@@ -51,6 +52,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
     inputs are loaded from the run folder.
 
     Raises:
+        BudgetError: no plan can reach the budget, which is known before any kernel is ranked.
         SecateurError: the run failed, with the exit code of its class; nothing in ``out`` has changed.
 
     Examples:
@@ -70,15 +72,19 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         inputs = load_run(recipe, store)
         check_release(request, inputs, store.observer)
         whole = find_channels(inputs, store)
-        report_locks(whole.groups, store.observer)
+        report_locks(whole, recipe.budget, store.observer)
         timed = time_layers(inputs, whole, provider, store)
-        ranked = rank(inputs, with_times(whole, timed), store)
+        whole = with_times(whole, timed)
+        locks = check_reachable(whole, recipe.budget, store.observer)
+        ranked = rank(inputs, whole, store)
         pruned = prune_to_budget(inputs, ranked, timed, provider, store)
         page = write_evidence(inputs, ranked, pruned.candidate.plan, store)
         files = export_files(inputs, pruned.candidate, provider, store)
         figures = measure_files(inputs, files, pruned.attempts, provider, store)
         pathways = measure_recovery(inputs, pruned.candidate, store)
-        outcome = Outcome(ranked, pruned, files, figures, pathways, request.provider, store.timings, request.release)
+        outcome = Outcome(
+            ranked, locks, pruned, files, figures, pathways, request.provider, store.timings, request.release
+        )
         report = assemble_report(inputs, outcome)
         deliver(out, inputs, ranked, pruned.candidate, files, page, report)
     return RunResult(out, report, ExitCode(report["exit_code"]))

@@ -1,13 +1,12 @@
 """Assemble the content of ``report.json``: all measurements of a run, judged by the gates, as in ``report.schema.json``."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..common.environment import describe_environment, installed_packages
-from ..common.progress import Observer
 from ..explain.registry import get_ranker
 from ..explain.scores import KernelScores
 from ..export.evidence.page import EVIDENCE_PAGE
@@ -19,11 +18,10 @@ from ..export.report.content import SCHEMA_VERSION
 from ..export.report.gates import BudgetCheck, Gate, exit_code, judge
 from ..export.report.release import judge_release
 from ..export.runtime.provider_choice import ProviderChoice
-from ..network.channels.group import ChannelGroup
-from ..network.channels.locks import HEAD_LOCK
 from ..prune.budget_search.by_latency import TOLERANCE, LatencyOutcome
 from ..prune.cost import Cost, CostModel
-from ..prune.plan import GroupPlan, PruningPlan
+from ..prune.locked_share import WORDS, LockedShare
+from ..prune.plan import PruningPlan
 from .inputs import Inputs
 from .stages.budget import Pruned
 from .stages.candidates import shipped_cost
@@ -36,6 +34,7 @@ class Outcome:
     """The results of a run. ``timings`` are seconds by stage, ``release`` is the report of the last release, if given."""
 
     ranked: Ranked
+    locks: LockedShare
     pruned: Pruned
     files: Files
     figures: VariantFigures
@@ -87,6 +86,7 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
             files.variants, outcome.pruned.attempts, outcome.figures, recipe.measurement.latency_batch
         ),
         "conditions": outcome.figures.conditions,
+        "locked": outcome.locks.to_json(),
         "layers": _layer_rows(plan, outcome.ranked.channels.costs),
         "gates": [gate.to_json() for gate in gates],
         "search": search.to_json() if search else None,
@@ -118,7 +118,7 @@ def _against(inputs: Inputs) -> str:
 def _gates(inputs: Inputs, outcome: Outcome, shipped: Cost, drop: Drop, speedup: Ratio | None) -> tuple[Gate, ...]:
     return judge(
         inputs.recipe.gates,
-        budget=_budget(outcome, shipped, speedup),
+        budget=_budget(outcome, shipped, speedup, inputs.recipe.budget.best_effort),
         drop=drop,
         speedup=speedup,
         onnx_bytes=outcome.files.models[1].onnx_bytes,
@@ -184,11 +184,10 @@ def _inputs(inputs: Inputs) -> dict[str, Any]:
 
 
 def _notes(inputs: Inputs, outcome: Outcome) -> list[str]:
-    """Notes on the data, the machine, the groups and the ranking."""
+    """Notes on the data, the machine and the ranking."""
     return [
         *inputs.notes,
         *([outcome.provider.note] if outcome.provider.note else []),
-        *_lock_notes(outcome.plan.groups),
         *ranking_notes(outcome.ranked.scores),
         *order_notes(outcome.plan),
     ]
@@ -256,7 +255,7 @@ def _consensus_notes(details: Mapping[str, Any]) -> list[str]:
     return [*notes, *(f"{name} was left out: {reason}" for name, reason in details["left out"].items())]
 
 
-def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None) -> BudgetCheck:
+def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None, best_effort: bool) -> BudgetCheck:
     """The requested budget against the exported network, including repairs."""
     plan, search, latency = outcome.plan, outcome.pruned.search, outcome.pruned.latency
     if search is not None:
@@ -271,12 +270,13 @@ def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None) -> BudgetChe
             f"time of model.onnx over baseline.onnx at batch {latency.table.about['batch']}, the surer of the try and the last "
             f"measurement, at most {100 * TOLERANCE:g}% above the limit"
         )
-        return BudgetCheck(found, latency.search.asked, latency.search.missed(found), meaning)
+        return BudgetCheck(found, latency.search.asked, latency.search.missed(found), meaning, best_effort)
     left = shipped.of(plan.resource) / plan.before.of(plan.resource)
     missed = plan.missed
     if not missed and left > plan.fraction:
         missed = f"biases that the repair added bring it to {left:.4f} of the baseline"
-    return BudgetCheck(left, plan.fraction, missed, f"fraction of the baseline's {_WORD[plan.resource]} that is left")
+    meaning = f"fraction of the baseline's {WORDS[plan.resource]} that is left"
+    return BudgetCheck(left, plan.fraction, missed, meaning, best_effort)
 
 
 def _latency(outcome: LatencyOutcome | None, speedup: Ratio | None) -> dict[str, Any] | None:
@@ -284,9 +284,6 @@ def _latency(outcome: LatencyOutcome | None, speedup: Ratio | None) -> dict[str,
     if outcome is None or speedup is None:
         return None
     return {**outcome.to_json(), "measured": 1 / speedup.ratio, "low": 1 / speedup.high, "high": 1 / speedup.low}
-
-
-_WORD = {"macs": "MACs", "params": "parameters", "size": "bytes of weights"}
 
 
 def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:
@@ -316,24 +313,3 @@ def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def locked(groups: Iterable[ChannelGroup | GroupPlan]) -> list[tuple[str, str]]:
-    """Locked groups with the reason, except for the head."""
-    found = []
-    for group in groups:
-        if group.locked and group.locked != HEAD_LOCK:
-            layers = group.layers if isinstance(group, GroupPlan) else tuple(member.layer for member in group.producers)
-            others = [layer for layer in layers if layer != group.name]
-            found.append((f"{group.name} (with {', '.join(others)})" if others else group.name, group.locked))
-    return found
-
-
-def _lock_notes(groups: Iterable[ChannelGroup | GroupPlan]) -> list[str]:
-    return [f"{name} stays whole: {reason}" for name, reason in locked(groups)]
-
-
-def report_locks(groups: Iterable[ChannelGroup], observer: Observer) -> None:
-    """Report locked groups, and why, before long work begins."""
-    for note in _lock_notes(groups):
-        observer.say(note)

@@ -27,6 +27,7 @@ from ..network.training import History
 from ..prune.plan import PruningPlan
 from ..prune.reasons import explain_layer
 from .inputs import load_run, without_training
+from .locks import check_reachable, report_locks
 from .recipe.recipe import Recipe
 from .report import order_notes, ranking_notes
 from .run_folder import (
@@ -100,6 +101,7 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> PruningPlan:
 
     Raises:
         UsageError: the recipe sets a largest drop, which only the main job can search for.
+        BudgetError: no plan can reach the budget.
     """
     if recipe.budget.max_drop is not None:
         raise UsageError(
@@ -114,6 +116,7 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> PruningPlan:
         by_time = recipe.budget.latency is not None
         provider = choose_provider(recipe.measurement.provider if by_time else "cpu")
         whole = find_channels(inputs, store)
+        report_locks(whole, recipe.budget, observer)
         if by_time:
             observer.say(
                 "The plan uses the measured latency of single layers; only `prune-and-export` also times the pruned "
@@ -121,6 +124,7 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> PruningPlan:
             )
             table = table_stage(inputs, whole, provider.provider)
             whole = with_times(whole, TimedLayers(*store.run(table), table.key))
+        check_reachable(whole, recipe.budget, observer)
         key = sha256_json([sha256_file(out / SCORES_FILE), circumstances(inputs), inputs.content["calibration"]])
         ranked = with_sensitivity(inputs, whole, scores, key, store)
         plan = store.run(plan_stage(inputs, whole, recipe.budget, Round(1, ranked)))
@@ -147,6 +151,8 @@ def prune_into(recipe: Recipe, out: Path, observer: Observer) -> Pruned:
     with _command("prune", out, observer) as store:
         inputs = load_run(recipe, store)
         plan = revised(channels_of(inputs.network, inputs.fingerprint), plan)
+        if plan.missed:
+            observer.say(f"Budget missed: {plan.missed}")
         key = sha256_json([plan.to_json(), inputs.fingerprint, circumstances(inputs), inputs.content["calibration"]])
         repaired = repair_stage(inputs, plan, key)
         network, _ = store.run(repaired)

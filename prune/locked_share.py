@@ -61,7 +61,7 @@ class LockedShare:
     lowest: Shares
 
     def unreachable(self, budget: BudgetSettings) -> str:
-        """Why no plan can meet a budget, with the lowest that one can; empty if one can."""
+        """Why no plan can meet a budget; empty if one can."""
         resource = budget.resource
         lowest = self.lowest.get(resource)
         if budget.max_drop is not None or lowest is None:
@@ -71,9 +71,13 @@ class LockedShare:
         by = " by the latency table" if resource == "latency" else ""
         return (
             f"{resource} {budget.fraction:g} cannot be reached: with every group at its narrowest {lowest:.3g} of the "
-            f"{WORDS[resource]} is left{by}. {self.in_words(resource)} Give --{resource} {rounded_up(lowest):g} or more, or "
-            "--best-effort to get as close as possible."
+            f"{WORDS[resource]} is left{by}. {self.in_words(resource)}"
         )
+
+    def advice(self, budget: BudgetSettings) -> str:
+        """What to do about a budget out of reach."""
+        lowest = rounded_up(self.lowest[budget.resource])
+        return f"Give --{budget.resource} {lowest:g} or more, or --best-effort to get as close as possible."
 
     def in_words(self, resource: str = "macs") -> str:
         """What the locked groups hold, and the reasons that hold most of a resource."""
@@ -156,7 +160,10 @@ def group_shares(group: ChannelGroup, costs: CostModel) -> dict[str, float]:
 
 
 def lowest_fraction(groups: Sequence[ChannelGroup], costs: CostModel, budget: BudgetSettings, resource: str) -> float:
-    """The lowest budget of a resource that :func:`~secateur.prune.planning.plan_pruning` can meet, as a fraction; 1 if none can."""
+    """The lowest budget of a resource, as a fraction, that :func:`~secateur.prune.planning.plan_pruning` can meet.
+
+    It is 1 where every group is locked.
+    """
     if all(group.locked for group in groups):
         return 1.0
     widest_first = {
@@ -167,15 +174,15 @@ def lowest_fraction(groups: Sequence[ChannelGroup], costs: CostModel, budget: Bu
     one = BudgetSettings(**{resource: 0.5}, round_to=budget.round_to)  # type: ignore[arg-type]
     book = WidthBook(groups, widest_first, costs, one)
     used = book.used(book.lowest(whole_branches=budget.allocation == "sensitivity"))
-    whole: float = costs.amount(resource)
-    fraction = used / whole
+    whole = costs.amount(resource)
+    fraction: float = used / whole
     return fraction if whole * fraction >= used else math.nextafter(fraction, math.inf)
 
 
 def rounded_up(value: float) -> float:
     """A fraction to three significant digits, never below it, as it can be given as a budget."""
-    digits = 2 - math.floor(math.log10(value)) if value > 0 else 3
-    return math.ceil(value * 10**digits) / 10**digits
+    scale = 10.0 ** (2 - math.floor(math.log10(value)))
+    return math.ceil(value * scale) / scale
 
 
 def percentages(shares: Shares) -> str:

@@ -26,6 +26,7 @@ class BudgetSettings:
         round_to: the multiple that widths are rounded to.
         allocation: ``sensitivity`` (the widths with the least measured loss) or ``uniform`` (equal shares).
         rounds: the number of rounds of explaining, cutting and repairing.
+        best_effort: whether a budget that is missed is accepted, and the network cut as far as it can be.
 
     Examples:
         >>> import secateur
@@ -45,6 +46,9 @@ class BudgetSettings:
     round_to: str | int = setting("auto", "Multiple to round widths to; auto is a power of two up to 32, by width.")
     allocation: str = setting("sensitivity", "How the cut is shared among groups: sensitivity (measured) or uniform.")
     rounds: int = setting(1, "Rounds of explaining, cutting and repairing on the way to the budget.")
+    best_effort: bool = setting(
+        False, "Get as close as possible to a budget that cannot be reached, instead of failing with exit code 1."
+    )
 
     def __post_init__(self) -> None:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -54,6 +58,11 @@ class BudgetSettings:
             check_fraction(name, getattr(self, name))
         if self.max_drop is not None and not 0 < self.max_drop <= 100:
             raise UsageError(f"max_drop must be points of accuracy above 0, up to 100 (got {self.max_drop}).")
+        if self.max_drop is not None and self.best_effort:
+            raise UsageError(
+                "best_effort is for a budget of macs, params, size or latency: with max_drop the network stays as it is where "
+                "no cut keeps to the drop. Give one of the two."
+            )
         check_whole("rounds", self.rounds, 1)
         if self.latency is not None and self.rounds > 1:
             raise UsageError(

@@ -68,13 +68,17 @@ def cifar(shared, tmp_path_factory):
 
 class _Recorder(Observer):
     def __init__(self):
-        self.told, self.skips = [], []
+        self.told, self.skips, self.started = [], [], []
 
     def say(self, text):
         self.told.append(text)
 
     def skipped(self, name):
         self.skips.append(name)
+
+    def stage(self, name):
+        self.started.append(name)
+        return super().stage(name)
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +101,7 @@ def stages(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def recorder():
-    """Makes observers that remember what they were told, and which stages were there already."""
+    """Makes observers that remember what they were told, which stages were started and which were there already."""
     return _Recorder
 
 

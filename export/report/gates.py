@@ -9,7 +9,8 @@ from ..measure.accuracy import Drop
 from ..measure.paired_ratio import Ratio
 from ..settings import GateSettings
 
-PASS, FAIL, NOT_MEASURED = "pass", "fail", "not measured"
+PASS, FAIL, NOT_MEASURED, BEST_EFFORT = "pass", "fail", "not measured", "best effort"
+"""The verdicts. Best effort is that of a budget which was missed and need not be met: it does not fail."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,16 @@ class Gate:
 
 @dataclass(frozen=True)
 class BudgetCheck:
-    """The reached value against the requested one; ``missed`` says why the budget was missed, and is empty if it was met."""
+    """The reached value against the requested one; ``missed`` says why the budget was missed, and is empty if it was met.
+
+    ``best_effort``: whether a missed budget is accepted.
+    """
 
     value: float
     limit: float
     missed: str
     meaning: str
+    best_effort: bool = False
 
 
 def judge(
@@ -51,7 +56,8 @@ def judge(
     A drop passes if the upper bound of its confidence interval is below the limit, a speedup if the lower bound reaches it, a
     size if it is below. Gates that could not be measured do not pass. ``measure`` names the quantity that drops.
     """
-    verdict = FAIL if budget.missed else PASS
+    missed = BEST_EFFORT if budget.best_effort else FAIL
+    verdict = missed if budget.missed else PASS
     gates = [Gate("budget", budget.value, budget.limit, verdict, budget.missed or budget.meaning)]
     if settings.require_drop_below is not None:
         limit = settings.require_drop_below
@@ -91,5 +97,10 @@ def judge(
 
 
 def exit_code(gates: Sequence[Gate]) -> ExitCode:
-    """0 if all gates passed, otherwise 1."""
-    return ExitCode.OK if all(gate.verdict == PASS for gate in gates) else ExitCode.GATE_FAILED
+    """0 if no gate failed and all were measured, otherwise 1."""
+    return ExitCode.OK if all(held(gate.verdict) for gate in gates) else ExitCode.GATE_FAILED
+
+
+def held(verdict: str) -> bool:
+    """Whether a verdict lets a run end with exit code 0."""
+    return verdict in (PASS, BEST_EFFORT)

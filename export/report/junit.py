@@ -3,12 +3,13 @@
 import xml.etree.ElementTree as ElementTree
 
 from .content import Report
+from .gates import BEST_EFFORT, held
 
 
 def to_junit(report: Report) -> "ElementTree.ElementTree[ElementTree.Element]":
     """A test case for each gate; gates that failed or were not measured are failures."""
     gates = report["gates"]
-    failed = [gate for gate in gates if gate["verdict"] != "pass"]
+    failed = [gate for gate in gates if not held(gate["verdict"])]
     suite = ElementTree.Element(
         "testsuite",
         name="secateur",
@@ -19,9 +20,11 @@ def to_junit(report: Report) -> "ElementTree.ElementTree[ElementTree.Element]":
     )
     for gate in gates:
         case = ElementTree.SubElement(suite, "testcase", classname="secateur.gates", name=gate["name"])
-        if gate["verdict"] != "pass":
+        if not held(gate["verdict"]):
             message = f"{gate['verdict']}: {gate['value']} against {gate['limit']} ({gate['meaning']})"
             ElementTree.SubElement(case, "failure", message=message)
+        elif gate["verdict"] == BEST_EFFORT:
+            ElementTree.SubElement(case, "system-out").text = f"best effort: {gate['meaning']}"
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)

@@ -8,9 +8,10 @@ from ..measure.accuracy import MEASURES
 from .charts.front import COSTS, front_plot
 from .charts.search_curve import in_points, search_curve
 from .content import Report
+from .gates import BEST_EFFORT, held
 from .model_card import card_view
 from .page_view import headings, page_view
-from .tables import closing_rows, headline, pathway_rows, release_rows, variant_cells
+from .tables import closing_rows, headline, lock_rows, lowest_budgets, pathway_rows, release_rows, variant_cells
 from .wording import count, figure, in_bytes, markdown_cell, markdown_line, milliseconds, points, share
 
 MARKDOWN_BYTES = 60_000
@@ -69,6 +70,9 @@ def _view(report: Report, command: str) -> dict[str, Any]:
         "measure": MEASURES[report["accuracy_against"]],
         "agreement": report["accuracy_against"] == "original",
         "curve": Markup(search_curve(report["search"])) if report["search"] else "",
+        "lock_rows": lock_rows(report),
+        "lowest_budgets": lowest_budgets(report),
+        "best_effort": [gate for gate in report["gates"] if gate["verdict"] == BEST_EFFORT],
         "steps": _steps(report["rounds"]),
         "variants": variant_cells(report),
         "candidates": report.get("candidates") or (),
@@ -77,7 +81,7 @@ def _view(report: Report, command: str) -> dict[str, Any]:
         },
         "front_plots": [Markup(front_plot(report["candidates"], name)) for name in COSTS if report.get("candidates")],
         "pathways": pathway_rows(report.get("pathways") or ()),
-        "passed": all(gate["verdict"] == "pass" for gate in report["gates"]),
+        "passed": all(held(gate["verdict"]) for gate in report["gates"]),
         "total_s": sum(report["timings_s"].values()),
         **page_view(report, command),
     }

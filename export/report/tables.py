@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...prune.locked_share import rounded_up
 from ..measure.accuracy import MEASURES
 from .charts.search_curve import in_points
 from .content import Report
@@ -83,6 +84,24 @@ def pathway_rows(pathways: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]
         )
         for row in pathways
     ]
+
+
+def lock_rows(report: Report) -> list[tuple[str, str, str, str, str]]:
+    """What stays whole, by reason: (groups, MACs, parameters, time, reason); time is empty without a latency table."""
+    rows = []
+    for lock in (report.get("locked") or {"locks": ()})["locks"]:
+        shares = [f"{100 * lock['shares'][name]:.1f}%" if name in lock["shares"] else "" for name in _LOCKED]
+        rows.append((", ".join(group["name"] for group in lock["groups"]), *shares, lock["reason"]))
+    return rows
+
+
+def lowest_budgets(report: Report) -> str:
+    """The lowest budgets that could be reached, as options; empty for a report without them."""
+    known = (report.get("locked") or {"lowest": {}})["lowest"]
+    return ", ".join(f"--{name} {rounded_up(value):g}" for name, value in known.items())
+
+
+_LOCKED = ("macs", "params", "latency")
 
 
 def variant_cells(report: Report) -> list[tuple[str, ...]]:

@@ -41,6 +41,24 @@ def test_the_steps_follow_each_other(tmp_path, model, data):
     assert alone[0] == 0, alone[2]
 
 
+def test_a_budget_that_no_plan_can_reach_is_exit_code_1_at_once_unless_the_best_effort_will_do(tmp_path, model, data):
+    out = tmp_path / "out"
+    assert secateur("explain", "--model", model, "--data", data, "--rank-by", "magnitude", "--out", out)[0] == 0
+    code, stdout, stderr = secateur("plan", "--macs", "0.0001", "--out", out)
+    assert code == ExitCode.GATE_FAILED
+    assert "macs 0.0001 cannot be reached" in stderr
+    assert "Lowest budgets that can be reached" in stdout
+    assert "✓ sensitivity" not in stdout
+    assert not (out / "plan.json").exists()
+    code, stdout, stderr = secateur("plan", "--macs", "0.0001", "--best-effort", "--out", out)
+    assert code == 0
+    assert "budget missed (best effort)" in stderr
+    assert json.loads((out / "plan.json").read_text())["missed"]
+    code, stdout, stderr = secateur("prune", "--epochs", "0", "--out", out)
+    assert code == 0, "the plan that was accepted is followed"
+    assert "Budget missed" in stdout
+
+
 def test_a_model_of_another_plan_is_not_exported(tmp_path, model, data):
     out = tmp_path / "out"
     for command in (

@@ -42,6 +42,26 @@ def test_groups_share_out_the_macs_of_convolutions_and_linear_layers(found):
     assert sum(row.macs_share for row in found.groups) == pytest.approx(1)
 
 
+def test_what_locks_cost_is_said(found):
+    assert {row.name for row in found.groups if row.locked} == {
+        group.name for lock in found.locks.locks for group in lock.groups
+    }
+    for resource, name in (("macs", "macs_share"), ("params", "params_share")):
+        held = sum(getattr(row, name) for row in found.groups if row.locked)
+        assert found.locks.shares[resource] == pytest.approx(held)
+    assert sum(row.params_share for row in found.groups) == pytest.approx(1)
+    assert found.out_of_reach == ""
+
+
+@pytest.mark.parametrize("options", [(), ("--best-effort",)])
+def test_a_budget_out_of_reach_is_exit_code_1_after_the_tables(options):
+    code, stdout, stderr = secateur("prune-and-export", "--dry-run", "--params", "0.001", *options)
+    assert "Lowest budgets that can be reached: macs 0.000879, params 0.0016" in stdout
+    assert "Nothing was written" in stdout
+    assert code == (ExitCode.OK if options else ExitCode.GATE_FAILED), stderr
+    assert ("params 0.001 cannot be reached" in stderr) != bool(options)
+
+
 def test_the_budget_is_said_in_figures(found):
     assert found.budget == "50% of 3,295,872 MACs: at most 1,647,936"
     assert "lose at most 2 points" in dry_run(Recipe().override(max_drop=2.0)).budget

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from secateur import load_model, prune_and_export
-from secateur.common.errors import ExitCode, InputError, UsageError
+from secateur.common.errors import BudgetError, ExitCode, InputError, UsageError
 from secateur.common.files import sha256_file
 from secateur.export.report.content import schema
 from secateur.export.settings import GateSettings
 from secateur.network.images.load import load_images
 from secateur.pipeline.recipe.recipe import Recipe
+from secateur.prune.locked_share import rounded_up
 
 FILES = {
     "baseline.onnx", "model.onnx", "model.safetensors", "plan.json", "scores.safetensors", "recipe.toml", "report.json",
@@ -169,10 +170,34 @@ def test_gates_decide_the_exit_code(run, quick, tmp_path):
     assert 'failures="1"' in (folder / "junit.xml").read_text()
 
 
-def test_a_budget_out_of_reach_is_named_and_fails(tmp_path):
-    result = prune_and_export(Recipe().override(page=False, macs=0.0005, epochs=0), tmp_path / "narrow")
-    assert result.exit_code == ExitCode.GATE_FAILED
-    assert "narrowest" in result.report["gates"][0]["meaning"]
+def test_a_budget_out_of_reach_fails_before_anything_is_ranked(tmp_path, recorder):
+    observer = recorder()
+    with pytest.raises(BudgetError, match=r"macs 0\.0005 cannot be reached.*Give --macs 0\.000879 or more") as raised:
+        prune_and_export(Recipe().override(page=False, macs=0.0005, epochs=0), tmp_path / "narrow", observer=observer)
+    assert raised.value.exit_code == ExitCode.GATE_FAILED
+    assert observer.started == ["load", "channels"]
+    assert any("Lowest budgets that can be reached" in line for line in observer.told)
+    assert not [path for path in (tmp_path / "narrow").iterdir() if path.is_file() and path.name[0] != "."]
+
+
+def test_with_best_effort_a_budget_out_of_reach_is_missed_as_little_as_can_be(tmp_path):
+    settings = Recipe().override(page=False, macs=0.0005, epochs=0, repair="none", best_effort=True, batches=(1,))
+    result = prune_and_export(settings, tmp_path / "narrow")
+    assert result.exit_code == ExitCode.OK
+    (gate,) = result.report["gates"]
+    assert gate["verdict"] == "best effort"
+    assert "narrowest" in gate["meaning"]
+    assert gate["value"] == pytest.approx(result.report["locked"]["lowest"]["macs"])
+    (lock,) = result.report["locked"]["locks"]
+    assert [group["name"] for group in lock["groups"]] == ["head"]
+    jsonschema.validate(json.loads((tmp_path / "narrow" / "report.json").read_text()), schema())
+    assert 'failures="0"' in (tmp_path / "narrow" / "junit.xml").read_text()
+    page, text = ((tmp_path / "narrow" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "No gate failed; the budget was missed" in page
+    assert "passed, budget missed (best effort)" in text
+    lowest = ", ".join(f"--{name} {rounded_up(value):g}" for name, value in result.report["locked"]["lowest"].items())
+    for shown in (page, text):
+        assert lowest in shown
 
 
 def test_test_images_decide_nothing(run, quick, tmp_path):

@@ -5,17 +5,17 @@ import pytest
 from secateur.common.errors import ExitCode
 from secateur.export.measure.accuracy import Drop
 from secateur.export.measure.paired_ratio import Ratio
-from secateur.export.report.gates import FAIL, NOT_MEASURED, PASS, BudgetCheck, exit_code, judge
+from secateur.export.report.gates import BEST_EFFORT, FAIL, NOT_MEASURED, PASS, BudgetCheck, exit_code, judge
 from secateur.export.settings import GateSettings
 
 DROP = Drop(1.0, 0.5, 2.0, 1000)
 SPEEDUP = Ratio(1.5, 1.3, 1.7)
 
 
-def judged(settings, drop=DROP, speedup=SPEEDUP, size=2_000_000, provider="cpu", missed=""):
+def judged(settings, drop=DROP, speedup=SPEEDUP, size=2_000_000, provider="cpu", missed="", best_effort=False):
     gates = judge(
         settings,
-        budget=BudgetCheck(0.5, 0.5, missed, "left"),
+        budget=BudgetCheck(0.5, 0.5, missed, "left", best_effort),
         drop=drop,
         speedup=speedup,
         onnx_bytes=size,
@@ -54,6 +54,17 @@ def test_a_missed_budget_fails_without_being_asked():
     gates, code = judged(GateSettings(), missed="too narrow")
     assert gates["budget"].verdict == FAIL
     assert code == ExitCode.GATE_FAILED
+
+
+def test_best_effort_accepts_a_missed_budget_and_nothing_else():
+    gates, code = judged(GateSettings(require_speedup=1.3), missed="too narrow", best_effort=True)
+    assert gates["budget"].verdict == BEST_EFFORT
+    assert gates["budget"].meaning == "too narrow"
+    assert code == ExitCode.OK
+    gates, code = judged(GateSettings(require_speedup=1.4), missed="too narrow", best_effort=True)
+    assert code == ExitCode.GATE_FAILED
+    gates, code = judged(GateSettings(), best_effort=True)
+    assert gates["budget"].verdict == PASS, "a budget that is met is met"
 
 
 def test_gates_not_asked_for_are_absent():

@@ -113,6 +113,10 @@ def test_a_floor_ends_the_run_with_the_floor_named(machine, tmp_path):
     assert run.exit_code == ExitCode.GATE_FAILED
     (gate,) = run.report["gates"]
     assert gate["verdict"] == "fail"
+    locked = run.report["locked"]
+    assert locked["lowest"]["latency"] < 0.2, "the table does not know of the floor, so only measuring tells"
+    assert 0 < locked["shares"]["latency"] < 1
+    assert "by the latency table" in (run.folder / "report.html").read_text()
     assert "which is the floor" in gate["meaning"]
     assert gate["value"] > 0.2
 
@@ -125,6 +129,9 @@ def test_plan_alone_goes_by_the_table(machine, tmp_path):
     assert "only `prune-and-export` also times the pruned network" in " ".join(stdout.split())
     plan = json.loads((out / "plan.json").read_text())
     assert plan["resource"] == "latency"
+    code, stdout, stderr = secateur("plan", "--latency", "0.001", "--out", out)
+    assert code == ExitCode.GATE_FAILED, "by the table nothing comes near"
+    assert "of the estimated latency is left by the latency table" in " ".join(stderr.split())
     assert plan["latency_table"]
     assert "latency = 0.7" in (out / "recipe.toml").read_text()
     code, _, stderr = secateur("prune", "--repair", "none", "--epochs", "0", "--out", out)
