@@ -1,6 +1,7 @@
 """Exact MACs, parameters and bytes of a network after any cut, without building the smaller network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -171,7 +172,7 @@ def measure_cost(network: Network) -> CostModel:
     """
     module = followable(network.module, network.example(1))
     shapes = _layer_shapes(module, network.example(1))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), _attention_in_steps(), FlopCounterMode(display=False) as counter:
         pick_logits(module(network.example(1)))
     in_layers = sum(shape.cost(0, 0).macs for shape in shapes.values())
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -179,6 +180,17 @@ def measure_cost(network: Network) -> CostModel:
     rest = parameters - counted
     fixed = Cost(max(0, counter.get_total_flops() // 2 - in_layers), rest, ELEMENT_BYTES * rest)
     return CostModel(shapes, fixed)
+
+
+@contextmanager
+def _attention_in_steps() -> Iterator[None]:
+    """Attention as separate matrix products: the counter does not see into torch's fused operation."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _layer_shapes(module: nn.Module, example: Tensor) -> dict[str, LayerShape]:

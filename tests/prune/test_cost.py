@@ -138,3 +138,26 @@ def test_a_budget_in_bytes_is_kept_and_is_what_the_file_takes(tiny, network_of, 
     assert sizes == [plan.before.bytes, plan.after.bytes]
     assert plan.missed or sizes[1] <= fraction * sizes[0]
     assert plan.resource == "size"
+
+
+def test_attention_is_counted_by_its_matrix_products(network_of):
+    class Attending(nn.Module):
+        """A stem of 8 channels, self-attention over its 36 places in two heads, a head."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = self.stem(x).flatten(2).transpose(1, 2)
+            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+    fused = torch.backends.mha.get_fastpath_enabled()
+    costs = measure_cost(network_of(Attending()))
+    places = 36
+    in_and_out = places * 8 * 24 + places * 8 * 8
+    scores_and_values = 2 * places * places * 8
+    assert costs.whole.macs == places * 27 * 8 + in_and_out + scores_and_values + 8 * 4
+    assert torch.backends.mha.get_fastpath_enabled() == fused, "as it was"
