@@ -132,7 +132,7 @@ def measure_locks(groups: Sequence[ChannelGroup], costs: CostModel, budget: Budg
     return LockedShare(
         tuple(sorted(locks, key=lambda lock: -lock.shares["macs"])),
         _sum(costs, (lock.shares for lock in locks)),
-        {resource: max(0.0, 1 - value) for resource, value in every.items()},
+        {resource: 1 - value if value < 1 - 1e-9 else 0.0 for resource, value in every.items()},
         {
             resource: lowest_fraction(groups, costs, budget, resource)
             for resource in ("macs", "params", "size", *_timed(costs))

@@ -9,7 +9,7 @@ import pytest
 from secateur.common.errors import InputError
 from secateur.export.report.content import read_report, schema
 from secateur.export.report.junit import to_junit
-from secateur.export.report.rendering import to_html, to_markdown
+from secateur.export.report.rendering import to_html, to_markdown, to_model_card
 from secateur.export.report.report import write_report
 from secateur.export.report.tables import closing_rows, headline
 
@@ -43,6 +43,34 @@ def barren(searched):
     """The same after a search in which nothing held."""
     trials = [trial(0.49, 3.0, 2.0, 4.0), trial(0.98, 0.0, -1.5, 1.5)]
     return {**searched, "search": {"max_drop": 1.0, "chosen": None, "trials": trials}, "rounds": [{"steps": []}]}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["without times", "with times"])
+def locked(report, request):
+    """The same with two reasons for locks, one of them hard to set, and, with a latency table, their time."""
+
+    def shares(macs, params, latency):
+        return {"macs": macs, "params": params, **({"latency": latency} if request.param else {})}
+
+    groups = [{"name": HOSTILE, "layers": [HOSTILE, "b"], "units": 8, "shares": shares(0.25, 0.125, 0.3)}]
+    head = [{"name": "head", "layers": ["head"], "units": 4, "shares": shares(0.0004, 0.02, 0.001)}]
+    return {
+        **report,
+        "locked": {
+            "shares": shares(0.2504, 0.145, 0.301),
+            "outside": shares(0.0, 0.01, 0.1),
+            "lowest": {"macs": 0.30000000000000004, "params": 0.16, "size": 0.162}
+            | ({"latency": 0.4321} if request.param else {}),
+            "locks": [
+                {
+                    "reason": f"its channels are mixed by {HOSTILE}.",
+                    "groups": groups,
+                    "shares": shares(0.25, 0.125, 0.3),
+                },
+                {"reason": "its units are the classes.", "groups": head, "shares": shares(0.0004, 0.02, 0.001)},
+            ],
+        },
+    }
 
 
 class Tags(HTMLParser):
@@ -189,3 +217,38 @@ def test_write_and_read_back(report, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps({**report, "schema_version": 99}))
     with pytest.raises(InputError, match="schema version"):
         read_report(tmp_path)
+
+
+def test_locks_are_told_with_their_share_and_the_lowest_budgets(locked, report):
+    jsonschema.validate(locked, schema())
+    timed = "latency" in locked["locked"]["lowest"]
+    page, text = to_html(locked), to_markdown(locked)
+    tags = Tags()
+    tags.feed(page)
+    assert not tags.bad
+    assert not tags.open
+    lowest = "--macs 0.301, --params 0.16, --size 0.162" + (", --latency 0.433" if timed else "")
+    for shown in (page, text):
+        assert lowest in shown
+        assert "<script>alert" not in shown.replace("\\<script\\>", "")
+        assert shown.count("25.0%") >= 1
+        assert ("30.0%" in shown) == timed
+    assert ("30.1% of the time" in page) == timed
+    assert "Locked groups: 25.0% of the MACs and 14.5% of the parameters" in text
+    (row,) = [line for line in text.splitlines() if "its units are the classes" in line and line.startswith("| head")]
+    assert row == "| head | 0.0% | 2.0% |" + (" 0.1% |" if timed else "") + " its units are the classes. |"
+    assert "Locked groups" not in to_html(report) + to_markdown(report), "reports of before have none"
+
+
+def test_best_effort_is_shown_as_neither_passed_nor_failed(report):
+    (budget, *rest) = [{**gate, "verdict": "pass"} for gate in report["gates"]]
+    accepted = {**report, "exit_code": 0, "gates": [{**budget, "verdict": "best effort"}, *rest]}
+    jsonschema.validate(accepted, schema())
+    page, text = to_html(accepted), to_markdown(accepted)
+    assert "No gate failed; the budget was missed" in page
+    assert '<span class="verdict effort">best effort</span>' in page
+    assert "## secateur: passed, budget missed (best effort)" in text
+    suite = to_junit(accepted).getroot()[0]
+    assert (suite.get("failures"), suite.get("tests")) == ("0", str(len(accepted["gates"])))
+    assert suite[0].findtext("system-out").startswith("best effort")
+    assert "which best effort accepts" in to_model_card(accepted)
