@@ -85,7 +85,7 @@ function showPicture(index) {
   fillPressed();
   const facts = [
     element("p", {}, `Predicted ${picture.predicted} with probability ${percent(picture.probability)}`, picture.label ? (mistaken(picture) ? element("span", { class: "wrong" }, `; the label is ${picture.label}.`) : "; the label is the same.") : "."),
-    ...(picture.occlusions.length ? [element("p", { class: "soft small" }, "Occlusion: the pixels where a kernel is strong were covered with the mean colour, and the network was run again:"),
+    ...(picture.occlusions.length ? [element("p", { class: "soft small" }, "Occlusion: strong pixels of a kernel were covered with the mean colour, and the network was run again:"),
       element("ul", { class: "soft small" }, picture.occlusions.map((one) => element("li", {}, `${one.why}: probability of ${one.class} ${percent(one.before)} → ${percent(one.after)}${one.predicted === one.class ? "" : `, now ${one.predicted}`}`)))] : []),
   ];
   const branch = branchOf(picture, picture.evidence);
