@@ -261,7 +261,7 @@ MAKERS: Mapping[str, Callable[[House], list[str]]] = {"packages": packages_table
 
 
 def filled(page: str, house: House) -> str:
-    """The page with its blocks made anew.
+    """The page with its blocks regenerated.
 
     Raises:
         ValueError: a block is missing, or nothing makes one.

@@ -128,7 +128,7 @@ def _remove_parametrization(layer: nn.Module, name: str) -> None:
 
 
 def _outputs(module: nn.Module, example: Tensor) -> dict[str, Tensor] | None:
-    """All outputs; None where the network fails, which is told when all networks are checked."""
+    """All outputs; None if the network fails, which the check of every network reports."""
     try:
         with torch.no_grad():
             return tensors_in(module(example))
