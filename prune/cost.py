@@ -62,6 +62,7 @@ class LayerShape:
         places: output positions of one image, summed over calls (input positions for a transposed convolution).
         per_output: parameters per output channel besides the weights; all of them where ``inputs`` is None.
         statistics: running statistics per channel.
+        shared: parameters that count with an earlier layer, which holds the same. Such layers are not cut.
     """
 
     outputs: int
@@ -71,6 +72,7 @@ class LayerShape:
     places: int
     per_output: int
     statistics: int = 0
+    shared: int = 0
 
     def cost(self, outputs_removed: int, inputs_removed: int) -> Cost:
         outputs = self.outputs - outputs_removed
@@ -84,7 +86,7 @@ class LayerShape:
         if reads == 0:  # a constant replaces the layer
             return Cost(0, outputs, ELEMENT_BYTES * outputs)
         weights = outputs * reads * self.kernel
-        parameters = weights + outputs * self.per_output
+        parameters = max(0, weights + outputs * self.per_output - self.shared)
         return Cost(self.places * weights, parameters, ELEMENT_BYTES * parameters)
 
 
@@ -215,15 +217,18 @@ def _layer_shapes(module: nn.Module, example: Tensor) -> dict[str, LayerShape]:
     covered: set[int] = set()
     for name, child in module.named_modules():
         own = [parameter for parameter in child.parameters(recurse=False) if id(parameter) not in covered]
+        shared = sum(parameter.numel() for parameter in child.parameters(recurse=False) if id(parameter) in covered)
         if isinstance(child, _ConvNd):
             kernel = child.weight[0, 0].numel()
             bias = int(child.bias is not None)
             shapes[name] = LayerShape(
-                child.out_channels, child.in_channels, child.groups, kernel, places.get(name, 0), bias
+                child.out_channels, child.in_channels, child.groups, kernel, places.get(name, 0), bias, shared=shared
             )
         elif isinstance(child, nn.Linear):
             bias = int(child.bias is not None)
-            shapes[name] = LayerShape(child.out_features, child.in_features, 1, 1, places.get(name, 0), bias)
+            shapes[name] = LayerShape(
+                child.out_features, child.in_features, 1, 1, places.get(name, 0), bias, shared=shared
+            )
         elif (
             own
             and isinstance(child, _WIDE)

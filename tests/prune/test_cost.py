@@ -161,3 +161,16 @@ def test_attention_is_counted_by_its_matrix_products(network_of):
     scores_and_values = 2 * places * places * 8
     assert costs.whole.macs == places * 27 * 8 + in_and_out + scores_and_values + 8 * 4
     assert torch.backends.mha.get_fastpath_enabled() == fused, "as it was"
+
+
+def test_shared_weights_are_parameters_of_the_first_layer_that_holds_them(network_of):
+    first, second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+    second.weight = first.weight
+    network = network_of(nn.Sequential(nn.Conv2d(3, 8, 3), first, second, nn.Flatten(), nn.Linear(800, 4)))
+    costs = measure_cost(network)
+    assert costs.whole.parameters == sum(parameter.numel() for parameter in network.module.parameters())
+    held = {name: shape.cost(0, 0) for name, shape in costs.layers.items()}
+    assert held["1"].parameters == 8 * 8 * 9 + 8
+    assert held["2"].parameters == 8
+    assert held["2"].macs == held["1"].macs == 100 * 8 * 8 * 9, "the work is done twice all the same"
+    assert (costs.fixed.parameters, costs.fixed.bytes, costs.fixed.macs) == (0, 0, 0)
