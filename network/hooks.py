@@ -57,7 +57,7 @@ def masking_inputs(module: nn.Module, masks: dict[str, Tensor]) -> Iterator[None
     with contextlib.ExitStack() as stack:
         for name, channels in masks.items():
             submodule = module.get_submodule(name)
-            dim = -1 if isinstance(submodule, nn.Linear) else 1
+            dim = -1 if isinstance(submodule, nn.Linear) else int(getattr(submodule, "dim", 1))
 
             def hook(
                 _module: nn.Module, inputs: tuple[Tensor, ...], channels: Tensor = channels, dim: int = dim

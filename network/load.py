@@ -16,6 +16,7 @@ from .head import head_width
 from .images.splits import Splits, reorder_classes
 from .loading.permanent_weights import in_own_form, make_permanent
 from .network import Network, Source, noise
+from .rewrites.plain import make_plain
 from .saved import load_network
 from .settings import ModelSettings
 
@@ -51,14 +52,17 @@ def load_model(settings: ModelSettings | str = "digits", weights: str | None = N
     if tensors is not None and path is not None:
         load_tensors(module, in_own_form(module, tensors), str(path))
     notes = make_permanent(module, noise(2, preprocessing.input_shape))
-    network = Network(
-        module=module,
-        preprocessing=preprocessing,
-        class_names=tuple(map(str, declared.class_names)),
-        source=Source(settings.model, settings.weights, sha256_file(path) if path else None, head_width(module)),
-        notes=(*declared.notes, *notes),
+    network = check_network(
+        Network(
+            module=module,
+            preprocessing=preprocessing,
+            class_names=tuple(map(str, declared.class_names)),
+            source=Source(settings.model, settings.weights, sha256_file(path) if path else None, head_width(module)),
+            notes=(*declared.notes, *notes),
+        )
     )
-    return check_network(network)
+    plain = make_plain(network.module, network.example(1))
+    return replace(network, module=plain.module, notes=(*network.notes, *plain.summary()))
 
 
 def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:

@@ -18,7 +18,8 @@ from .checks import check_network
 from .graph.target_layer import NewLayer, insert_layer
 from .images.pictures import Preprocessing
 from .loading.permanent_weights import make_permanent
-from .network import Network, Source
+from .network import Network, Source, noise
+from .rewrites.plain import make_plain
 from .settings import ModelSettings
 
 MODEL_FILE = "model.safetensors"
@@ -84,6 +85,7 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
     module = module.float().eval()
     example = torch.zeros(1, *description["input_shape"])
     make_permanent(module, example)
+    module = make_plain(module, noise(1, description["input_shape"])).module
     if new_layer is not None:
         module = insert_layer(module, example, new_layer)
     for cut in cuts:

@@ -2,7 +2,7 @@
 
 from ..common.errors import BudgetError
 from ..common.progress import Observer
-from ..network.channels.locks import HEAD_LOCK
+from ..network.provenance.parts import HEAD_LOCK
 from ..prune.locked_share import SMALLEST_SHARE, LockedShare, measure_locks, percentages, rounded_up
 from ..prune.settings import BudgetSettings
 from .stages.ranking import Channels

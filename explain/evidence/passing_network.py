@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 from ...network.graph.execution import run_node
 from ...network.graph.leaf_modules import Add, Multiply
 from ...network.graph.reach import needed_for
+from ...network.graph.shapes import is_shape
 from ...network.graph.stand_ins import Constant
 from ...network.graph.trace import PER_CHANNEL
-from ...network.graph.tracer import is_shape
 
 _ELEMENTWISE_MODULES = (
     *(*PER_CHANNEL, _DropoutNd, Add, Multiply),

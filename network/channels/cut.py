@@ -10,11 +10,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch_pruning import ops
 from torch_pruning.pruner.function import PrunerBox
 
 from ...common.errors import InputError
-from ..graph.leaf_modules import ZeroPadChannels
+from ..graph.leaf_modules import ChannelMean, Normalize, SelectChannels, ZeroPadChannels
 from ..graph.stand_ins import Constant, Subsample
 from .group import ChannelGroup, Side
 from .zero_pad import PAD_PRUNER, followable
@@ -22,12 +23,13 @@ from .zero_pad import PAD_PRUNER, followable
 
 @dataclass(frozen=True)
 class LayerCut:
-    """The channels that one layer loses, and the layer's widths before. A parameter's channels count as outputs."""
+    """The channels that one layer loses, and its widths before. A parameter's channels, along ``dim``, count as outputs."""
 
     out_removed: tuple[int, ...] = ()
     in_removed: tuple[int, ...] = ()
     out_width: int | None = None
     in_width: int | None = None
+    dim: int | None = None
 
 
 Cut = Mapping[str, LayerCut]
@@ -48,6 +50,7 @@ def cut_of(groups: Iterable[ChannelGroup], removed: Mapping[str, Iterable[int]])
     outs: dict[str, set[int]] = defaultdict(set)
     ins: dict[str, set[int]] = defaultdict(set)
     widths: dict[tuple[str, Side], int] = {}
+    dims: dict[str, int | None] = {}
     chosen = {name: sorted(set(units)) for name, units in removed.items()}
     for name, units in chosen.items():
         if not units:
@@ -61,12 +64,14 @@ def cut_of(groups: Iterable[ChannelGroup], removed: Mapping[str, Iterable[int]])
             target = outs if member.side == "out" else ins
             target[member.layer].update(channel for unit in units for channel in member.channels[unit])
             widths[member.layer, member.side] = member.width
+            dims[member.layer] = member.dim
     return {
         layer: LayerCut(
             tuple(sorted(outs.get(layer, ()))),
             tuple(sorted(ins.get(layer, ()))),
             widths.get((layer, "out")),
             widths.get((layer, "in")),
+            dims[layer],
         )
         for layer in dict.fromkeys([*outs, *ins])
     }
@@ -81,7 +86,8 @@ def apply_cut(module: nn.Module, cut: Cut, example: Tensor) -> nn.Module:
         InputError: a layer is missing or has another width than when the cut was planned.
     """
     result = followable(module, example)
-    modules, parameters = dict(result.named_modules()), dict(result.named_parameters())
+    modules = dict(result.named_modules())
+    parameters = {name for name, _ in (*result.named_parameters(), *result.named_buffers())}
     with torch.no_grad():
         for name, part in cut.items():
             if name in modules:
@@ -115,7 +121,7 @@ def rest_of_cut(whole: Cut, done: Cut) -> dict[str, LayerCut]:
             )
         (outs, out_width), (ins, in_width) = sides
         if outs or ins:
-            rest[name] = LayerCut(outs, ins, out_width, in_width)
+            rest[name] = LayerCut(outs, ins, out_width, in_width, part.dim)
     return rest
 
 
@@ -127,6 +133,7 @@ def cut_to_json(cut: Cut) -> dict[str, Any]:
             "out_removed": list(part.out_removed),
             "in_width": part.in_width,
             "in_removed": list(part.in_removed),
+            **({} if part.dim is None else {"dim": part.dim}),
         }
         for name, part in cut.items()
     }
@@ -136,7 +143,11 @@ def cut_from_json(values: Mapping[str, Any]) -> dict[str, LayerCut]:
     """The inverse of :func:`cut_to_json`."""
     return {
         name: LayerCut(
-            tuple(part["out_removed"]), tuple(part["in_removed"]), part.get("out_width"), part.get("in_width")
+            tuple(part["out_removed"]),
+            tuple(part["in_removed"]),
+            part.get("out_width"),
+            part.get("in_width"),
+            part.get("dim"),
         )
         for name, part in values.items()
     }
@@ -167,7 +178,7 @@ def _check_units(group: ChannelGroup, removed: Mapping[str, list[int]], groups: 
 
 
 def _cut_layer(root: nn.Module, name: str, module: nn.Module, part: LayerCut) -> None:
-    if isinstance(module, Subsample):  # it has no channels of its own
+    if isinstance(module, Subsample | Normalize | ChannelMean):  # they have no channels of their own
         return
     if isinstance(module, Constant):
         _check_width(name, len(module.bias), part.out_width, part.out_removed)
@@ -183,6 +194,14 @@ def _cut_layer(root: nn.Module, name: str, module: nn.Module, part: LayerCut) ->
         bias = torch.zeros(module.out_channels) if module.bias is None else module.bias
         root.set_submodule(name, Constant(bias[kept], stride))
         return
+    if isinstance(module, SelectChannels):
+        _check_width(name, module.in_channels, part.in_width, part.in_removed)
+        module.drop_inputs(list(part.in_removed))
+        return
+    if isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels < module.out_channels:
+        _check_width(name, module.out_channels, part.out_width, part.out_removed)
+        _cut_depthwise(module, part.out_removed)
+        return
     pruner: Any = PAD_PRUNER if isinstance(module, ZeroPadChannels) else PrunerBox[ops.module2type(module)]
     for removed, planned, width, prune in (
         (part.out_removed, part.out_width, pruner.get_out_channels(module), pruner.prune_out_channels),
@@ -193,6 +212,19 @@ def _cut_layer(root: nn.Module, name: str, module: nn.Module, part: LayerCut) ->
         _check_width(name, width, planned, removed)
         pruner.pruning_dim = -1
         prune(module, list(removed))
+
+
+def _cut_depthwise(module: _ConvNd, removed: Sequence[int]) -> None:
+    """Remove output channels, and with them the inputs, from a depthwise convolution with several outputs per input."""
+    lost, outputs = set(removed), module.out_channels // module.in_channels
+    kept = torch.tensor(
+        [channel for channel in range(module.out_channels) if channel not in lost], device=module.weight.device
+    )
+    module.weight = nn.Parameter(module.weight[kept])
+    if module.bias is not None:
+        module.bias = nn.Parameter(module.bias[kept])
+    module.out_channels = len(kept)
+    module.in_channels = module.groups = len(kept) // outputs
 
 
 def _check_width(name: str, width: int, planned: int | None, removed: Sequence[int]) -> None:
@@ -206,12 +238,17 @@ def _check_width(name: str, width: int, planned: int | None, removed: Sequence[i
 def _cut_parameter(root: nn.Module, name: str, part: LayerCut) -> None:
     holder_name, _, leaf = name.rpartition(".")
     holder = root.get_submodule(holder_name)
-    parameter = cast(nn.Parameter, getattr(holder, leaf))
-    dims = [dim for dim, size in enumerate(parameter.shape) if size > 1]
-    if not dims or parameter.shape[dims[-1]] != part.out_width:
+    parameter = cast(Tensor, getattr(holder, leaf))
+    wide = [dim for dim, size in enumerate(parameter.shape) if size > 1]
+    dim = part.dim if part.dim is not None else (wide or [0])[-1]
+    if dim >= parameter.dim() or parameter.shape[dim] != part.out_width:
         raise InputError(
             f"The parameter {name} has shape {tuple(parameter.shape)}; the plan was made for {part.out_width} channels. "
             "Use the plan of this network."
         )
-    kept = [index for index in range(parameter.shape[dims[-1]]) if index not in set(part.out_removed)]
-    setattr(holder, leaf, nn.Parameter(parameter.index_select(dims[-1], torch.tensor(kept))))
+    removed = set(part.out_removed)
+    kept = torch.tensor(
+        [index for index in range(parameter.shape[dim]) if index not in removed], device=parameter.device
+    )
+    smaller = parameter.index_select(dim, kept)
+    setattr(holder, leaf, nn.Parameter(smaller) if isinstance(parameter, nn.Parameter) else smaller)

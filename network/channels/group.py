@@ -11,8 +11,8 @@ class Member:
     """One layer's part in a group: for every unit of the group, the channels of the layer that belong to it.
 
     ``side`` is "out" for channels that the layer produces (a norm's included), "in" for those that it reads. ``kind``: conv,
-    depthwise, linear, norm, mixing_norm (normalises across channels), pad, parameter or other. ``width`` is the layer's number
-    of channels on that side.
+    depthwise, linear, norm, mixing_norm (normalises across channels), pad, select, parameter or other. ``width`` is the
+    layer's number of channels on that side. ``dim`` is the dimension of a parameter's channels.
     """
 
     layer: str
@@ -20,6 +20,7 @@ class Member:
     kind: str
     width: int
     channels: tuple[tuple[int, ...], ...]
+    dim: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Lock the groups that must stay whole: test each, and give the reason."""
 
+import contextlib
+import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +13,6 @@ from ...common.errors import InputError, first_line
 from ..hooks import masking_inputs, pick_logits
 from .cut import apply_cut, cut_of
 from .group import ChannelGroup, Side
-
-HEAD_LOCK = "its units are the classes of the head."
 
 
 def lock_overlaps(groups: list[ChannelGroup]) -> list[ChannelGroup]:
@@ -74,7 +74,7 @@ def difference(
     removed = {group.name: range(group.units) if whole else range(0, group.units - 1, 2) for group in groups}
     try:
         small = apply_cut(module, cut_of(groups, removed), example)
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints where a graph fails
             got = pick_logits(small(example))
             pick_logits(small.train()(torch.cat([example, example])))
     except InputError:

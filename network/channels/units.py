@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..graph.leaf_modules import ZeroPadChannels
+from ..graph.leaf_modules import SelectChannels, ZeroPadChannels
 from .group import ChannelGroup, Member, Side
 
 
@@ -92,7 +92,7 @@ def _member(reached: Reached, unit_of: dict[int, int], units: int) -> Member:
     for channel, root in reached.pairs:
         channels[unit_of[root]].append(channel)
     by_unit = tuple(tuple(sorted(set(own))) for own in channels)
-    return Member(reached.layer, reached.side, _kind(reached.module), reached.width, by_unit)
+    return Member(reached.layer, reached.side, kind_of(reached.module), reached.width, by_unit)
 
 
 def _tied_parts(module: nn.Module) -> int:
@@ -105,10 +105,13 @@ def _tied_parts(module: nn.Module) -> int:
 
 
 def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, _ConvNd) and module.groups == module.out_channels > 1
+    return (
+        isinstance(module, _ConvNd) and module.groups > 1 and module.groups in (module.out_channels, module.in_channels)
+    )
 
 
-def _kind(module: Any) -> str:
+def kind_of(module: Any) -> str:
+    """The kind of a member, by its layer."""
     if isinstance(module, nn.Parameter):
         return "parameter"
     if _is_depthwise(module):
@@ -121,4 +124,6 @@ def _kind(module: Any) -> str:
         return "norm"
     if isinstance(module, nn.LayerNorm | nn.GroupNorm):
         return "mixing_norm"
+    if isinstance(module, SelectChannels):
+        return "select"
     return "pad" if isinstance(module, ZeroPadChannels) else "other"

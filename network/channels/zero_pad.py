@@ -3,13 +3,11 @@
 import copy
 from collections.abc import Sequence
 
-import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from ...common.errors import InputError
 from ..graph.leaf_modules import ZeroPadChannels
-from ..graph.trace import has_channel_padding, trace
+from ..rewrites.plain import make_plain
 
 
 def followable(module: nn.Module, example: Tensor) -> nn.Module:
@@ -17,16 +15,7 @@ def followable(module: nn.Module, example: Tensor) -> nn.Module:
 
     Groups and cuts use this copy's layer names, which are the network's own apart from the padding modules.
     """
-    result = copy.deepcopy(module).eval()
-    if not any(isinstance(child, ZeroPadChannels) for child in result.modules()):
-        try:
-            traced = trace(result, example)
-        except InputError:
-            traced = None  # torch-pruning follows autograd, so that the tests of ``locks`` find and lock any padding
-        if traced is not None and has_channel_padding(traced):
-            result = traced.eval()
-            with torch.no_grad():
-                result(example)
+    result = copy.deepcopy(make_plain(module, example).module).eval()
     return result.requires_grad_(True)
 
 

@@ -16,9 +16,9 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _Av
 from .execution import image_dependent, run_graph
 from .leaf_modules import Add, Concatenate, Multiply, ZeroPadChannels
 from .segment import Segment
+from .shapes import is_shape
 from .stand_ins import Subsample
 from .trace import PER_CHANNEL
-from .tracer import is_shape
 
 PROBE_BYTES = 2**27
 FAR = 16

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .reach import needed_for
-from .tracer import is_shape
+from .shapes import is_shape
 
 Values = Mapping[fx.Node, Any]
 Changes = Mapping[fx.Node, Callable[[Tensor], Tensor]]

@@ -77,6 +77,8 @@ def _channel_padding(node: fx.Node) -> tuple[nn.Module, tuple[Any, ...]] | None:
     if node.target not in (F.pad, torch.nn.functional.pad):
         return None
     widths = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+    if isinstance(widths, list | tuple) and all(isinstance(width, int) and width == 0 for width in widths):
+        return nn.Identity(), (node.args[0],)
     mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
     value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value", 0)
     if not isinstance(widths, list | tuple) or len(widths) != 6 or mode != "constant" or value not in (0, 0.0, None):

@@ -85,3 +85,66 @@ class ZeroPadChannels(nn.Module):
         self.before = self.after = (
             self.out_channels + 1
         )  # never equal again, so that ``forward`` takes the general form
+
+
+class SelectChannels(nn.Module):
+    """Channels picked from the input's: a part of a split, a slice, or a shuffle.
+
+    Output channel ``j`` along ``dim`` copies input channel ``source[j]``. Cutting channels edits ``source``.
+    """
+
+    source: Tensor
+
+    def __init__(self, source: Tensor, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.in_channels, self.dim = in_channels, dim
+        self.register_buffer("source", source.long())
+        self._settle()
+
+    @property
+    def out_channels(self) -> int:
+        return len(self.source)
+
+    def _settle(self) -> None:
+        count = len(self.source)
+        first = int(self.source[0]) if count else 0
+        self.start = first if torch.equal(self.source.cpu(), torch.arange(first, first + count)) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.start is None:
+            return x.index_select(self.dim, self.source)
+        return x.narrow(self.dim, self.start, len(self.source))
+
+    def drop_inputs(self, channels: list[int]) -> None:
+        """Remove input channels and the output channels that copy them."""
+        lost = set(channels)
+        kept = [channel for channel in range(self.in_channels) if channel not in lost]
+        place = {channel: index for index, channel in enumerate(kept)}
+        left = [place[channel] for channel in self.source.tolist() if channel in place]
+        self.source, self.in_channels = self.source.new_tensor(left), len(kept)
+        self._settle()
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels} -> {self.out_channels}, dim={self.dim}"
+
+
+class Normalize(nn.Module):
+    """``F.normalize``: a value divided by its norm along ``dim``."""
+
+    def __init__(self, p: float, dim: int, eps: float) -> None:
+        super().__init__()
+        self.p, self.dim, self.eps, self.dims = p, dim, eps, (dim,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, self.p, self.dim, self.eps)
+
+
+class ChannelMean(nn.Module):
+    """The mean over ``dims``, the channels ``dim`` among them: the sum of those that are left by their first number."""
+
+    def __init__(self, dims: tuple[int, ...], dim: int, count: int, keepdim: bool) -> None:
+        super().__init__()
+        self.dims, self.dim, self.count, self.keepdim = dims, dim, count, keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(self.dims, self.keepdim) * (x.shape[self.dim] / self.count)

@@ -27,7 +27,7 @@ from .channel_origins import (
 from .execution import output_node
 from .leaf_modules import Add, Multiply
 from .reach import needed_for
-from .tracer import is_shape
+from .shapes import is_shape
 
 IMAGE, CONVOLUTION, LINEAR, JOIN, GATE = "image", "convolution", "linear", "join", "gate"
 

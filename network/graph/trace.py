@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from ...common.errors import InputError, describe
 from .execution import is_in_place
 from .functional_calls import as_module
-from .leaf_modules import Add, Concatenate, Multiply, ZeroPadChannels
+from .leaf_modules import Add, ChannelMean, Concatenate, Multiply, Normalize, SelectChannels, ZeroPadChannels
 from .stand_ins import Constant, Subsample
 from .tracer import ShapeTracer
 
@@ -42,7 +42,19 @@ PER_CHANNEL = (*ACTIVATIONS, _BatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity)
 
 BLOCKS = "secateur_blocks"
 """The ``meta`` key for the module that ends each block: a graph that is traced again has no blocks of its own."""
-_LEAVES = (Add, Multiply, Concatenate, ZeroPadChannels, Subsample, Constant, _ConvNd, nn.Linear)
+_LEAVES = (
+    Add,
+    Multiply,
+    Concatenate,
+    ZeroPadChannels,
+    SelectChannels,
+    Normalize,
+    ChannelMean,
+    Subsample,
+    Constant,
+    _ConvNd,
+    nn.Linear,
+)
 
 
 def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
@@ -55,9 +67,26 @@ def trace(module: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     Raises:
         InputError: the network's ``forward`` cannot be traced: its control flow depends on values.
     """
+    return _traced(module, ShapeTracer(_LEAVES, example))
+
+
+def trace_for_rewrites(module: nn.Module, example: Tensor) -> tuple[fx.GraphModule, tuple[str, ...], bool]:
+    """A traced copy with all sizes as numbers but those of the batch, its guards, and whether the trace depends on the example.
+
+    A guard describes a branch that was taken where ``forward`` decides on values.
+
+    Raises:
+        InputError: the network's ``forward`` cannot be traced.
+    """
+    tracer = ShapeTracer(_LEAVES, example, fixed=True, guards=True)
+    traced = _traced(module, tracer)
+    return traced, tuple(dict.fromkeys(tracer.guards)), tracer.depends
+
+
+def _traced(module: nn.Module, tracer: ShapeTracer) -> fx.GraphModule:
     root = copy.deepcopy(module).eval()
     try:
-        graph = ShapeTracer(_LEAVES, example).trace(root)
+        graph = tracer.trace(root)
     except Exception as error:  # tracing runs the user's forward, which may raise anything
         raise InputError(
             f"{type(module).__name__}.forward cannot be traced by torch.fx ({describe(error)}). Remove control "

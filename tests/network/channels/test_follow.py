@@ -1,6 +1,5 @@
 import copy
 import itertools
-import time
 
 import pytest
 import torch
@@ -8,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
-from secateur.common.errors import InputError
 from secateur.network.channels.cut import apply_cut, cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.network.load import load_model
+from secateur.network.rewrites.plain import make_plain
 
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")
 
@@ -110,32 +109,34 @@ def test_two_searches_find_the_same(subject):
         assert find_groups(*subject(name)) == find_groups(*subject(name))
 
 
-def test_shufflenet_is_refused_with_the_layer():
-    module = models.shufflenet_v2_x0_5(num_classes=5).eval()
-    with pytest.raises(InputError) as caught:
-        find_groups(module, torch.randn(2, 3, 32, 32))
-    layers = [name for name, child in module.named_modules() if name and not list(child.children())]
-    assert any(f"{layer!r}" in str(caught.value) for layer in layers), caught.value
+TRANSFORMERS = {
+    "shufflenet": lambda: models.shufflenet_v2_x0_5(num_classes=5),
+    "swin": lambda: models.SwinTransformer([4, 4], 32, [2, 2], [2, 4], [4, 4], num_classes=5),
+    "vit": lambda: models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=5),
+    "maxvit": lambda: models.MaxVit((32, 32), 8, 2, [16], [1], 8, 0.0, num_classes=5),
+}
+HEADS_AND_MLPS = {
+    "swin": ["features.1.0.attn.qkv", "features.3.1.attn.qkv", "features.1.0.mlp.0"],
+    "vit": ["encoder.layers.encoder_layer_0.self_attention.query", "encoder.layers.encoder_layer_1.mlp.0"],
+    "maxvit": ["blocks.0.layers.0.layers.window_attention.attn_layer.1.to_qkv"],
+}
 
 
-def test_windows_of_attention_are_refused_in_seconds():
-    module = models.SwinTransformer([4, 4], 32, [2, 2], [2, 4], [4, 4], num_classes=5).eval()
-    start = time.monotonic()
-    with pytest.raises(InputError, match="followed"):
-        find_groups(module, torch.randn(2, 3, 32, 32))
-    assert time.monotonic() - start < 30
-
-
-def test_a_vision_transformer_is_cut_in_its_hidden_layers_only(shake, random_units, masked, in_double):
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_shuffles_heads_and_mlps_are_cut_like_the_rest(shake, random_units, masked, in_double, name):
     torch.manual_seed(0)
-    module = shake(models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=5))
-    x = torch.randn(2, 3, 32, 32)
+    module, x = shake(TRANSFORMERS[name]()), torch.randn(2, 3, 32, 32)
     groups = find_groups(module, x)
-    removed = random_units(groups)
+    open_groups = [group.name for group in groups if not group.locked]
+    assert len(open_groups) == len(groups) - 1  # all but the classes
+    assert set(HEADS_AND_MLPS.get(name, [])) <= set(open_groups)
+    mixing = {group.name for group in groups if any(member.kind == "mixing_norm" for member in group.members)}
+    removed = {group: units for group, units in random_units(groups).items() if group not in mixing}
+    assert removed
     small = apply_cut(module, cut_of(groups, removed), x)
-    with masked(copy.deepcopy(module), groups, removed) as other:
+    plain = make_plain(module, x).module  # under whose names the groups are
+    with masked(copy.deepcopy(plain), groups, removed) as other:
         assert torch.allclose(in_double(small, x), in_double(other, x), rtol=0, atol=1e-8)
-    assert set(removed) <= {f"encoder.layers.encoder_layer_{i}.mlp.0" for i in range(2)}
 
 
 class Unused(nn.Module):
