@@ -7,7 +7,8 @@ A page contains prose and blocks:
     <!-- end -->
 
 The name gives the module of this package and the function that generate the block. The function takes the content of the
-module's results file and returns lines. ``python -m benchmarks.pages`` fills the blocks, ``--check`` compares them.
+module's results file (``RESULTS``, or another for the functions in ``RESULTS_OF``) and returns lines. ``python -m
+benchmarks.pages`` fills the blocks, ``--check`` compares them.
 """
 
 import json
@@ -38,7 +39,7 @@ def maker_of(name: str) -> tuple[Maker, str]:
     module_name, _, function = name.partition(".")
     try:
         module = import_module(f"benchmarks.pages.{module_name}")
-        return getattr(module, function), module.RESULTS
+        return getattr(module, function), getattr(module, "RESULTS_OF", {}).get(function, module.RESULTS)
     except (ImportError, AttributeError) as error:
         raise LookupError(
             f"benchmarks/pages/{module_name}.py has no {function}() that makes the block {name}"
