@@ -174,5 +174,6 @@ def _check_tensor(name: str, tensor: Tensor, own: Tensor, head: str | None, what
         raise InputError(f"The weights {what} hold complex numbers in {name!r}; only real ones are supported.")
     if tensor.shape != own.shape:
         there, here = ("x".join(map(str, shape)) or "1" for shape in (tensor.shape, own.shape))
-        note = " This is the head: the class counts differ." if head and name.startswith(f"{head}.") else ""
+        counts_differ = head and name.startswith(f"{head}.") and tensor.shape[:1] != own.shape[:1]
+        note = " This is the head: the class counts differ." if counts_differ else ""
         raise InputError(f"The weights {what} do not fit: {name} is {there} in the file, {here} in the model.{note}")

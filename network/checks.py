@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..common.errors import InputError, first_line
 from .hooks import pick_logits
+from .loading.lazy_layers import listed, without_shape
 from .loading.repeatability import check_repeats
 from .network import Network
 
@@ -14,12 +14,17 @@ def check_values(module: nn.Module) -> None:
     """Check that every parameter and buffer has values.
 
     Raises:
-        InputError: naming a lazy or meta tensor.
+        InputError: naming lazy layers or a meta tensor.
     """
-    for name, parameter in [*module.named_parameters(), *module.named_buffers()]:
-        if isinstance(parameter, UninitializedParameter | UninitializedBuffer) or parameter.is_meta:
+    if lazy := without_shape(module):
+        raise InputError(
+            f"The model's lazy layers {listed(lazy)} have no values. Give the trained weights with --weights, or load them "
+            "before the model is returned."
+        )
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_meta:
             raise InputError(
-                f"The model's {name!r} has no values (a lazy or meta tensor). Initialise it before the model is returned."
+                f"The model's {name!r} has no values (a meta tensor). Initialise it before the model is returned."
             )
 
 

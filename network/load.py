@@ -13,7 +13,9 @@ from .architectures import build_module, known_weights, names_torchvision_weight
 from .checkpoints import load_tensors, read_checkpoint
 from .checks import check_network, check_values
 from .head import head_width
+from .images.pictures import in_words
 from .images.splits import Splits, reorder_classes
+from .loading.lazy_layers import shape_lazy_layers, without_shape
 from .loading.permanent_weights import in_own_form, make_permanent
 from .network import Network, Source, noise
 from .rewrites.plain import make_plain
@@ -48,10 +50,20 @@ def load_model(settings: ModelSettings | str = "digits", weights: str | None = N
     tensors = read_checkpoint(path) if path else None
     declared = build_module(settings, tensors)
     module, preprocessing = declared.module.float().eval(), preprocessing_of(settings, declared)
+    example = noise(2, preprocessing.input_shape)
+    lazy = (tensors is not None or not without_shape(module)) and shape_lazy_layers(module, example)
     check_values(module)
     if tensors is not None and path is not None:
-        load_tensors(module, in_own_form(module, tensors), str(path))
-    notes = make_permanent(module, noise(2, preprocessing.input_shape))
+        try:
+            load_tensors(module, in_own_form(module, tensors), str(path))
+        except InputError as error:
+            if not lazy:
+                raise
+            shape = in_words(preprocessing.input_shape)
+            raise InputError(
+                f"{error} The model's lazy layers got their shapes from an input of {shape}: --input-shape changes it."
+            ) from error
+    notes = make_permanent(module, example)
     network = check_network(
         Network(
             module=module,

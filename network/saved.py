@@ -17,6 +17,7 @@ from .checkpoints import load_tensors
 from .checks import check_network
 from .graph.target_layer import NewLayer, insert_layer
 from .images.pictures import Preprocessing
+from .loading.lazy_layers import shape_lazy_layers
 from .loading.permanent_weights import make_permanent
 from .network import Network, Source, noise
 from .rewrites.plain import make_plain
@@ -84,6 +85,7 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
     module = build_module(ModelSettings(model=model), None, description["classes"], pretrained=False).module
     module = module.float().eval()
     example = torch.zeros(1, *description["input_shape"])
+    shape_lazy_layers(module, example)
     make_permanent(module, example)
     module = make_plain(module, noise(1, description["input_shape"])).module
     if new_layer is not None:
