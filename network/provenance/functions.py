@@ -91,7 +91,7 @@ class Functions(Layers):
             same = len(dims) == 1 and value.dim() > dims[0] and value.shape[dims[0]] == own.shape[dims[0]]
             if same and keeps_channels(self.view, node, sources[0], self.values, dims[0]):
                 return labels.reshape([-1 if dim == dims[0] else 1 for dim in range(value.dim())])
-        self._lock_operands(node, f"its channels pass through {what}, which secateur cannot follow.")
+        self._lock_operands(node, f"its channels pass through {what}, where they may be mixed.")
         return tree_map_only(Tensor, no_labels, value)
 
     def _moved(self, node: fx.Node, module: nn.Module | None) -> Any:

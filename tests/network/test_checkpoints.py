@@ -195,7 +195,9 @@ def test_real_checkpoints_in_the_old_format(shared, name, published):
     network = load_model(f"{shared / 'models' / 'resnet_cifar.py'}:{factory}", str(path))
     raw = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     own = network.module.state_dict()
-    assert set(own) - {key.removeprefix("module.") for key in raw} <= {k for k in own if "num_batches" in k}
+    assert set(own) - {key.removeprefix("module.") for key in raw} <= {
+        k for k in own if "num_batches" in k or "zeropadchannels" in k
+    }
     for key, tensor in raw.items():
         assert torch.equal(own[key.removeprefix("module.")], tensor.float())
     parameters = sum(parameter.numel() for parameter in network.module.parameters())

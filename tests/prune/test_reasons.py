@@ -1,7 +1,11 @@
+import copy
+
 import pytest
 from odd_networks import Halves, PartlyAdded
 
-from secateur.network.channels.follow import find_groups
+from secateur.network.channels.dependency_graph import follow_groups
+from secateur.network.channels.locks import lock_overlaps, try_out
+from secateur.network.rewrites.plain import mark
 from secateur.prune.cost import measure_cost
 from secateur.prune.planning import plan_pruning
 from secateur.prune.reasons import explain_layer
@@ -30,8 +34,9 @@ def test_why_names_the_round_and_ranks_among_those_that_the_last_one_saw(tiny, n
 
 @pytest.mark.parametrize("kind", [PartlyAdded, Halves])
 def test_every_kernel_of_a_layer_is_explained_also_where_a_group_holds_some(kind, shake, network_of, scored):
-    network = network_of(shake(kind()))
-    groups = find_groups(network.module, network.example(2))
+    network = network_of(mark(shake(kind())))  # as it is, by torch-pruning's graph: a network that cannot be traced
+    module, images = copy.deepcopy(network.module).requires_grad_(True), network.example(2)
+    groups = try_out(module, lock_overlaps(follow_groups(module, images)), images)
     plan = plan_pruning(groups, scored(groups), measure_cost(network), BudgetSettings(macs=0.9))
     partly = {
         member.layer
