@@ -23,6 +23,7 @@ from benchmarks.zoo.__main__ import OPTIONS, done, pictures, try_network  # noqa
 KEPT, BEFORE = (
     json.loads((ROOT / "benchmarks" / "results" / name).read_text()) for name in ("zoo.json", "zoo-before.json")
 )
+pytestmark = pytest.mark.long
 SEED, LIMIT_S = KEPT["seed"], 300
 DOZEN = (
     "torchvision:squeezenet1_1",
@@ -38,7 +39,7 @@ DOZEN = (
     "timm:ese_vovnet19b_slim",
     "timm:dla46_c",
 )
-"""The quick ones of ``make test``, all of which the zoo's table ends with exit code 0. Add a network here when it does too and
+"""The quick ones, all of which the zoo's table ends with exit code 0. Add a network here when it does too and
 takes but a few seconds; every other row of the table is tried by ``make test-all``."""
 REST = sorted(set(KEPT["rows"]) - set(DOZEN))
 WORSE = 1e-6
@@ -52,7 +53,7 @@ def kept(name):
     return row
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", DOZEN)
 def test_it_is_opened_cut_and_exported(name, tmp_path):
     row = kept(name)
@@ -74,7 +75,7 @@ def test_it_is_opened_cut_and_exported(name, tmp_path):
     assert report["pruned"]["macs"] <= 0.7 * report["baseline"]["macs"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.long
 @pytest.mark.parametrize("name", REST)
 def test_the_rest_is_no_worse_than_the_table(name):
