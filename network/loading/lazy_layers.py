@@ -71,6 +71,8 @@ def _set_sizes(layer: nn.Module) -> None:
         layer.in_channels = layer.weight.shape[0]
     elif isinstance(layer, _ConvNd):
         layer.in_channels = layer.weight.shape[1] * layer.groups
+    elif isinstance(layer, nn.Linear):
+        layer.in_features = layer.weight.shape[1]
     elif isinstance(layer, _NormBase):
         sized = layer.weight if layer.weight is not None else layer.running_mean
         if sized is not None:
