@@ -43,11 +43,9 @@ def find_groups(module: nn.Module, example: Tensor) -> tuple[ChannelGroup, ...]:
     """
     plain = followable(module, example[:1])
     try:
-        view = trace(plain, example[:1])
-    except InputError:
+        groups = groups_of(label_channels(trace(plain, example[:1]), example), plain)
+    except Exception:  # not traceable, or an operation of the user's that cannot be run on labels
         groups = follow_groups(plain, example)
-    else:
-        groups = groups_of(label_channels(view, example), plain)
     groups = lock_shared_weights(lock_overlaps(groups), plain)
     return _mark_branches(plain, try_out(plain, groups, example), example)
 

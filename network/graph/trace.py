@@ -222,7 +222,7 @@ def _take_out_of_place(node: fx.Node) -> None:
 
 
 def _replace(traced: fx.GraphModule, node: fx.Node, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-    name = _free_name(traced, f"{node.name}_{type(module).__name__.lower()}")
+    name = free_name(traced, f"{node.name}_{type(module).__name__.lower()}")
     traced.add_submodule(name, module)
     with traced.graph.inserting_after(node):
         new = traced.graph.call_module(name, arguments)
@@ -237,13 +237,14 @@ def _give_own_module(traced: fx.GraphModule, node: fx.Node, called: set[str]) ->
     module = traced.get_submodule(target)
     if target in called and not list(module.parameters()) and not list(module.buffers()):
         parent, _, leaf = target.rpartition(".")
-        name = _free_name(traced, f"{parent + '.' if parent else ''}{leaf}_again")
+        name = free_name(traced, f"{parent + '.' if parent else ''}{leaf}_again")
         traced.add_submodule(name, copy.deepcopy(module))
         node.target = name
     called.add(target)
 
 
-def _free_name(traced: fx.GraphModule, wanted: str) -> str:
+def free_name(traced: fx.GraphModule, wanted: str) -> str:
+    """``wanted``, or with a number if a module or attribute has that name."""
     taken = {name for name, _ in traced.named_modules()}
     name, count = wanted, 1
     while name in taken or _has_attribute(traced, name):

@@ -26,7 +26,7 @@ from .shapes import SHAPE_METHODS, depends_on_shapes_alone
 
 _CONSTRUCTORS = ("zeros", "ones", "full", "empty", "arange")
 _FILLED_LIKE = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
-_FACTS = ("dtype", "device", "is_cuda", "is_sparse", "is_quantized", "requires_grad", "layout")
+_FACTS = ("dtype", "is_sparse", "is_quantized", "layout")
 """Attributes that are the same for every image."""
 BATCHES = (2, 3)
 """The numbers of images that the example is run with."""
@@ -161,7 +161,7 @@ class _Known(fx.Proxy):
     tracer: ShapeTracer
 
     def __getattr__(self, name: str) -> Any:
-        if name in _FACTS and name not in ("device",):
+        if name in _FACTS:
             return getattr(self.tracer.values(self.node)[0], name)
         if self.tracer._fixed and name in ("shape", "ndim"):
             first, second = self.tracer.values(self.node)

@@ -100,4 +100,7 @@ class Functions(Layers):
             labels = tree_flatten(self.of[source])[0]
             return spec.unflatten([spread(each, own.shape) for each, own in zip(labels, flat, strict=True)])
 
-        return compressed(moved(node, module, read, self.values.__getitem__))
+        try:
+            return compressed(moved(node, module, read, self.values.__getitem__))
+        except Exception:  # an operation may refuse float64, or what is not contiguous
+            return self._tried(node, module, self.values[node])

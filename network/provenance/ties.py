@@ -48,11 +48,6 @@ class Ties:
         if len(found):
             self._reasons.append((torch.unique(found), reason))
 
-    @property
-    def count(self) -> int:
-        """How many labels were handed out."""
-        return self._next - 1
-
     def resolve(self) -> None:
         """Find what is tied together; ties made later need another call."""
         from scipy.sparse import coo_matrix

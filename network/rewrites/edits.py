@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..graph.execution import image_dependent, run_node
 from ..graph.reach import needed_for
+from ..graph.trace import free_name
 
 
 def constant_nodes(view: fx.GraphModule) -> set[fx.Node]:
@@ -47,24 +48,6 @@ def is_trainable(view: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a constant node is made from a parameter."""
     parameters = dict(view.named_parameters())
     return any(name in parameters for name in sources_of(node))
-
-
-def free_name(view: fx.GraphModule, wanted: str) -> str:
-    """``wanted``, or with a number if a module or attribute has that name."""
-    name, count = wanted, 1
-    while _taken(view, name):
-        count += 1
-        name = f"{wanted}{count}"
-    return name
-
-
-def _taken(view: nn.Module, name: str) -> bool:
-    holder: Any = view
-    for part in name.split("."):
-        if not hasattr(holder, part):
-            return False
-        holder = getattr(holder, part)
-    return True
 
 
 def put_layer(view: fx.GraphModule, node: fx.Node, layer: nn.Module, made_from: Iterable[str], kind: str) -> str:
@@ -144,9 +127,3 @@ def erase_unread(view: fx.GraphModule, *nodes: fx.Node) -> None:
         sources = node.all_input_nodes
         view.graph.erase_node(node)
         pending += sources
-
-
-def tensor_meta(values: dict[fx.Node, Any], node: Any) -> Tensor | None:
-    """A node's value for the example if it is a tensor."""
-    value = values.get(node) if isinstance(node, fx.Node) else None
-    return value if isinstance(value, Tensor) else None

@@ -11,9 +11,10 @@ from torch import Tensor, fx
 
 from ..graph.execution import image_dependent
 from ..graph.leaf_modules import SelectChannels
+from ..graph.trace import free_name
 from ..provenance.labelling import Labelling
 from ..provenance.moves import is_move, moved, varying
-from .edits import call, erase_unread, free_name
+from .edits import call, erase_unread
 
 _JOINING = ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack")
 

@@ -12,18 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ..graph.trace import free_name
 from ..provenance.operations import operation_name, option
-from .edits import (
-    call,
-    constant_nodes,
-    constant_value,
-    erase_unread,
-    free_name,
-    is_trainable,
-    put_layer,
-    replace,
-    sources_of,
-)
+from .edits import call, constant_nodes, constant_value, erase_unread, is_trainable, put_layer, replace, sources_of
 
 _CONVOLUTIONS: dict[str, type[Any]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
 _NORMS: dict[int, type[Any]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

@@ -5,10 +5,11 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..graph.leaf_modules import ChannelMean, Normalize
+from ..graph.trace import free_name
 from ..provenance.labelling import Labelling
 from ..provenance.moves import varying
 from ..provenance.operations import operation_name, option, reduced_dims
-from .edits import call, free_name, replace
+from .edits import call, replace
 
 
 def means_over_channels(view: fx.GraphModule, labelling: Labelling) -> list[str]:

@@ -1,6 +1,7 @@
 """A network made plain: the same outputs, from layers and operations whose channels can be followed and cut."""
 
 import contextlib
+import copy
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ...common.errors import InputError
+from ...common.errors import InputError, describe
 from ..graph.execution import run_graph
 from ..graph.leaf_modules import ZeroPadChannels
 from ..graph.trace import trace_for_rewrites
@@ -26,19 +27,25 @@ from .sizes import free_sizes
 SHOWN = 12
 """How many rewrites a summary names."""
 _MARK = "_secateur_plain"
-TOLERANCE = 1e-5
-"""The most that class scores may change, in units of their largest."""
+TOLERANCE = 1e-6
+"""The most that class scores may change, in units of 1 plus the largest."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A network made plain, and a note for every rewrite. Without one, ``module`` is the user's own."""
+    """A network made plain, and a note for every rewrite. Without one, ``module`` is the user's own.
+
+    ``refused`` says why the user's module stays although it would need a rewrite.
+    """
 
     module: nn.Module
     notes: tuple[str, ...] = ()
+    refused: str = ""
 
     def summary(self) -> tuple[str, ...]:
-        """The notes as one, of at most a few rewrites of each kind."""
+        """The notes as one, which names the first rewrites."""
+        if self.refused:
+            return (f"The network stays as it is, though parts of it hide channels: {self.refused}.",)
         if not self.notes:
             return ()
         shown, rest = self.notes[:SHOWN], len(self.notes) - SHOWN
@@ -63,33 +70,38 @@ def make_plain(module: nn.Module, example: Tensor) -> Plain:
         view, guards, depends = trace_for_rewrites(module, example[:1])
     except InputError:
         return Plain(module)
-    view.eval()
-    needed = depends or bool(guards) or any(isinstance(child, ZeroPadChannels) for child in view.modules())
-    needed = needed or _makes_constants(view, module)
-    odd = [name for name, child in module.named_modules() if not runs_torchs_forward(child)]
-    notes = [f"forward decides on values: {guard} for noise images, and that branch is kept" for guard in guards]
-    notes += open_attention(view)
+    try:
+        notes, needed = _rewrite(view.eval(), module, example)
+    except Exception as error:  # operations of the user's run on other values than they were written for
+        return Plain(mark(module), refused=f"rewriting fails ({describe(error)})")
+    guarded = [f"forward decides on values: {guard} for noise images, and that branch is kept" for guard in guards]
+    if not (needed or depends or guarded):
+        return Plain(mark(module))
+    if difference := _difference(module, view, example):
+        return Plain(mark(module), refused=difference)
+    view.train(module.training)
+    return Plain(mark(view), (*guarded, *notes))
+
+
+def _rewrite(view: fx.GraphModule, module: nn.Module, example: Tensor) -> tuple[list[str], bool]:
+    """Rewrite a traced network in place; the notes, and whether anything differs from the user's module."""
+    needed = any(isinstance(child, ZeroPadChannels) for child in view.modules()) or _makes_constants(view, module)
+    notes = open_attention(view)
     notes += layers_from_functions(view, _values(view, example))
     notes += fold_constants(view)
     _settle(view, example)
     notes += select_channels(view, label_channels(view, example, whole=False))
     _settle(view, example)
     labelling = label_channels(view, example)
-    means = means_over_channels(view, labelling)
-    if means:
+    if means := means_over_channels(view, labelling):
         _settle(view, example)
         labelling = label_channels(view, example)
     notes += [*means, *free_sizes(view, labelling)]
-    unused = _drop_unused(view, module)
-    if unused:
+    if unused := _drop_unused(view, module):
         notes.append(f"{', '.join(unused)}: left out, since the class scores do not depend on it")
-    if not (notes or needed or odd):
-        return Plain(mark(module))
     _settle(view, example)
-    if _differs(module, view, example):
-        return Plain(mark(module))
-    view.train(module.training)
-    return Plain(mark(view), tuple(notes))
+    odd = any(not runs_torchs_forward(child) for child in module.modules())
+    return notes, bool(notes) or needed or odd
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -131,16 +143,41 @@ def _drop_unused(view: fx.GraphModule, module: nn.Module) -> list[str]:
             erase_unread(view, node)
     view.delete_all_unused_submodules()
     kept = {name for name, _ in view.named_modules()}
-    layers = [name for name, child in module.named_modules() if isinstance(child, _ConvNd | nn.Linear)]
-    lost = [name for name in layers if not any(name == other or other.startswith(f"{name}.") for other in kept)]
-    inside_attention = [name for name, child in module.named_modules() if isinstance(child, nn.MultiheadAttention)]
-    return sorted(
-        {name.split(".")[0] for name in lost if not any(name.startswith(f"{each}.") for each in inside_attention)}
-    )
+    attention = [f"{name}." for name, child in module.named_modules() if isinstance(child, nn.MultiheadAttention)]
+    lost = [
+        name
+        for name, child in module.named_modules()
+        if isinstance(child, _ConvNd | nn.Linear)
+        and not any(name == other or other.startswith(f"{name}.") for other in kept)
+        and not name.startswith(tuple(attention))
+    ]
+    return list(dict.fromkeys(_outermost(name, kept) for name in lost))
+
+
+def _outermost(name: str, kept: set[str]) -> str:
+    """The largest block around a layer of which nothing is kept."""
+    parts = name.split(".")
+    blocks = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return next((block for block in blocks if block not in kept), name)
+
+
+def _difference(module: nn.Module, view: nn.Module, example: Tensor) -> str:
+    """How class scores differ, as they may where ``forward`` decides on values; an empty string if they agree.
+
+    Where float32 rounds by more than the tolerance, float64 decides.
+    """
+    if not _differs(module, view, example):
+        return ""
+    try:
+        if not _differs(copy.deepcopy(module).double(), copy.deepcopy(view).double(), example.double()):
+            return ""
+    except Exception:  # a user's forward may know float32 only
+        return "its class scores would change by rounding"
+    return "its class scores would change, since forward depends on more than the images' shape"
 
 
 def _differs(module: nn.Module, view: nn.Module, example: Tensor) -> bool:
-    """Whether outputs differ in two batch sizes, as they may where ``forward`` decides on values or on the number of images."""
+    """Whether class scores differ for one or for three images."""
     generator = torch.Generator().manual_seed(1)
     with frozen(module), frozen(view), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         for count in (1, 3):

@@ -8,8 +8,13 @@ from torch.nn import functional as F
 from torchvision import models
 
 from secateur.network.channels.cut import apply_cut, cut_of
+from secateur.network.channels.dependency_graph import follow_groups
 from secateur.network.channels.follow import find_groups
+from secateur.network.channels.labelled_groups import groups_of
+from secateur.network.channels.zero_pad import followable
+from secateur.network.graph.trace import trace
 from secateur.network.load import load_model
+from secateur.network.provenance.labelling import label_channels
 from secateur.network.rewrites.plain import make_plain
 
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")
@@ -188,3 +193,24 @@ def test_the_real_cifar_networks_are_open_throughout(shared, random_units, in_do
         reader = other.get_submodule(name.replace("conv1", "conv2"))
         reader.register_forward_pre_hook(lambda _, i, c=tuple(channels): i[0].index_fill(1, torch.tensor(c), 0))
     assert torch.allclose(in_double(small, x), in_double(other, x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["padded", "inverted", "grouped", "dense", "gated", "chain", "plain", "resnet18", "mobilenet_v3_small", "resnext"],
+)
+def test_groups_are_those_of_torch_prunings_graph(subject, name):
+    module, x = subject(name)
+    plain = followable(module, x[:1])
+
+    def units(groups):
+        return {
+            frozenset(
+                (member.layer, member.side, channel) for member in group.members for channel in member.channels[unit]
+            )
+            for group in groups
+            for unit in range(group.units)
+        }
+
+    ours = groups_of(label_channels(trace(plain, x[:1]), x), plain)
+    assert units(ours) == units(follow_groups(plain, x))
