@@ -8,7 +8,7 @@ import typer
 from ..common.errors import UsageError
 from ..network.settings import ModelSettings
 from .app import command, observed
-from .options import MODEL, InputShape, Mean, Out, Quiet, Std, Weights, value_of
+from .options import MODEL, InputShape, Mean, Out, Output, Quiet, Std, Weights, value_of
 
 
 @command("export")
@@ -21,6 +21,7 @@ def export_command(
     input_shape: InputShape = None,
     mean: Mean = None,
     std: Std = None,
+    output: Output = None,
     out: Out = Path("secateur-run"),
     quiet: Quiet = False,
 ) -> None:
@@ -32,9 +33,11 @@ def export_command(
         shape, means, deviations = (
             value_of(name, value) for name, value in (("input_shape", input_shape), ("mean", mean), ("std", std))
         )
-        chosen = ModelSettings(model, weights, shape, means, deviations)
-    elif weights is not None or input_shape is not None or mean is not None or std is not None:
-        raise UsageError("--weights, --input-shape, --mean and --std need --model; the run folder has its own.")
+        chosen = ModelSettings(model, weights, shape, means, deviations, output)
+    elif any(given is not None for given in (weights, input_shape, mean, std, output)):
+        raise UsageError(
+            "--weights, --input-shape, --mean, --std and --output need --model; the run folder has its own."
+        )
     console, observer = observed(quiet)
     for found in export_into(chosen, out, observer):
         console.print(

@@ -17,6 +17,7 @@ from .options import (
     Mean,
     Model,
     Out,
+    Output,
     Quiet,
     RecipeFile,
     Seed,
@@ -37,6 +38,7 @@ def train_picnn_command(
     input_shape: InputShape = None,
     mean: Mean = None,
     std: Std = None,
+    output: Output = None,
     calibration: Calibration = None,
     post_hoc: Annotated[
         bool,

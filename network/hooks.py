@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import InputError
+from .loading.outputs import logits_in, tensors_in
 
 
 @contextlib.contextmanager
@@ -96,29 +97,16 @@ def seeded(seed: int) -> Iterator[None]:
 def pick_logits(output: object) -> Tensor:
     """The class scores ``[n, classes]`` in what a network returned.
 
-    They are the tensor itself; a mapping's entry ``logits`` or ``out``, or its only tensor; or the first matrix of a tuple
-    or list, which covers torchvision's auxiliary outputs.
+    They are the tensor itself, or what ``logits_name`` finds among several.
 
     Raises:
         InputError: there is no such tensor.
     """
-    if isinstance(output, Tensor):
-        candidates = [output]
-    elif isinstance(output, dict):
-        named = [output[key] for key in ("logits", "out") if isinstance(output.get(key), Tensor)]
-        candidates = named or [value for value in output.values() if isinstance(value, Tensor)]
-    elif hasattr(output, "logits") and isinstance(output.logits, Tensor):
-        candidates = [output.logits]
-    elif isinstance(output, tuple | list):
-        candidates = [value for value in output if isinstance(value, Tensor)]
-    else:
-        candidates = []
-    for candidate in candidates:
-        if candidate.dim() == 2:
-            return candidate
-        if candidate.dim() == 4 and candidate.shape[2:] == (1, 1):
-            return candidate.flatten(1)
-    shapes = ", ".join("x".join(map(str, candidate.shape)) for candidate in candidates) or type(output).__name__
+    found = logits_in(output)
+    if found is not None:
+        return found
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_in(output).values())
     raise InputError(
-        f"The model returns {shapes}; expected class scores of shape images x classes. Wrap the model so that it returns them."
+        f"The model returns {shapes or type(output).__name__}; expected class scores of shape images x classes. Wrap the model "
+        "so that it returns them."
     )

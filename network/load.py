@@ -15,7 +15,9 @@ from .checks import check_network, check_values
 from .head import head_width
 from .images.pictures import in_words
 from .images.splits import Splits, reorder_classes
+from .loading.chosen_output import choose_output
 from .loading.lazy_layers import shape_lazy_layers, without_shape
+from .loading.outputs import scores_in
 from .loading.permanent_weights import in_own_form, make_permanent
 from .network import Network, Source, noise
 from .rewrites.plain import make_plain
@@ -64,13 +66,15 @@ def load_model(settings: ModelSettings | str = "digits", weights: str | None = N
                 f"{error} The model's lazy layers got their shapes from an input of {shape}: --input-shape changes it."
             ) from error
     notes = make_permanent(module, example)
+    output, about = choose_output(module, settings.output, example)
+    classes = head_width(module)
     network = check_network(
         Network(
             module=module,
             preprocessing=preprocessing,
             class_names=tuple(map(str, declared.class_names)),
-            source=Source(settings.model, settings.weights, sha256_file(path) if path else None, head_width(module)),
-            notes=(*declared.notes, *notes),
+            source=Source(settings.model, settings.weights, sha256_file(path) if path else None, classes, output),
+            notes=(*declared.notes, *notes, *about),
         )
     )
     plain = make_plain(network.module, network.example(1))
@@ -103,7 +107,7 @@ def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:
         shown = ", ".join(splits.class_names[:5]) + (", …" if len(splits.class_names) > 5 else "")
         raise InputError(
             f"The model's head has {outputs} classes, the data have {len(splits.class_names)} ({shown}). They must agree: "
-            "use the data that the model was trained for."
+            f"use the data that the model was trained for.{_other_output(network, len(splits.class_names))}"
         )
     if not network.class_names or network.class_names == splits.class_names:
         return replace(network, class_names=splits.class_names), splits
@@ -120,6 +124,15 @@ def match_classes(network: Network, splits: Splits) -> tuple[Network, Splits]:
             "the model's CLASS_NAMES."
         )
     return network, reorder_classes(splits, network.class_names)
+
+
+def _other_output(network: Network, classes: int) -> str:
+    """A hint at an output of the model that has so many classes; empty if there is none."""
+    with torch.no_grad():
+        returned = network.module(network.example())
+    returned = returned if network.source.output is None else returned[1]
+    fitting = [name for name, scores in scores_in(returned).items() if scores.shape[1] == classes and name]
+    return f" Of the model's outputs, {fitting[0]!r} has {classes}: --output {fitting[0]} takes it." if fitting else ""
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

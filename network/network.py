@@ -16,12 +16,16 @@ from .images.pictures import Preprocessing
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network came from: the ``--model`` value to build it again, and the hash of its weights."""
+    """Where a network came from: the ``--model`` value to build it again, and the hash of its weights.
+
+    ``output`` names the class scores among several outputs, where they are not found without it.
+    """
 
     model: str
     weights: str | None = None
     weights_sha256: str | None = None
     classes: int | None = None
+    output: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .checkpoints import load_tensors
 from .checks import check_network
 from .graph.target_layer import NewLayer, insert_layer
 from .images.pictures import Preprocessing
+from .loading.chosen_output import put_first
 from .loading.lazy_layers import shape_lazy_layers
 from .loading.permanent_weights import make_permanent
 from .network import Network, Source, noise
@@ -50,6 +51,7 @@ def save_network(network: Network, folder: Path, plan_sha256: str | None) -> Pat
         "class_names": list(network.class_names),
         "earlier_cuts": [cut_to_json(cut) for cut in (network.cuts[:-1] if plan_sha256 else network.cuts)],
         "plan_sha256": plan_sha256,
+        **({"output": source.output} if source.output else {}),
         **({"new_layer": asdict(network.new_layer)} if network.new_layer else {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.module.state_dict().items()}
@@ -71,9 +73,10 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
     """
     if settings is not None and settings.weights is not None:
         raise InputError(f"{folder} holds its own weights. Leave out --weights.")
-    if settings is not None and (settings.input_shape or settings.mean or settings.std):
+    if settings is not None and (settings.input_shape or settings.mean or settings.std or settings.output is not None):
         raise InputError(
-            f"{folder} holds its own input shape and normalisation. Leave out --input-shape, --mean and --std."
+            f"{folder} holds its own input shape, normalisation and output. Leave out --input-shape, --mean, --std and "
+            "--output."
         )
     path = folder / MODEL_FILE
     description, tensors = _read(path)
@@ -87,6 +90,9 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
     example = torch.zeros(1, *description["input_shape"])
     shape_lazy_layers(module, example)
     make_permanent(module, example)
+    output = description.get("output")
+    if output is not None:
+        put_first(module, output)
     module = make_plain(module, noise(1, description["input_shape"])).module
     if new_layer is not None:
         module = insert_layer(module, example, new_layer)
@@ -96,7 +102,7 @@ def load_network(folder: Path, settings: ModelSettings | None = None) -> Network
     preprocessing = Preprocessing(
         tuple(description["input_shape"]), tuple(description["mean"]), tuple(description["std"]), description["resize"]
     )
-    source = Source(model, description["weights"], description["weights_sha256"], description["classes"])
+    source = Source(model, description["weights"], description["weights_sha256"], description["classes"], output)
     return check_network(
         Network(module, preprocessing, tuple(description["class_names"]), source, cuts, new_layer=new_layer)
     )

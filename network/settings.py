@@ -21,6 +21,7 @@ class ModelSettings:
     )
     mean: tuple[float, ...] | None = setting(None, "Channel means of pixel values in 0 to 1.")
     std: tuple[float, ...] | None = setting(None, "Channel standard deviations of pixel values in 0 to 1.")
+    output: str | None = setting(None, "Which of several outputs holds the class scores: an index or a name.")
 
     def __post_init__(self) -> None:
         if self.input_shape is not None:

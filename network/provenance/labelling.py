@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from ..graph.execution import output_node
+from ..loading.outputs import logits_name, tensors_in
 from .functions import Functions
 from .moves import is_move, varying
 from .parts import HEAD_LOCK, Part, no_labels
 
+BESIDE = "the network returns it beside the classes."
 LABELLED_ELEMENTS = 2**22
 """Parameters with more elements than this are not followed element by element."""
 
@@ -53,11 +56,10 @@ class _Follower(Functions):
     @torch.no_grad()
     def follow(self, whole: bool) -> Labelling:
         for node in self.view.graph.nodes:
-            if node.op == "output":
-                self._lock_classes(node)
-            else:
+            if node.op != "output":
                 self.of[node] = self._labels(node)
         self.ties.resolve()
+        self._lock_outputs(output_node(self.view))
         while whole and self._make_rectangular():
             self.ties.resolve()
         of = {node: tree_map_only(Tensor, self.ties.resolved, labels) for node, labels in self.of.items()}
@@ -101,14 +103,21 @@ class _Follower(Functions):
                         changed = True
         return changed
 
-    def _lock_classes(self, node: fx.Node) -> None:
-        values = [each for each in tree_flatten(node.args[0])[0] if isinstance(each, fx.Node) and each in self.of]
-        for each in values[:1]:
-            for labels in tree_flatten(self.of[each])[0][:1]:
-                self.ties.lock(labels, HEAD_LOCK)
-        for each in values[1:]:
-            for labels in tree_flatten(self.of[each])[0]:
-                self.ties.lock(labels, "the network returns it beside the classes.")
+    def _lock_outputs(self, node: fx.Node) -> None:
+        """Lock the classes, and other outputs that no layer reads, such as a second head's."""
+        returned = tree_map_only(fx.Node, lambda each: self.values[each], node.args[0])
+        classes = tensors_in(returned).get(logits_name(returned) or "")
+        read = {int(label) for part in self.sides.values() if part.side == "in" for label in self._vector(part)}
+        for each in tree_flatten(node.args[0])[0]:
+            if isinstance(each, fx.Node) and each in self.of:
+                values, labels = tree_flatten(self.values[each])[0], tree_flatten(self.of[each])[0]
+                for value, own in zip(values, labels, strict=True):
+                    if value is classes:
+                        self.ties.lock(own, HEAD_LOCK)
+                    elif isinstance(own, Tensor):
+                        found = own.unique()  # type: ignore[no-untyped-call]
+                        unread = ~torch.isin(self.ties.resolved(found).expand_as(found), torch.tensor(sorted(read)))
+                        self.ties.lock(found[unread], BESIDE)
 
     def _labels(self, node: fx.Node) -> Any:
         value = self.values[node]

@@ -26,9 +26,7 @@ LOCKED = {
     "eca": {"middle.first.0": "mixes its channels as places"},
     "two_heads": {"other": "beside the classes"},
     "other_head_first": {"head": "beside the classes"},
-    "logits_and_features": {"tail.0": "beside the classes"},
-    "features_and_logits": {"head": "beside the classes"},
-    "named_outputs": {"head": "beside the classes"},
+    "features_and_logits": {"head": "beside the classes"},  # unless load_model finds the classes
     "auxiliary_returned": {"auxiliary": "beside the classes"},
     "tied_weights": dict.fromkeys(("middle.first.0", "middle.shared.0", "middle.twin"), "share their weights"),
 }
