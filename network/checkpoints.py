@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], what: str) -> No
     _check_names(own, tensors, what)
     for name, tensor in tensors.items():
         _check_tensor(name, tensor, own[name], head_name(module), what)
-    module.load_state_dict(tensors, strict=False)
+    loaded = OrderedDict(tensors)
+    loaded._metadata = own._metadata  # type: ignore[attr-defined]  # versions of layers, without which MNASNet's code fails
+    module.load_state_dict(loaded, strict=False)
 
 
 def _refuse_what_is_no_checkpoint(path: Path) -> None:

@@ -5,13 +5,14 @@ are convolutions and linear layers with a weight that depends on no image, which
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ..graph.execution import run_node
 from ..graph.trace import free_name
 from ..provenance.operations import operation_name, option
 from .edits import call, constant_nodes, constant_value, erase_unread, is_trainable, put_layer, replace, sources_of
@@ -50,8 +51,17 @@ class _Layers:
                 continue
             rule = rules.get(operation_name(node)) if node.op in ("call_function", "call_method") else None
             if rule is not None and node not in self.constants:
+                self._evaluate(node.all_input_nodes)
                 rule(node)
         return self.notes
+
+    @torch.no_grad()
+    def _evaluate(self, nodes: Iterable[fx.Node]) -> None:
+        """Give values to nodes that a rule put in."""
+        for node in nodes:
+            if node not in self.values:
+                self._evaluate(node.all_input_nodes)
+                self.values[node] = run_node(self.view, node, self.values.__getitem__)
 
     def _constant(self, node: Any) -> bool:
         return node is None or node in self.constants

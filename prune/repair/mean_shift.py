@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from ...network.channels.cut import Cut
 from ...network.channels.zero_pad import followable
@@ -53,6 +54,8 @@ def compensate_means(
         out_removed = set(cut[name].out_removed)
         if isinstance(layer, ZeroPadChannels) and isinstance(target, ZeroPadChannels):
             _fill(layer, target, mean_maps[name][0][0], removed, out_removed)
+        elif not isinstance(target, _ConvNd | nn.Linear):
+            continue  # a selection or a mean of channels has no constant to add to
         else:
             lost = _mean_output(layer, mean_maps[name], removed)
             kept = torch.tensor(
