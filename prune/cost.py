@@ -1,8 +1,8 @@
 """Exact MACs, parameters and bytes of a network after any cut, without building the smaller network."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..common.errors import SecateurError
 from ..network.channels.cut import Cut
-from ..network.channels.group import Side
+from ..network.channels.group import ChannelGroup, Side
 from ..network.channels.zero_pad import followable
 from ..network.hooks import frozen, pick_logits
 from ..network.network import Network
@@ -96,7 +96,7 @@ class CostModel:
 
     Attributes:
         layers: the layers whose widths can change, by name.
-        fixed: the cost that no width changes.
+        fixed: the cost outside these layers, counted whole after any cut.
         times: a measured latency table, needed for latency budgets.
     """
 
@@ -122,6 +122,20 @@ class CostModel:
     def of_cut(self, cut: Cut) -> Cost:
         """The cost after a cut."""
         return self.of(_counts(cut))
+
+    def along(self, groups: Iterable[ChannelGroup]) -> "CostModel":
+        """The same costs, with bare parameters along the dimension in which these groups cut them.
+
+        A parameter's shape alone does not say which: a position bias ``[heads, N, N]`` loses heads, an embedding ``[N, C]``
+        loses channels.
+        """
+        layers = dict(self.layers)
+        for member in (member for group in groups for member in group.members):
+            shape = layers.get(member.layer)
+            if shape is not None and member.kind == "parameter" and shape.outputs != member.width:
+                elements = shape.outputs * shape.per_output
+                layers[member.layer] = replace(shape, outputs=member.width, per_output=elements // member.width)
+        return replace(self, layers=layers)
 
     def amount(self, resource: str, cut: Cut | None = None) -> float:
         """The cost in one resource, after a cut if one is given; for latency the milliseconds by the table."""
@@ -161,8 +175,9 @@ def _counts(cut: Cut) -> dict[tuple[str, Side], int]:
 def measure_cost(network: Network) -> CostModel:
     """Measure the shape of every layer with a forward pass of one image.
 
-    MACs outside layers (attention, ``F.conv2d``) are part of ``fixed``: half the FLOPs that torch's ``FlopCounterMode`` counts,
-    minus the layers' MACs.
+    MACs outside layers (the matrix products of attention) are part of ``fixed``: half the FLOPs that torch's
+    ``FlopCounterMode`` counts, minus the layers' MACs. A cut of heads lowers them too, so the cost after such a cut is at most
+    what the model says.
 
     Examples:
         >>> import secateur
@@ -174,7 +189,7 @@ def measure_cost(network: Network) -> CostModel:
     """
     module = followable(network.module, network.example(1))
     shapes = _layer_shapes(module, network.example(1))
-    with torch.no_grad(), _attention_in_steps(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), frozen(module), _attention_in_steps(), FlopCounterMode(display=False) as counter:
         pick_logits(module(network.example(1)))
     in_layers = sum(shape.cost(0, 0).macs for shape in shapes.values())
     parameters = sum(parameter.numel() for parameter in module.parameters())

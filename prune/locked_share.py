@@ -119,6 +119,7 @@ def measure_locks(groups: Sequence[ChannelGroup], costs: CostModel, budget: Budg
         >>> found.unreachable(secateur.BudgetSettings(macs=0.5))
         ''
     """
+    costs = costs.along(groups)
     by_reason: dict[str, list[LockedGroup]] = {}
     for group in groups:
         if group.locked:

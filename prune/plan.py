@@ -92,6 +92,7 @@ class PruningPlan:
         cut = cut_of(groups, removed)
         if dict(self.cut) == cut:
             return self
+        costs = costs.along(groups)
         after = costs.of_cut(cut)
         missed = ""
         if self.resource != "latency" or costs.times is not None:  # without the table only a measurement can judge it

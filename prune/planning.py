@@ -50,6 +50,7 @@ def plan_pruning(
     """
     if reason := obstacle(groups, budget.round_to):
         raise UsageError(reason)
+    costs = costs.along(groups)
     book = WidthBook(groups, scores, costs, budget, steps)
     kept = book.by_shares() if sensitivity is None else book.by_loss(sensitivity)
     return _plan_of(kept, groups, scores, costs, budget, book)
@@ -59,6 +60,7 @@ def keep_all(
     groups: Sequence[ChannelGroup], scores: Mapping[str, UnitScores], costs: CostModel, budget: BudgetSettings
 ) -> PruningPlan:
     """The plan that removes nothing; only the resource and the alignment of ``budget`` are used."""
+    costs = costs.along(groups)
     book = WidthBook(groups, scores, costs, budget)
     return replace(_plan_of(book.whole, groups, scores, costs, budget, book), fraction=1.0, missed="")
 

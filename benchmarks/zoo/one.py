@@ -44,7 +44,7 @@ def groups_of(name: str, seed: int, folder: Path) -> dict[str, Any]:
     try:
         network = secateur.load_model(factory_file(folder, name, row["pixels"], seed))
         groups = secateur.find_groups(network.module, network.example())
-        row |= opened(groups, secateur.measure_cost(network))
+        row |= opened(groups, secateur.measure_cost(network).along(groups))
     except SecateurError as error:
         row |= {"opened": 0.0, "lowest": 1.0, "refused": str(error)}
     except Exception as error:  # a defect of secateur's; the row says which

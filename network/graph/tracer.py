@@ -11,7 +11,7 @@ is refused, since it may differ for other images, unless ``guards`` is asked for
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -138,6 +138,13 @@ class ShapeTracer(fx.Tracer):
             if self._fixed:
                 stack.enter_context(_functions_opened())
             return super().trace(root, concrete_args)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: dict[str, Any] | tuple[Any, ...] | None = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """The images alone are an input: what else ``forward`` takes has the value that it has when it is not given."""
+        names = [name for name in inspect.signature(root_fn).parameters if name != "self"]
+        return root_fn, [self.root, self.create_proxy("placeholder", names[0] if names else "x", (), {})]
 
     def values(self, node: fx.Node) -> tuple[Any, ...]:
         """A recorded node's value for each batch."""

@@ -51,7 +51,8 @@ class Ranked:
 
 def channels_of(network: Network, origin: str) -> Channels:
     """The groups of coupled channels and the costs of a network, measured."""
-    return Channels(network, find_groups(network.module, network.example(2)), measure_cost(network), origin)
+    groups = find_groups(network.module, network.example(2))
+    return Channels(network, groups, measure_cost(network).along(groups), origin)
 
 
 def find_channels(inputs: Inputs, store: StageStore) -> Channels:
