@@ -188,6 +188,7 @@ def _notes(inputs: Inputs, outcome: Outcome) -> list[str]:
     return [
         *inputs.notes,
         *([outcome.provider.note] if outcome.provider.note else []),
+        *(note for model in outcome.files.models if (note := model.parity.note())),
         *ranking_notes(outcome.ranked.scores),
         *order_notes(outcome.plan),
     ]

@@ -118,6 +118,7 @@ def try_network(name: str, seed: int, limit_s: float, groups_only: bool = False)
                 ["benchmarks.zoo.one", "groups", name, str(seed), place], folder / "groups.json", limit_s
             )
             if "pixels" in row and not groups_only:
+                pictures(folder / "pictures", row["pixels"], seed, row.get("classes", CLASSES) == CLASSES)
                 row |= _prune(name, seed, row["pixels"], folder, limit_s - (time.monotonic() - start))
         except subprocess.TimeoutExpired:
             row["stopped"] = f"not done in {limit_s:.0f} s"
@@ -126,7 +127,6 @@ def try_network(name: str, seed: int, limit_s: float, groups_only: bool = False)
 
 
 def _prune(name: str, seed: int, pixels: int, folder: Path, limit_s: float) -> Row:
-    pictures(folder / "pictures", pixels, seed)
     start = time.monotonic()
     run = folder / "run"
     model = factory_file(folder, name, pixels, seed)
@@ -177,17 +177,17 @@ def _run(module: list[str], limit_s: float) -> subprocess.CompletedProcess[str]:
     )
 
 
-def pictures(folder: Path, pixels: int, seed: int) -> None:
-    """A few pictures of noise for each class, each class around a colour of its own."""
+def pictures(folder: Path, pixels: int, seed: int, labelled: bool = True) -> None:
+    """A few pictures of noise for each class, each class around a colour of its own; one folder of pictures if not labelled."""
     generator = numpy.random.default_rng(seed)
     for part, count in (("train", TRAINING), ("test", TEST)):
         for label in range(CLASSES):
-            place = folder / part / f"class{label}"
-            place.mkdir(parents=True)
+            place = folder / part / f"class{label}" if labelled else folder
+            place.mkdir(parents=True, exist_ok=True)
             colour = numpy.random.default_rng(label).integers(60, 196, 3)
             for index in range(count):
                 noisy = colour + generator.normal(0, 40, (pixels, pixels, 3))
-                Image.fromarray(noisy.clip(0, 255).astype(numpy.uint8)).save(place / f"{index}.png")
+                Image.fromarray(noisy.clip(0, 255).astype(numpy.uint8)).save(place / f"{part}-{label}-{index}.png")
 
 
 def _commit() -> str:

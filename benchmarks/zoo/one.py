@@ -43,6 +43,7 @@ def groups_of(name: str, seed: int, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         network = secateur.load_model(factory_file(folder, name, row["pixels"], seed))
+        row["classes"] = network.logits(network.example(1)).shape[1]
         groups = secateur.find_groups(network.module, network.example())
         row |= opened(groups, secateur.measure_cost(network).along(groups))
     except SecateurError as error:
@@ -53,10 +54,12 @@ def groups_of(name: str, seed: int, folder: Path) -> dict[str, Any]:
     return row
 
 
-def parity_of(run: Path) -> dict[str, Any]:
-    """The greatest difference between the class scores of a run's ONNX file and of its module, relative to the scores."""
+def parity_of(run: Path, pictures: Path) -> dict[str, Any]:
+    """The greatest difference between the class scores of a run's ONNX file and of its module for its test pictures, relative
+    to the scores.
+    """
     network = secateur.load_model(str(run))
-    images = network.example(4, seed=1)
+    images = next(iter(secateur.load_images(str(pictures), network.preprocessing).test.batches(8)))[0]
     with torch.no_grad():
         expected = network.logits(images).numpy()
     session = onnxruntime.InferenceSession(str(run / "model.onnx"), providers=["CPUExecutionProvider"])
@@ -71,7 +74,7 @@ def main() -> None:
         name, seed, folder = arguments
         row = groups_of(name, int(seed), Path(folder))
     else:
-        row, folder = parity_of(Path(arguments[0])), arguments[1]
+        row, folder = parity_of(Path(arguments[0]), Path(arguments[1]) / "pictures"), arguments[1]
     (Path(folder) / f"{kind}.json").write_text(json.dumps(row), encoding="utf-8")
 
 

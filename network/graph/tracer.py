@@ -140,7 +140,10 @@ class ShapeTracer(fx.Tracer):
             return super().trace(root, concrete_args)
 
     def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: dict[str, Any] | tuple[Any, ...] | None = None
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
     ) -> tuple[Callable[..., Any], list[Any]]:
         """The images alone are an input: what else ``forward`` takes has the value that it has when it is not given."""
         names = [name for name in inspect.signature(root_fn).parameters if name != "self"]

@@ -39,6 +39,8 @@ def test_file_runs_at_any_batch_size_and_agrees_with_torch(exported):
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     assert model.parity.max_relative_difference < 1e-5
     assert len(model.parity.batch_sizes) == 3
+    assert model.parity.rounding == 0
+    assert model.parity.note() == ""
 
 
 def test_one_file_without_paths_of_this_machine(exported):
@@ -88,6 +90,32 @@ def test_wrong_file_is_not_called_a_success(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "_to_proto", lambda network: proto)
     with pytest.raises(SecateurError, match="differs from torch"):
         export_onnx(network, tmp_path / "wrong.onnx")
+
+
+class Cancelling(nn.Module):
+    """Class scores of which float32 keeps few digits."""
+
+    def __init__(self, shift: float = 0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.shift = nn.Conv2d(3, 2, 8), shift
+
+    def forward(self, x):
+        scores = self.conv(x).flatten(1)
+        return (scores * 1e7 + scores) - scores * 1e7 + self.shift * scores
+
+
+@pytest.mark.parametrize(("shift", "refused"), [(0.1, False), (100.0, True)])
+def test_rounding_of_an_unstable_network_is_not_called_a_defect(tmp_path, monkeypatch, shift, refused):
+    proto = onnx_model._to_proto(tiny(Cancelling(shift)))
+    monkeypatch.setattr(onnx_model, "_to_proto", lambda network: proto)
+    if refused:
+        with pytest.raises(SecateurError, match="differs from torch"):
+            export_onnx(tiny(Cancelling()), tmp_path / "wrong.onnx")
+    else:
+        parity = export_onnx(tiny(Cancelling()), tmp_path / "rounded.onnx").parity
+        assert parity.max_relative_difference > onnx_model.PARITY_LIMIT
+        assert "depend on rounding" in parity.note()
 
 
 def test_dict_output_is_exported(tmp_path):
