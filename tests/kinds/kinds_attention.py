@@ -202,7 +202,28 @@ class Windows(nn.Module):
         return torch.roll(x.reshape(n, height, width, channels), (2, 2), (1, 2)).permute(0, 3, 1, 2)
 
 
+class PositionBias(nn.Module):
+    """Attention over places with a bias for every pair of places in each head (Swin, LeViT), and one for each channel's
+    place."""
+
+    def __init__(self, heads: int = 4, width: int = 6) -> None:
+        super().__init__()
+        self.heads, self.width = heads, width
+        self.first, self.qkv = conv(WIDTH, 24, stride=2), nn.Conv2d(24, 3 * heads * width, 1)
+        self.bias = nn.Parameter(torch.randn(heads, 64, 64) * 0.2)
+        self.places = nn.Parameter(torch.randn(1, 24, 8, 8) * 0.2)
+        self.out = nn.Conv2d(heads * width, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) + self.places
+        n, _, height, width = x.shape
+        q, k, v = self.qkv(x).view(n, 3, self.heads, self.width, -1).transpose(3, 4).unbind(1)
+        x = ((q @ k.transpose(2, 3)) * self.width**-0.5 + self.bias).softmax(-1) @ v
+        return self.out(x.transpose(2, 3).reshape(n, self.heads * self.width, height, width))
+
+
 KINDS = {
+    "position_bias": lambda: Framed(PositionBias(), 24),
     "non_local": lambda: Framed(NonLocal(), 24),
     "attention_over_places": lambda: Framed(PlacesAttention("by hand"), 24),
     "attention_rearranged": lambda: Framed(PlacesAttention("rearranged"), 24),

@@ -127,6 +127,30 @@ class Resized(nn.Module):
         return x + F.interpolate(low, scale_factor=2.0, mode="bilinear", align_corners=True)
 
 
+class FurtherArguments(nn.Module):
+    """Takes more than images, as packages' networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = conv(WIDTH, 24), nn.Linear(24, CLASSES)
+        self.stem = conv(3, WIDTH, stride=2)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *further: Tensor, scaled: bool = False, **options: float
+    ) -> Tensor:
+        return self.predict(x, *further, mask=mask, scaled=scaled, **options)
+
+    def predict(self, x: Tensor, *further: Tensor, mask: Tensor | None, scaled: bool, factor: float = 2.0) -> Tensor:
+        x = self.body(self.stem(x))
+        for each in further:
+            x = x + each
+        if mask is not None:
+            x = x * mask
+        if scaled:
+            x = x * factor
+        return self.head(x.mean((2, 3)))
+
+
 class Unused(nn.Module):
     """Layers that ``forward`` never calls, and a layer whose result nothing reads."""
 
@@ -155,6 +179,7 @@ LAZY = ("lazy_layers",)
 """Kinds whose tensors take their shapes from weights or a first image."""
 
 KINDS = {
+    "further_arguments": FurtherArguments,
     "two_heads": lambda: Outputs("two heads"),
     "other_head_first": lambda: Outputs("other head first"),
     "logits_and_features": lambda: Outputs("features"),

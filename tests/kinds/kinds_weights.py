@@ -153,6 +153,22 @@ class FunctionalNorm(nn.Module):
         return F.relu(F.batch_norm(self.conv(x), self.mean, self.variance, self.weight, self.bias, False, 0.1, 1e-5))
 
 
+class NormAndAct(nn.BatchNorm2d):
+    """timm's ``BatchNormAct2d``: a norm with a ``forward`` of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(
+            F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps)
+        )
+
+
+class GroupNormAndAct(nn.GroupNorm):
+    """timm's ``GroupNormAct``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
+
+
 def _framed(*layers: nn.Module, width: int = 24) -> nn.Module:
     return Framed(nn.Sequential(*layers), width)
 
@@ -194,6 +210,12 @@ KINDS = {
     "einsum_over_channels": lambda: Framed(OwnWeights("einsum"), 24),
     "matmul_over_channels": lambda: Framed(OwnWeights("matmul"), 24),
     "matmul_over_last_dimension": lambda: Framed(OwnWeights("last"), 24),
+    "same_padding_and_own_norm": lambda: _framed(
+        StaticSame(WIDTH, 32, 3, stride=2), NormAndAct(32), StaticSame(32, 24, 5, size=8), NormAndAct(24)
+    ),
+    "standardised_and_own_norm": lambda: _framed(
+        Standardised(WIDTH, 32, 3), GroupNormAndAct(4, 32), Standardised(32, 24, 3), GroupNormAndAct(4, 24)
+    ),
     "functional_batch_norm": lambda: Framed(FunctionalNorm(), 24),
     "weight_norm": lambda: _normed(parametrizations.weight_norm),
     "spectral_norm": lambda: _normed(parametrizations.spectral_norm),

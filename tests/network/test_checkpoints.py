@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from secateur.common.errors import InputError
-from secateur.network.checkpoints import read_checkpoint
+from secateur.network.checkpoints import load_tensors, read_checkpoint
 from secateur.network.images.load import load_images
 from secateur.network.load import load_model
 
@@ -236,3 +236,27 @@ def test_weights_of_another_model_name_what_lacks(networks_file, tiny, tmp_path)
     torch.save(tiny("dense").state_dict(), tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"the file lacks bn1\.bias.*the model lacks first\.bias"):
         load_model(f"{networks_file}:chain", str(tmp_path / "w.pth"))
+
+
+class Versioned(nn.Module):
+    """As torchvision's MNASNet: its loading asks for the version of what it loads."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        if local_metadata.get("version") not in (1, 2):
+            raise ValueError("version should be set to 1 or 2")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_layers_learn_the_version_of_what_they_load():
+    module, tensors = Versioned(), Versioned().state_dict()
+    load_tensors(module, dict(tensors), "weights")
+    assert same(module.state_dict(), tensors)

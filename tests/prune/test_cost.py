@@ -1,15 +1,23 @@
+from dataclasses import replace
+
+import kinds_attention
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import zoo_kinds
 from secateur.common.errors import SecateurError
 from secateur.network.channels.cut import apply_cut, cut_of
 from secateur.network.channels.follow import find_groups
+from secateur.network.hooks import frozen
 from secateur.network.load import load_model
 from secateur.prune import surgery
 from secateur.prune.cost import Cost, measure_cost
 
+KINDS = sorted(set(zoo_kinds.KINDS) - {"dropout_always", "scales_by_a_value"} - set(zoo_kinds.LAZY))
+ATTENTION = set(kinds_attention.KINDS)
+"""Whose products between values get cheaper with heads that leave; costs count them whole."""
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")
 
 
@@ -18,7 +26,7 @@ LARGE = ("resnet18", "mobilenet_v2", "densenet121", "resnext", "mobilenet_v3_sma
 
 def counted(module, shape):
     """Torch's own counter, halved, and the parameters of the network as it lies there."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), frozen(module), FlopCounterMode(display=False) as counter:
         module(torch.randn(1, *shape))
     parameters = sum(parameter.numel() for parameter in module.parameters())
     statistics = sum(
@@ -47,6 +55,19 @@ def test_costs_are_torchs_of_the_whole_and_of_what_is_really_cut(subject, random
         cut = cut_of(groups, random_units(groups, seed, share))
         small = apply_cut(network.module, cut, network.example(1))
         assert model.of_cut(cut) == counted(small, network.input_shape)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_costs_of_what_people_bring_are_those_of_what_is_really_cut(name, random_units):
+    network = load_model(f"{zoo_kinds.__file__}:{name}")
+    groups = find_groups(network.module, network.example())
+    model = measure_cost(network).along(groups)
+    cut = cut_of(groups, random_units(groups))
+    small = apply_cut(network.module, cut, network.example(1))
+    planned, found = model.of_cut(cut), counted(small, network.input_shape)
+    spared = model.fixed.macs - measure_cost(replace(network, module=small)).fixed.macs
+    assert (planned.parameters, planned.macs) == (found.parameters, found.macs + spared)
+    assert spared == 0 or (name in ATTENTION and spared > 0)
 
 
 def test_a_convolution_by_hand(network_of):

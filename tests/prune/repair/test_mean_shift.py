@@ -1,10 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import zoo_kinds
+from secateur.network.channels.cut import apply_cut, cut_of
 from secateur.network.channels.follow import find_groups
 from secateur.network.graph.leaf_modules import ZeroPadChannels
+from secateur.network.load import load_model
+from secateur.network.saved import load_network, save_network
 from secateur.prune.repair.repair import repair
 
 
@@ -139,3 +145,16 @@ def test_a_reader_of_maps_of_two_sizes(shake, network_of, noise_images, cut_one)
     pruned = cut_one(network, "first", [1, 4])
     repaired, _ = repair(network, pruned, noise_images(6), "mean")
     assert repaired.logits(network.example()).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["shuffle_unit", "res2net_cascade", "response_norm", "c2f"])
+def test_a_network_that_selects_channels_loads_after_repair(name, noise_images, random_units, tmp_path):
+    network = load_model(f"{zoo_kinds.__file__}:{name}")
+    groups = find_groups(network.module, network.example())
+    cut = cut_of(groups, random_units(groups))
+    small = replace(network, module=apply_cut(network.module, cut, network.example(1)).eval(), cuts=(cut,))
+    repaired, _ = repair(network, small, noise_images(12, network.input_shape), "mean", batch_size=6)
+    save_network(repaired, tmp_path, None)
+    again = load_network(tmp_path)
+    torch.testing.assert_close(again.logits(again.example()), repaired.logits(repaired.example()))
+    torch.testing.assert_close(again.module.state_dict(), repaired.module.state_dict())
