@@ -137,6 +137,16 @@ class CostModel:
                 layers[member.layer] = replace(shape, outputs=member.width, per_output=elements // member.width)
         return replace(self, layers=layers)
 
+    def as_run(self, smaller: "CostModel") -> "CostModel":
+        """The same network with the places and the fixed MACs of a smaller one: a layer over places runs for each channel, and
+        attention for each head.
+        """
+        layers = {
+            name: replace(shape, places=smaller.layers[name].places) if name in smaller.layers else shape
+            for name, shape in self.layers.items()
+        }
+        return replace(self, layers=layers, fixed=replace(self.fixed, macs=smaller.fixed.macs))
+
     def amount(self, resource: str, cut: Cut | None = None) -> float:
         """The cost in one resource, after a cut if one is given; for latency the milliseconds by the table."""
         if resource != "latency":
@@ -176,8 +186,8 @@ def measure_cost(network: Network) -> CostModel:
     """Measure the shape of every layer with a forward pass of one image.
 
     MACs outside layers (the matrix products of attention) are part of ``fixed``: half the FLOPs that torch's
-    ``FlopCounterMode`` counts, minus the layers' MACs. A cut of heads lowers them too, so the cost after such a cut is at most
-    what the model says.
+    ``FlopCounterMode`` counts, minus the layers' MACs. A cut of heads lowers them too, and a cut of channels the MACs of layers
+    over places (MLP-Mixer), so the cost after such cuts is at most what the model says.
 
     Examples:
         >>> import secateur
