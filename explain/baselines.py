@@ -18,10 +18,17 @@ from .scores import LayerScores, RankingTask
 def kernels(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every convolution and linear layer with its kernels as rows, ``[C, weights per kernel]``, float64."""
     for name, child in module.named_modules():
-        if isinstance(child, _ConvTransposeNd):
-            yield name, child.weight.detach().double().transpose(0, 1).flatten(1)
-        elif isinstance(child, _ConvNd | nn.Linear):
-            yield name, child.weight.detach().double().flatten(1)
+        if isinstance(child, _ConvNd | nn.Linear):
+            yield name, kernel_rows(child)
+
+
+def kernel_rows(layer: _ConvNd | nn.Linear) -> Tensor:
+    """The kernels of a layer as rows, ``[C, weights per kernel]``, float64, in the order of its output channels."""
+    weight = layer.weight.detach().double()
+    if isinstance(layer, _ConvTransposeNd):  # [C_in, C / groups, …]
+        parts: Tensor = weight.reshape(layer.groups, -1, *weight.shape[1:])
+        weight = parts.transpose(1, 2).flatten(0, 1)
+    return weight.flatten(1)
 
 
 @register(

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,27 @@ def masking_inputs(module: nn.Module, masks: dict[str, Tensor]) -> Iterator[None
                 return (inputs[0].index_fill(dim, channels.to(inputs[0].device), 0), *inputs[1:])
 
             stack.callback(submodule.register_forward_pre_hook(hook).remove)
+        yield
+
+
+@contextlib.contextmanager
+def masking_outputs(module: nn.Module, masks: dict[str, Tensor]) -> Iterator[None]:
+    """Zero output channels of submodules: the last dimension of a linear layer's output, the second of any other's.
+
+    Args:
+        masks: from a submodule's name to the indices of the channels to zero.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, channels in masks.items():
+            submodule = module.get_submodule(name)
+            dim = -1 if isinstance(submodule, nn.Linear) else int(getattr(submodule, "dim", 1))
+
+            def hook(
+                _module: nn.Module, _inputs: Any, output: Tensor, channels: Tensor = channels, dim: int = dim
+            ) -> Tensor:
+                return output.index_fill(dim, channels.to(output.device), 0)
+
+            stack.callback(submodule.register_forward_hook(hook).remove)
         yield
 
 

@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...network.graph.channel_origins import Site
 from ...network.graph.topology import own_modules
+from ..baselines import kernel_rows
 
 COMPONENTS = 16
 POOLED = 4
@@ -21,21 +22,15 @@ def parameter_features(view: fx.GraphModule, site: Site) -> Tensor:
     weights' first ``COMPONENTS`` principal components among its layer's kernels (zeros if a layer has fewer).
     """
     module = view.get_submodule(str(site.node.target)) if site.node.op == "call_module" else None
-    weight = getattr(module, "weight", None)
-    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or not isinstance(weight, Tensor):
+    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
         return torch.zeros(site.channels, 0)
-    kernels = weight.detach().cpu().double()
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        kernels = kernels.transpose(0, 1)
-    kernels = kernels.reshape(len(kernels), -1)
+    kernels = kernel_rows(module).cpu()
     ones = torch.ones(len(kernels), dtype=torch.float64)
     gamma, beta = ones, torch.zeros_like(ones)
     own = own_modules(view, site)
     if own and isinstance(own[0], _BatchNorm) and own[0].weight is not None:
         gamma, beta = own[0].weight.detach().cpu().double(), own[0].bias.detach().cpu().double()
     norms = [kernels.abs().sum(1), kernels.norm(dim=1), kernels.mean(1), kernels.std(1, correction=0), gamma, beta]
-    if len(kernels) != site.channels:  # a transposed convolution in groups
-        return torch.zeros(site.channels, 6 + COMPONENTS)
     return torch.cat([torch.stack(norms, 1), principal_components(kernels, COMPONENTS)], 1).float()
 
 

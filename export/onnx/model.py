@@ -122,16 +122,15 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
     }
     onnx.helper.set_model_props(model, {"secateur": json.dumps(metadata, sort_keys=True)})
     onnx.checker.check_model(model, full_check=True)
-    for tensor in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+    for name, tensor in network.module.state_dict().items():
+        if tensor.isnan().any() or (tensor.isinf().any() and name not in dict(network.module.named_buffers())):
             raise InputError(
-                f"The weights hold NaN or infinity in {tensor.name!r}, so the network was not exported. Use finite weights."
+                f"The weights hold NaN or infinity in {name!r}, so the network was not exported. Use finite weights."
             )
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
     parity = measure_parity(network, path)
-    if parity.max_relative_difference > max(PARITY_LIMIT, ROUNDINGS * parity.rounding):
+    if not parity.max_relative_difference <= max(PARITY_LIMIT, ROUNDINGS * parity.rounding):  # not a number neither
         raise SecateurError(
             f"{path.name} differs from torch by {parity.max_relative_difference:.2e} of the largest score (more than "
             f"{PARITY_LIMIT:g}). This is a defect; please report the network."
@@ -151,7 +150,7 @@ def measure_parity(network: Network, path: Path, batch_sizes: tuple[int, ...] = 
         (found,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.numpy()})
         if found.shape != expected.shape:
             raise SecateurError(f"{path.name} gives {found.shape} for {size} images, torch {expected.shape}. A defect.")
-        worst = max(worst, _relative_difference(found, expected))
+        worst = float(np.maximum(worst, _relative_difference(found, expected)))  # keeps what is not a number
     return Parity(worst, batch_sizes, _rounding(network, batch_sizes) if worst > PARITY_LIMIT else 0.0)
 
 

@@ -3,14 +3,14 @@
 import contextlib
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ...common.errors import InputError, first_line
-from ..hooks import masking_inputs, pick_logits
+from ..hooks import masking_inputs, masking_outputs, pick_logits
 from .cut import apply_cut, cut_of
 from .group import ChannelGroup, Side
 
@@ -88,12 +88,21 @@ def difference(
         if not compare:
             return ""
         masks: dict[str, set[int]] = defaultdict(set)
+        modules = dict(module.named_modules())
         for group in groups:
             for member in group.consumers:
                 masks[member.layer].update(c for unit in removed[group.name] for c in member.channels[unit])
-        with masking_inputs(module, {name: torch.tensor(sorted(channels)) for name, channels in masks.items()}):
+        makers: dict[str, set[int]] = defaultdict(set)  # queries and keys: a product reads them, not a layer
+        for group in (group for group in groups if not group.consumers):
+            for member in (member for member in group.members if member.layer in modules):
+                makers[member.layer].update(c for unit in removed[group.name] for c in member.channels[unit])
+        with masking_inputs(module, _indices(masks)), masking_outputs(module, _indices(makers)):
             masked = pick_logits(module(example))
     scale = max(float((masked - unchanged).abs().max()), 5e-3 * float(unchanged.abs().max()))
     if float((got - masked).abs().max()) > 2e-3 * scale:
         return "cutting its units is not the same as leaving them out; channels are mixed on the way."
     return ""
+
+
+def _indices(channels: Mapping[str, Iterable[int]]) -> dict[str, Tensor]:
+    return {name: torch.tensor(sorted(own)) for name, own in channels.items()}

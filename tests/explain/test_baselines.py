@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.common.errors import InputError
+from secateur.explain.baselines import kernel_rows
 from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import RankingTask
 
@@ -51,6 +52,21 @@ def test_lamp(task, name):
         wanted = [own / sum(other for other in squares if other >= own) for own in squares]
         assert scores.layers[layer].tolist() == pytest.approx(wanted, rel=1e-4)
         assert scores.layers[layer].max() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_rows_of_a_transposed_convolution_are_what_each_output_channel_reads(groups):
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(4, 8, 3, groups=groups, bias=False)
+    rows = kernel_rows(layer)
+    assert rows.shape == (8, 4 // groups * 9)
+    for channel in range(8):
+        image = torch.randn(1, 4, 5, 5)
+        readers = [group for group in range(groups) if channel // (8 // groups) == group]
+        with torch.no_grad():
+            inputs = image.unflatten(1, (groups, -1))[:, readers].flatten(1, 2)
+            single = F.conv_transpose2d(inputs, rows[channel].float().view(4 // groups, 1, 3, 3))
+            torch.testing.assert_close(layer(image)[:, channel : channel + 1], single)
 
 
 def test_lamp_of_a_layer_of_zeros_is_finite(task):

@@ -1,11 +1,11 @@
 """Every kind of network that people bring: rewritten with equal outputs, opened, and cut as if its channels were masked."""
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from masking import without
 from torch import nn
 
 import zoo_kinds
@@ -20,7 +20,6 @@ HEAD = "its units are the classes of the head."
 ON_LOADING = {"weight_norm", "spectral_norm", "old_weight_norm", "old_spectral_norm", "lazy_layers"}
 """Made plain when they are loaded: ``network/loading``."""
 LOCKED = {
-    "non_local": {"middle.theta": "mixed on the way"},  # a product reads its channels, which no layer's mask shows
     "channel_shuffle": {"middle.first.0": "single unit"},  # grouped on both sides of the shuffle
     "cbam": {"middle.first.0": "max", "middle.places": "single unit"},
     "eca": {"middle.first.0": "mixes its channels as places"},
@@ -33,27 +32,6 @@ LOCKED = {
 """Groups that must stay, with a part of the reason; all others are open."""
 KINDS = sorted(set(zoo_kinds.KINDS) - ON_LOADING - {"dropout_always", "scales_by_a_value"})
 """Without those that are refused on loading, and one whose forward turns a value into a number, which nothing can follow."""
-
-
-@contextlib.contextmanager
-def without(module, groups, removed):
-    """The network with the channels of removed units at zero where they are read."""
-    handles = []
-    for group in groups:
-        for member in (member for member in group.members if member.side == "in" and group.name in removed):
-            layer = module.get_submodule(member.layer)
-            dim = -1 if isinstance(layer, nn.Linear) else getattr(layer, "dim", 1)
-            channels = torch.tensor(
-                [c for unit in removed[group.name] for c in member.channels[unit]], dtype=torch.long
-            )
-
-            def zero(_layer, inputs, channels=channels, dim=dim):
-                return (inputs[0].index_fill(dim, channels, 0), *inputs[1:])
-
-            handles.append(layer.register_forward_pre_hook(zero))
-    yield module
-    for handle in handles:
-        handle.remove()
 
 
 @pytest.mark.parametrize("name", KINDS)
