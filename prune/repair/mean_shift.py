@@ -54,7 +54,7 @@ def compensate_means(
         out_removed = set(cut[name].out_removed)
         if isinstance(layer, ZeroPadChannels) and isinstance(target, ZeroPadChannels):
             _fill(layer, target, mean_maps[name][0][0], removed, out_removed)
-        elif not isinstance(target, _ConvNd | nn.Linear):
+        elif not isinstance(layer, _ConvNd | nn.Linear):
             continue  # a selection or a mean of channels has no constant to add to
         else:
             lost = _mean_output(layer, mean_maps[name], removed)
