@@ -10,7 +10,6 @@ from torch import nn
 
 import secateur
 from secateur.network.channels.group import ChannelGroup, Member
-from shell import secateur as shell
 
 ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "benchmarks" / "results").is_dir():
@@ -18,12 +17,11 @@ if not (ROOT / "benchmarks" / "results").is_dir():
 sys.path.insert(0, str(ROOT))
 from benchmarks.pages.zoo.tables import SAME, reason  # noqa: E402
 from benchmarks.zoo import networks, one, opened  # noqa: E402
-from benchmarks.zoo.__main__ import OPTIONS, done, pictures, try_network  # noqa: E402
+from benchmarks.zoo.__main__ import done, pictures, try_network  # noqa: E402
 
 KEPT, BEFORE = (
     json.loads((ROOT / "benchmarks" / "results" / name).read_text()) for name in ("zoo.json", "zoo-before.json")
 )
-pytestmark = pytest.mark.long
 SEED, LIMIT_S = KEPT["seed"], 300
 DOZEN = (
     "torchvision:squeezenet1_1",
@@ -40,8 +38,7 @@ DOZEN = (
     "timm:dla46_c",
 )
 """The quick ones, all of which the zoo's table ends with exit code 0. Add a network here when it does too and
-takes but a few seconds; every other row of the table is tried by ``make test-all``."""
-REST = sorted(set(KEPT["rows"]) - set(DOZEN))
+takes but a few seconds; ``make test-all`` runs the main job on every row of the table."""
 WORSE = 1e-6
 """By how much a share may be smaller than the committed one: the sum's rounding."""
 
@@ -53,32 +50,28 @@ def kept(name):
     return row
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", DOZEN)
 def test_it_is_opened_cut_and_exported(name, tmp_path):
     row = kept(name)
-    assert networks.smallest(name, SEED) == row["pixels"]
-    model = one.factory_file(tmp_path, name, row["pixels"], SEED)
-    network = secateur.load_model(model)
+    network = secateur.load_model(one.factory_file(tmp_path, name, row["pixels"], SEED))
     groups = secateur.find_groups(network.module, network.example())
-    found = opened.opened(groups, secateur.measure_cost(network))
+    costs = secateur.measure_cost(network).along(groups)
+    found = opened.opened(groups, costs)
     assert found["opened"] >= row["opened"] - WORSE
     assert found["lowest"] <= row["lowest"] + WORSE
     pictures(tmp_path / "pictures", row["pixels"], SEED)
-    run = tmp_path / "run"
-    code, _, error = shell(
-        "prune-and-export", "--model", model, "--data", tmp_path / "pictures", "--out", run, *OPTIONS
+    images = secateur.load_images(str(tmp_path / "pictures"), network.preprocessing)
+    units = secateur.score_units(
+        groups, secateur.rank_kernels(secateur.RankingTask(network, images.train), "magnitude")
     )
-    assert code == 0, error
-    assert one.parity_of(run)["parity"] <= SAME
-    report = json.loads((run / "report.json").read_text())
-    assert report["pruned"]["macs"] <= 0.7 * report["baseline"]["macs"]
+    small = secateur.cut(network, secateur.plan_pruning(groups, units, costs, secateur.BudgetSettings(macs=0.7)))
+    assert secateur.measure_cost(small).whole.macs <= 0.7 * costs.whole.macs
+    assert secateur.export_onnx(small, tmp_path / "small.onnx").parity.max_relative_difference <= SAME
 
 
 @pytest.mark.long
-@pytest.mark.long
-@pytest.mark.parametrize("name", REST)
-def test_the_rest_is_no_worse_than_the_table(name):
+@pytest.mark.parametrize("name", sorted(KEPT["rows"]))
+def test_the_main_job_is_no_worse_than_the_table(name):
     row = kept(name)
     if "stopped" in row:
         pytest.skip(f"{name} was {row['stopped']}")

@@ -93,6 +93,7 @@ class Stopper(Observer):
         return told()
 
 
+@pytest.mark.long
 def test_a_training_that_was_stopped_goes_on_to_the_same_files(trained, recipe, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -129,6 +130,7 @@ def slim(tmp_path_factory):
     return out, prune_and_export(recipe, out)
 
 
+@pytest.mark.long
 def test_the_report_shows_the_measures_before_and_after_the_recovery(slim):
     out, result = slim
     report = result.report
@@ -159,6 +161,7 @@ def test_without_a_pathway_the_report_has_none(slim, tmp_path):
     assert "Filters and classes" not in to_html(older), "reports of before can still be shown"
 
 
+@pytest.mark.long
 def test_recover_fine_tunes_the_run_folders_network_and_tells_before_and_after(slim, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(slim[0], out)

@@ -21,7 +21,10 @@ CHEAPER = {*kinds_attention.KINDS, "mlp_mixer"}
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")
 
 
-LARGE = ("resnet18", "mobilenet_v2", "densenet121", "resnext", "mobilenet_v3_small", "vgg", "efficientnet_b0")
+LARGE = (
+    "resnet18", "mobilenet_v2", "resnext", "mobilenet_v3_small", "vgg", "efficientnet_b0",
+    pytest.param("densenet121", marks=pytest.mark.long),
+)  # fmt: skip
 
 
 def counted(module, shape):

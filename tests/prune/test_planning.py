@@ -17,7 +17,18 @@ FRACTIONS = (0.95, 0.8, 0.7, 0.6, 0.5, 0.4, 0.33, 0.25)
 
 @pytest.mark.parametrize("resource", ["macs", "params", "size"])
 @pytest.mark.parametrize(
-    "name", ["digits", "padded", "inverted", "grouped", "dense", "resnet18", "mobilenet_v2", "densenet121", "resnext"]
+    "name",
+    [
+        "digits",
+        "padded",
+        "inverted",
+        "grouped",
+        "dense",
+        "resnet18",
+        "mobilenet_v2",
+        pytest.param("densenet121", marks=pytest.mark.long),
+        "resnext",
+    ],
 )
 def test_the_budget_is_kept_and_used(inputs, name, resource, counts_after):
     """Never above; and either within 2% below, or no group could take one more aligned step."""

@@ -192,7 +192,7 @@ def test_a_build_that_was_stopped_goes_on(case, tmp_path):
     assert bytes_of(folder) == bytes_of(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_build_that_was_killed_goes_on(tmp_path):
     """The process ends without a word, within the second file."""
     code = """

@@ -138,6 +138,7 @@ def test_plan_alone_goes_by_the_table(machine, tmp_path):
     assert code == 0, stderr
 
 
+@pytest.mark.long
 def test_of_a_consensus_the_order_of_the_first_try_serves_the_others(machine, tmp_path, monkeypatch):
     asked = []
 

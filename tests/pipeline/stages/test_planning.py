@@ -78,6 +78,7 @@ def test_the_stage_on_its_own_makes_the_same_plan_and_says_which_order_it_is(run
     assert any(text.startswith("The plan follows") for text in observer.told)
 
 
+@pytest.mark.long
 def test_tries_that_were_done_before_a_stop_are_not_done_again(tmp_path, monkeypatch):
     settings, done, last = SETTINGS.override(repair="bn"), [], 2
 
@@ -99,6 +100,7 @@ def test_tries_that_were_done_before_a_stop_are_not_done_again(tmp_path, monkeyp
     assert not list((tmp_path / "out").glob(".secateur/stages/.plan*"))
 
 
+@pytest.mark.long
 def test_every_round_tries_anew(tmp_path, monkeypatch):
     asked = []
 
