@@ -110,7 +110,7 @@ def opened_before(name: str) -> Row:
 def try_network(name: str, seed: int, limit_s: float, groups_only: bool = False) -> Row:
     """What one network gives; never raises for what the network or secateur does."""
     start = time.monotonic()
-    row: Row = {"code": code_sha256()[:12]}
+    row: Row = {"code": code_sha256()[:12], "processor": describe_environment().processor}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         try:
