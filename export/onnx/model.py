@@ -22,6 +22,7 @@ from ...network.hooks import pick_logits
 from ...network.network import Network
 from ..runtime.session import open_session
 from .constants import fold_constant_branches
+from .padding import keep_padding_apart
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 _CHATTERERS = ("torch.onnx", "torch.fx", "torch._dynamo", "torch.export", "onnxscript", "onnx_ir")
@@ -211,6 +212,7 @@ def _to_proto(network: Network) -> Any:
     assert program is not None
     model = program.model_proto
     fold_constant_branches(model)
+    keep_padding_apart(model)
     forget_origin(model)
     return model
 

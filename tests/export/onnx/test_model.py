@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from secateur.common.errors import InputError, MachineError, SecateurError
 from secateur.export.onnx import model as onnx_model
@@ -90,6 +91,34 @@ def test_wrong_file_is_not_called_a_success(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_model, "_to_proto", lambda network: proto)
     with pytest.raises(SecateurError, match="differs from torch"):
         export_onnx(network, tmp_path / "wrong.onnx")
+
+
+class Padded(nn.Module):
+    """Pads maps that may be negative, then pools or convolves them."""
+
+    def __init__(self, value, reader):
+        super().__init__()
+        torch.manual_seed(0)
+        self.value, self.reader = value, reader
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+        nn.init.constant_(self.conv.bias, -2)
+
+    def forward(self, x):
+        return self.head(self.reader(F.pad(self.conv(x), (1, 1, 1, 1), value=self.value)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5, float("-inf")])
+@pytest.mark.parametrize("reader", [nn.MaxPool2d(3, 2), nn.AvgPool2d(3, 2), nn.Conv2d(6, 6, 3)])
+def test_runtimes_do_not_take_a_padding_for_the_readers_own(tmp_path, value, reader):
+    if value < 0 and not isinstance(reader, nn.MaxPool2d):
+        pytest.skip("a sum with minus infinity")
+    network = tiny(Padded(value, reader))
+    path = export_onnx(network, tmp_path / "padded.onnx").path
+    images = network.example(2, seed=3)
+    (found,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        None, {"images": images.numpy()}
+    )
+    np.testing.assert_allclose(found, network.logits(images).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 class Cancelling(nn.Module):
