@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from ...common.errors import InputError
 from ...common.progress import Progress, silent
 from ...network.graph.execution import output_node, run_graph
 from ...network.graph.trace import reading_nodes, trace
@@ -117,7 +118,7 @@ def contributions(
         for batch, labels in images.batches(batch_size):
             calls: dict[fx.Node, _Call] = {}
             starts: list[Tensor] = []
-            changes = {node: functools.partial(_reduced, node, last[node], calls, starts) for node in last}
+            changes = {node: functools.partial(_reduced, node, last[node], len(labels), calls, starts) for node in last}
             with torch.enable_grad():
                 value = run_graph(view, batch.to(device), [output, *last], changes)[output]
                 decisions = objective(pick_logits(value) if at is None else value, labels.to(device))
@@ -144,7 +145,7 @@ class _Call:
 
 
 def _reduced(
-    node: fx.Node, channels_last: bool, calls: dict[fx.Node, _Call], starts: list[Tensor], output: Tensor
+    node: fx.Node, channels_last: bool, images: int, calls: dict[fx.Node, _Call], starts: list[Tensor], output: Tensor
 ) -> Tensor:
     """Sum what a layer gives into ``calls``, and its gradient as soon as it comes: no gradient is kept.
 
@@ -152,12 +153,12 @@ def _reduced(
     """
     if not output.requires_grad:
         starts.append(output.requires_grad_())
-    flat = _flat(output.detach(), channels_last)
+    flat = _of_images(_flat(output.detach(), channels_last), images, str(node.target))
     none = torch.zeros_like(flat[:, :, 0])
     call = calls[node] = _Call(flat.shape[2], torch.stack([none, none, flat.sum(2)]))
 
     def reduce(gradient: Tensor) -> None:
-        slope = _flat(gradient, channels_last)
+        slope = _of_images(_flat(gradient, channels_last), images, str(node.target))
         call.sums[0], call.sums[1] = torch.linalg.vecdot(slope, flat), slope.sum(2)
 
     output.register_hook(reduce)  # type: ignore[no-untyped-call]
@@ -170,9 +171,28 @@ def _flat(values: Tensor, channels_last: bool) -> Tensor:
     return values.reshape(*values.shape[:2], -1)
 
 
-def reduce_places(calls: Sequence[tuple[Tensor, Tensor]], channels_last: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Means over places of ``G * F``, G and F, each ``[n, C]``, for (F, G) of every call of a layer; all places count."""
-    flat = [(_flat(activation, channels_last), _flat(gradient, channels_last)) for activation, gradient in calls]
+def _of_images(flat: Tensor, images: int, layer: str) -> Tensor:
+    """``[images, C, places]``; windows of an image, which a layer takes as images of their own, are places of it.
+
+    Raises:
+        InputError: the layer gives something else than so many windows of each image.
+    """
+    if len(flat) == images:
+        return flat
+    if len(flat) % images:
+        raise InputError(
+            f"{layer} gives {len(flat)} outputs for {images} images, so its kernels cannot be explained image by image. "
+            "Use --rank-by magnitude."
+        )
+    windows: Tensor = flat.reshape(images, -1, *flat.shape[1:])
+    return windows.movedim(2, 1).flatten(2)
+
+
+def reduce_places(
+    calls: Sequence[tuple[Tensor, Tensor]], channels_last: bool, images: int, layer: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means over places of ``G * F``, G and F, each ``[images, C]``, for (F, G) of every call of a layer; all places count."""
+    flat = [tuple(_of_images(_flat(values, channels_last), images, layer) for values in call) for call in calls]
     places = sum(activation.shape[2] for activation, _ in flat)
     sums = [
         torch.stack([torch.linalg.vecdot(gradient, activation), gradient.sum(2), activation.sum(2)])

@@ -240,7 +240,7 @@ class Descent:
             if calls:
                 linear = isinstance(self.view.get_submodule(layer), nn.Linear)
                 pairs = [(activation.detach(), slope) for activation, slope in calls]
-                alpha, slope, _ = reduce_places(pairs, linear)
+                alpha, slope, _ = reduce_places(pairs, linear, len(part.image), layer)
                 average = _baseline(self.settings.layer_averages, layer, alpha)
                 _pass_on(self.layer_importance[layer], part, shares(alpha - slope * average))
 

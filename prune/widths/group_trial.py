@@ -22,13 +22,14 @@ class GroupTrial:
     """One group of a traced network, whose units are removed from its readers; all other activations are reused.
 
     Attributes:
-        readers: the nodes that read the group's channels, each with its member of the group.
+        readers: the nodes that read the group's channels, each with its member of the group; where only products do (queries
+            and keys), the layers that produce them.
         first: the position of the first reader in the graph.
     """
 
     def __init__(self, view: fx.GraphModule, group: ChannelGroup) -> None:
         self.view, self.group = view, group
-        members = {member.layer: member for member in group.consumers}
+        members = {member.layer: member for member in group.consumers or group.producers}
         order = {node: index for index, node in enumerate(view.graph.nodes)}
         calls = Counter(node.target for node in view.graph.nodes if node.op == "call_module")
         self.readers: dict[fx.Node, Member] = {
@@ -38,7 +39,9 @@ class GroupTrial:
         }
         self.first = min((order[node] for node in self.readers), default=len(order))
         self._refitted = {
-            node for node in self.readers if calls[node.target] == 1 and can_fit(view.get_submodule(str(node.target)))
+            node
+            for node, member in self.readers.items()
+            if member.side == "in" and calls[node.target] == 1 and can_fit(view.get_submodule(str(node.target)))
         }
         self._behind = _behind(view, self.readers)
         changed = set(self._behind)
@@ -116,12 +119,18 @@ class GroupTrial:
             return _pad_without(layer, gone, [fit.read(source, batch, values) for batch in range(fit.batches)])
         if node in self._refitted and len(gone) == member.width:
             return _constant([fit.get(node)[batch] for batch in range(fit.batches)])
-        index = torch.tensor(gone, device=layer.weight.device)
-        dim = -1 if isinstance(layer, nn.Linear) else 1
         if node not in self._refitted:
+            dim = -1 if isinstance(layer, nn.Linear) else int(getattr(layer, "dim", 1))
+
+            index = torch.tensor(gone, dtype=torch.long)
 
             def masked(seen: Tensor) -> Tensor:
-                result: Tensor = layer(seen.index_fill(dim, index, 0))
+                own = index.to(seen.device)
+                result: Tensor
+                if member.side == "out":
+                    result = layer(seen).index_fill(dim, own, 0)
+                else:
+                    result = layer(seen.index_fill(dim, own, 0))
                 return result
 
             return masked
