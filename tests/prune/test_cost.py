@@ -16,6 +16,27 @@ from secateur.prune import surgery
 from secateur.prune.cost import Cost, measure_cost
 
 KINDS = sorted(set(zoo_kinds.KINDS) - {"dropout_always", "scales_by_a_value"} - set(zoo_kinds.LAZY))
+SOME = {
+    *(
+        "position_bias",
+        "positional_embedding",
+        "positional_buffer",
+        "mask_parameter",
+        "layer_scale",
+        "mlp_mixer",
+        "glu",
+    ),
+    *(
+        "vision_transformer",
+        "shifted_windows",
+        "shuffle_unit",
+        "frozen_batch_norm",
+        "tied_weights",
+        "further_arguments",
+    ),
+    *("non_local", "transposed_convolution", "two_heads", "response_norm"),
+}
+"""Of make test; make test-all takes all kinds."""
 CHEAPER = {*kinds_attention.KINDS, "mlp_mixer"}
 """Whose attention gets cheaper with heads that leave, and layers over places with channels; costs count them whole."""
 TINY = ("padded", "inverted", "grouped", "dense", "gated", "chain", "plain")
@@ -60,7 +81,9 @@ def test_costs_are_torchs_of_the_whole_and_of_what_is_really_cut(subject, random
         assert model.of_cut(cut) == counted(small, network.input_shape)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.long) for name in KINDS]
+)
 def test_costs_of_what_people_bring_are_those_of_what_is_really_cut(name, random_units):
     network = load_model(f"{zoo_kinds.__file__}:{name}")
     groups = find_groups(network.module, network.example())
