@@ -107,11 +107,14 @@ class Padded(nn.Module):
         return self.head(self.reader(F.pad(self.conv(x), (1, 1, 1, 1), value=self.value)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("value", [0.0, 1.5, float("-inf")])
-@pytest.mark.parametrize("reader", [nn.MaxPool2d(3, 2), nn.AvgPool2d(3, 2), nn.Conv2d(6, 6, 3)])
+@pytest.mark.parametrize(
+    ("value", "reader"),
+    [
+        *((value, nn.MaxPool2d(3, 2)) for value in (0.0, 1.5, float("-inf"))),
+        *((value, reader) for value in (0.0, 1.5) for reader in (nn.AvgPool2d(3, 2), nn.Conv2d(6, 6, 3))),
+    ],
+)
 def test_runtimes_do_not_take_a_padding_for_the_readers_own(tmp_path, value, reader):
-    if value < 0 and not isinstance(reader, nn.MaxPool2d):
-        pytest.skip("a sum with minus infinity")
     network = tiny(Padded(value, reader))
     path = export_onnx(network, tmp_path / "padded.onnx").path
     images = network.example(2, seed=3)
