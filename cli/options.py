@@ -53,14 +53,16 @@ Calibration = Annotated[int | None, setting_option(DataSettings, "calibration", 
 KeepClasses = Annotated[str | None, setting_option(DataSettings, "keep_classes", MODEL)]
 DropClasses = Annotated[str | None, setting_option(DataSettings, "drop_classes", MODEL)]
 
-Macs = Annotated[float | None, setting_option(BudgetSettings, "macs", BUDGET)]
+Speedup = Annotated[float | None, setting_option(BudgetSettings, "speedup", BUDGET)]
 Latency = Annotated[float | None, setting_option(BudgetSettings, "latency", BUDGET)]
+Macs = Annotated[float | None, setting_option(BudgetSettings, "macs", BUDGET)]
 MaxDrop = Annotated[float | None, setting_option(BudgetSettings, "max_drop", BUDGET)]
 Params = Annotated[float | None, setting_option(BudgetSettings, "params", BUDGET)]
 Size = Annotated[float | None, setting_option(BudgetSettings, "size", BUDGET)]
 Rounds = Annotated[int | None, setting_option(BudgetSettings, "rounds", BUDGET)]
 RoundTo = Annotated[str | None, setting_option(BudgetSettings, "round_to", BUDGET)]
 Allocation = Annotated[str | None, setting_option(BudgetSettings, "allocation", BUDGET)]
+TimeModel = Annotated[str | None, setting_option(BudgetSettings, "time_model", BUDGET)]
 BestEffort = Annotated[bool | None, setting_option(BudgetSettings, "best_effort", BUDGET, switch=True)]
 
 RankBy = Annotated[str | None, setting_option(RankingSettings, "rank_by", RANKING)]

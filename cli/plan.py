@@ -21,6 +21,8 @@ from .options import (
     Quiet,
     RoundTo,
     Size,
+    Speedup,
+    TimeModel,
     chosen_recipe,
 )
 
@@ -32,12 +34,14 @@ Row = tuple[str, ...]
 
 @command("plan")
 def plan_command(
-    macs: Macs = None,
+    speedup: Speedup = None,
     latency: Latency = None,
+    macs: Macs = None,
     params: Params = None,
     size: Size = None,
     round_to: RoundTo = None,
     allocation: Allocation = None,
+    time_model: TimeModel = None,
     best_effort: BestEffort = None,
     latency_batch: LatencyBatch = None,
     provider: Provider = None,
@@ -59,7 +63,10 @@ def plan_command(
 
     console, observer = observed(quiet, json)
     if explain is not None:
-        if any(option is not None for option in (macs, params, size, latency, round_to, allocation, best_effort)):
+        if any(
+            option is not None
+            for option in (speedup, latency, macs, params, size, round_to, allocation, time_model, best_effort)
+        ):
             raise UsageError("--explain reads the plan in the run folder. Leave out the options that make a plan.")
         reasons = explain_plan(settings, out, explain)
         if json:

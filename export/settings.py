@@ -22,7 +22,11 @@ class MeasurementSettings:
     provider: str = setting("auto", "Execution provider of ONNX Runtime: auto, cpu, cuda, tensorrt or openvino.")
     latency_batch: int = setting(1, "Batch size for the speedup gate.")
     batches: tuple[int, ...] = setting((1, 32), "Batch sizes to time.")
-    precisions: tuple[str, ...] = setting(("fp32",), "Precisions to export besides fp32: fp16, int8.", flag="precision")
+    precisions: tuple[str, ...] = setting(
+        ("fp32",),
+        "Precisions to export besides fp32: fp16, int8. A speed-up is planned and judged in the first.",
+        flag="precision",
+    )
     threads: int = setting(0, "Threads of a session on the CPU while it is timed; 0 for all cores but one.")
     cuda_graphs: bool = setting(False, "Measure latency with replayed CUDA graphs.")
 
@@ -41,6 +45,11 @@ class MeasurementSettings:
     def lower_precisions(self) -> tuple[str, ...]:
         """The precisions besides fp32, in the order of ``PRECISIONS``."""
         return tuple(name for name in PRECISIONS[1:] if name in self.precisions)
+
+    @property
+    def planned_precision(self) -> str:
+        """The precision that a budget of time is planned and judged in: the first."""
+        return self.precisions[0] if self.precisions else "fp32"
 
     @property
     def measured_batches(self) -> tuple[int, ...]:

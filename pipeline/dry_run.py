@@ -141,9 +141,9 @@ def _budget(inputs: Inputs, channels: Channels) -> str:
     budget, whole = inputs.recipe.budget, channels.costs.whole
     if budget.max_drop is not None:
         return f"the fewest MACs (of {whole.macs:,}) that lose at most {budget.max_drop:g} points on validation images"
-    if budget.latency is not None:
-        batch = inputs.recipe.measurement.latency_batch
-        return f"{100 * budget.latency:g}% of the measured latency at batch {batch}"
+    if budget.by_time:
+        batch, left = inputs.recipe.measurement.latency_batch, budget.fraction
+        return f"{1 / left:.3g} times as fast ({100 * left:.3g}% of the measured latency) at batch {batch}"
     amount = whole.of(budget.resource)
     words = WORDS[budget.resource]
     rounds = f" in {budget.rounds} rounds" if budget.rounds > 1 else ""

@@ -14,19 +14,21 @@ from ..export.measure.accuracy import MEASURES, Accuracy, Drop, measure_drop, pa
 from ..export.measure.latency import Comparison
 from ..export.measure.paired_ratio import Ratio
 from ..export.measure.variants import VariantFigures, candidate_rows, variant_rows
+from ..export.onnx.precision import file_name
 from ..export.report.content import SCHEMA_VERSION
 from ..export.report.gates import BudgetCheck, Gate, exit_code, judge
 from ..export.report.release import judge_release
 from ..export.runtime.provider_choice import ProviderChoice
-from ..prune.budget_search.by_latency import TOLERANCE, LatencyOutcome
 from ..prune.cost import Cost, CostModel
 from ..prune.locked_share import WORDS, LockedShare
 from ..prune.plan import PruningPlan
 from .inputs import Inputs
+from .run_folder import BASELINE_ONNX, PRUNED_ONNX
 from .stages.budget import Pruned
 from .stages.candidates import shipped_cost
 from .stages.ranking import Ranked
 from .stages.shipped_files import Files
+from .time_report import check_time, planned_speedup, time_to_json, uncut_notes
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,12 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
     candidate, files = outcome.pruned.candidate, outcome.files
     shipped = shipped_cost(candidate)
     drop = measure_drop(*outcome.accuracies, inputs.splits.test, recipe.seed)
-    speedup = outcome.speedup(recipe.measurement.latency_batch)
+    measurement = recipe.measurement
+    batch = measurement.latency_batch
+    speedup = planned_speedup(files, outcome.figures, measurement.planned_precision, batch)
     gates = _gates(inputs, outcome, shipped, drop, speedup)
+    variants = variant_rows(files.variants, outcome.figures, inputs.splits.test, recipe.seed)
+    first = uncut_notes(variants, 1 / recipe.budget.fraction, batch) if recipe.budget.by_time else []
     search, history = outcome.pruned.search, candidate.history
     report = {
         "schema_version": SCHEMA_VERSION,
@@ -81,16 +87,14 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
         "drop": asdict(drop),
         **_comparison(outcome, shipped),
         "provider": outcome.provider.provider,
-        "variants": variant_rows(files.variants, outcome.figures, inputs.splits.test, recipe.seed),
-        "candidates": candidate_rows(
-            files.variants, outcome.pruned.attempts, outcome.figures, recipe.measurement.latency_batch
-        ),
+        "variants": variants,
+        "candidates": candidate_rows(files.variants, outcome.pruned.attempts, outcome.figures, batch),
         "conditions": outcome.figures.conditions,
         "locked": outcome.locks.to_json(),
         "layers": _layer_rows(plan, outcome.ranked.channels.costs),
         "gates": [gate.to_json() for gate in gates],
         "search": search.to_json() if search else None,
-        "latency_budget": _latency(outcome.pruned.latency, speedup),
+        "latency_budget": time_to_json(outcome.pruned.latency, speedup),
         "repair": candidate.repairs[-1].to_json(),
         "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in candidate.repairs],
         "history": history.to_json() if history else None,
@@ -101,7 +105,7 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
         "recipe": recipe.to_dict(),
         "inputs": _inputs(inputs),
         "release": None,
-        "notes": _notes(inputs, outcome),
+        "notes": [*first, *_notes(inputs, outcome)],
     }
     if outcome.release is not None:
         held, report["release"] = judge_release(recipe.release, outcome.release, report)
@@ -118,9 +122,9 @@ def _against(inputs: Inputs) -> str:
 def _gates(inputs: Inputs, outcome: Outcome, shipped: Cost, drop: Drop, speedup: Ratio | None) -> tuple[Gate, ...]:
     return judge(
         inputs.recipe.gates,
-        budget=_budget(outcome, shipped, speedup, inputs.recipe.budget.best_effort),
+        budget=_budget(inputs, outcome, shipped, speedup),
         drop=drop,
-        speedup=speedup,
+        speedup=outcome.speedup(inputs.recipe.measurement.latency_batch),
         onnx_bytes=outcome.files.models[1].onnx_bytes,
         provider=outcome.provider.provider,
         measure=MEASURES[_against(inputs)],
@@ -256,8 +260,9 @@ def _consensus_notes(details: Mapping[str, Any]) -> list[str]:
     return [*notes, *(f"{name} was left out: {reason}" for name, reason in details["left out"].items())]
 
 
-def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None, best_effort: bool) -> BudgetCheck:
+def _budget(inputs: Inputs, outcome: Outcome, shipped: Cost, speedup: Ratio | None) -> BudgetCheck:
     """The requested budget against the exported network, including repairs."""
+    best_effort, precision = inputs.recipe.budget.best_effort, inputs.recipe.measurement.planned_precision
     plan, search, latency = outcome.plan, outcome.pruned.search, outcome.pruned.latency
     if search is not None:
         best = (
@@ -266,25 +271,14 @@ def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None, best_effort:
         meaning = "upper bound of the drop on validation images, points, of the cheapest try within the limit"
         return BudgetCheck(best.high, search.max_drop, search.missed, meaning)
     if latency is not None and speedup is not None:
-        found = latency.judged(1 / speedup.ratio, 1 / speedup.high, 1 / speedup.low)
-        meaning = (
-            f"time of model.onnx over baseline.onnx at batch {latency.table.about['batch']}, the surer of the try and the last "
-            f"measurement, at most {100 * TOLERANCE:g}% above the limit"
-        )
-        return BudgetCheck(found, latency.search.asked, latency.search.missed(found), meaning, best_effort)
+        names = [file_name(name, precision) for name in (PRUNED_ONNX, BASELINE_ONNX)]
+        return check_time(latency, speedup, names, best_effort)
     left = shipped.of(plan.resource) / plan.before.of(plan.resource)
     missed = plan.missed
     if not missed and left > plan.fraction:
         missed = f"biases that the repair added bring it to {left:.4f} of the baseline"
     meaning = f"fraction of the baseline's {WORDS[plan.resource]} that is left"
     return BudgetCheck(left, plan.fraction, missed, meaning, best_effort)
-
-
-def _latency(outcome: LatencyOutcome | None, speedup: Ratio | None) -> dict[str, Any] | None:
-    """The requested, planned and tried latencies, and the one measured on the exported file."""
-    if outcome is None or speedup is None:
-        return None
-    return {**outcome.to_json(), "measured": 1 / speedup.ratio, "low": 1 / speedup.high, "high": 1 / speedup.low}
 
 
 def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:

@@ -106,14 +106,14 @@ def plan_into(recipe: Recipe, out: Path, observer: Observer) -> PruningPlan:
     if recipe.budget.max_drop is not None:
         raise UsageError(
             f"{out / RECIPE_FILE} sets a drop of at most {recipe.budget.max_drop:g} points, which only "
-            "`secateur prune-and-export` can search for. Give --macs, --params, --size or --latency."
+            "`secateur prune-and-export` can search for. Give --speedup, --macs, --params or --size."
         )
     # Rounds would rank again in between; this is a single plan.
     recipe = replace(recipe, budget=replace(recipe.budget, rounds=1))
     scores = KernelScores.load(out / SCORES_FILE)
     with _command("plan", out, observer) as store:
         inputs = load_run(without_training(recipe), store)
-        by_time = recipe.budget.latency is not None
+        by_time = recipe.budget.by_time
         provider = choose_provider(recipe.measurement.provider if by_time else "cpu")
         whole = find_channels(inputs, store)
         report_locks(whole, recipe.budget, observer)

@@ -27,6 +27,10 @@ class Ratio:
             return f"{1 / self.ratio:.2f} times slower"
         return "no measurable change"
 
+    def over(self, other: "Ratio") -> "Ratio":
+        """The ratio to another file than the baseline, from its own ``other``; the widest interval that both allow."""
+        return Ratio(self.ratio / other.ratio, self.low / other.high, self.high / other.low)
+
     def widened(self, floor: "Ratio") -> "Ratio":
         """The interval widened at both ends by the noise floor, which single sessions cannot distinguish from a change."""
         factor = max(floor.ratio, 1 / floor.ratio)

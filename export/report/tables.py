@@ -129,10 +129,11 @@ def headline(report: Report) -> str:
     search, rounds, budget = report["search"], len(report["rounds"]), report["recipe"]["budget"]
     several = f" in {rounds} rounds" if rounds > 1 else ""
     if search is None:
-        resource = next((name for name in _RESOURCES if name in budget), "macs")
         left = next(gate["value"] for gate in report["gates"] if gate["name"] == "budget")
-        where = f" at batch {report['latency_budget']['batch']}" if resource == "latency" else ""
-        return f"cut to {100 * left:.1f}% of the {_RESOURCES[resource]}{where}{several}"
+        if report["latency_budget"] is not None:
+            return f"cut to be {1 / left:.2f} times as fast at batch {report['latency_budget']['batch']}{several}"
+        resource = next((name for name in _RESOURCES if name in budget), "macs")
+        return f"cut to {100 * left:.1f}% of the {_RESOURCES[resource]}{several}"
     limit = in_points(search["max_drop"])
     if search["chosen"] is None:
         return f"not cut, since no try lost at most {limit} on validation images"
@@ -140,4 +141,4 @@ def headline(report: Report) -> str:
     return f"cut to {left:.1f}% of the MACs{several}, the fewest found that lose at most {limit} on validation images"
 
 
-_RESOURCES = {"macs": "MACs", "params": "parameters", "size": "bytes of weights", "latency": "latency"}
+_RESOURCES = {"macs": "MACs", "params": "parameters", "size": "bytes of weights"}

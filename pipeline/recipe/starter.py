@@ -11,7 +11,7 @@ TITLES = {
     "model": "The network and its input",
     "data": "The images",
     "ranking": "Which kernels matter",
-    "budget": "The budget: give one of macs, latency, params, size, max_drop",
+    "budget": "The budget: give one of speedup, latency, macs, params, size, max_drop",
     "repair": "Repair without labels",
     "recovery": "Fine-tuning",
     "measurement": "Measurement, and the precisions to export",
@@ -24,8 +24,9 @@ TITLES = {
 EXAMPLES = {
     "weights": "weights.safetensors", "input_shape": [3, 224, 224], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
     "output": "logits",
-    "data": "images", "keep_classes": ["cat", "dog"], "drop_classes": ["cat"], "macs": 0.5, "latency": 0.7, "max_drop": 1.0,
-    "params": 0.5, "size": 0.5, "flip": True, "require_drop_below": 1.0, "require_speedup": 1.2, "require_size_below": 10.0,
+    "data": "images", "keep_classes": ["cat", "dog"], "drop_classes": ["cat"],
+    "speedup": 1.5, "latency": 0.7, "macs": 0.5, "max_drop": 1.0, "params": 0.5, "size": 0.5,
+    "flip": True, "require_drop_below": 1.0, "require_speedup": 1.2, "require_size_below": 10.0,
     "require_provider": "cpu", "evidence_kernels": 16,
     "target": "layer4", "filters": 64, "filters_per_class": 12.8, "baseline": "release/report.json",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The stages of a latency budget: a measured table for planning, and pruned networks timed until the measured latency fits."""
+"""The stages of a budget of time: a table for planning, and pruned networks timed until the measured latency fits."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -7,9 +7,13 @@ from ...common.environment import describe_environment
 from ...common.files import read_json, sha256_json, write_json
 from ...common.progress import Progress, silent
 from ...export.measure.latency import Comparison, TimingSettings, compare_latencies
-from ...export.measure.latency_table import Conditions, measure_table
+from ...export.measure.latency_table import measure_table
+from ...export.measure.point_times import Conditions
+from ...export.measure.variants import QUANTISATION_IMAGES
 from ...export.onnx.model import export_onnx
+from ...export.onnx.precision import file_name, to_precision
 from ...network.channels.cut import cut_to_json
+from ...network.network import Network
 from ...prune import surgery
 from ...prune.budget_search.by_latency import LatencyOutcome, LatencyTry, search_latency
 from ...prune.latency_table import LatencyTable
@@ -25,7 +29,9 @@ TABLE = "table.json"
 
 @dataclass(frozen=True)
 class TimedLayers:
-    """A latency table with its baseline file; ``key`` is a hash of everything that determines them."""
+    """A latency table with its baseline file, in the precision that is planned; ``key`` is a hash of everything that determines
+    them.
+    """
 
     table: LatencyTable
     baseline: Path
@@ -40,12 +46,12 @@ def with_times(channels: Channels, timed: TimedLayers | None) -> Channels:
 
 
 def time_layers(inputs: Inputs, channels: Channels, provider: str, store: StageStore) -> TimedLayers | None:
-    """Time the original's layers at the widths that a plan may choose; None if the budget is not a latency.
+    """Time the original's layers at the widths that a plan may choose; None if the budget is not measured time.
 
     Raises:
         InputError, MachineError: the network cannot be exported, or does not run on the provider.
     """
-    if inputs.recipe.budget.latency is None:
+    if not inputs.recipe.budget.by_time:
         return None
     stage = table_stage(inputs, channels, provider)
     table, baseline = store.run(stage)
@@ -64,10 +70,12 @@ def table_stage(inputs: Inputs, channels: Channels, provider: str) -> Stage[tupl
             "network": inputs.fingerprint,
             "conditions": asdict(_conditions(inputs, provider)),
             "round_to": inputs.recipe.budget.round_to,
+            "source": inputs.recipe.budget.time_model,
+            **_calibrated(inputs),
             "environment": describe_environment().to_json(),
         },
         work,
-        lambda folder: (LatencyTable.load(folder / TABLE), folder / BASELINE_ONNX),
+        lambda folder: (LatencyTable.load(folder / TABLE), folder / _planned_name(inputs, BASELINE_ONNX)),
     )
 
 
@@ -75,14 +83,15 @@ def make_table(
     inputs: Inputs, channels: Channels, provider: str, folder: Path, progress: Progress = silent
 ) -> LatencyTable:
     """Export the baseline into ``folder``, measure the table of its layers, and write it there too."""
-    baseline = export_onnx(inputs.network, folder / BASELINE_ONNX, {"what": "baseline"})
+    baseline = _planned_file(inputs, inputs.network, folder / BASELINE_ONNX, provider)
     table = measure_table(
         inputs.network,
         channels.groups,
         channels.costs,
-        baseline.path,
+        baseline,
         _conditions(inputs, provider),
         inputs.recipe.budget.round_to,
+        source=inputs.recipe.budget.time_model,
         progress=progress,
     )
     table.save(folder / TABLE)
@@ -100,7 +109,6 @@ def search_by_latency(candidates: Candidates, timed: TimedLayers, provider: str)
     """
     inputs, costs = candidates.inputs, candidates.ranked.channels.costs
     budget = inputs.recipe.budget
-    assert budget.latency is not None
 
     def attempt(target: float) -> LatencyTry:
         label = f" {target:.3f}"
@@ -110,19 +118,19 @@ def search_by_latency(candidates: Candidates, timed: TimedLayers, provider: str)
         ratio = found.ratio
         return LatencyTry(target, planned, 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low, bool(plan.missed))
 
-    searched = search_latency(attempt, budget.latency)
+    searched = search_latency(attempt, budget.fraction)
     target = searched.best.target
     return candidates.make(budget.of(target), f" {target:.3f}"), LatencyOutcome(searched, timed.table)
 
 
 def timing_stage(inputs: Inputs, plan: PruningPlan, timed: TimedLayers, provider: str, label: str) -> Stage[Comparison]:
-    """The latency of a plan's cut against the baseline, as ONNX files."""
+    """The latency of a plan's cut against the baseline, as ONNX files in the precision that is planned."""
     network, settings = inputs.network, timing_settings(inputs, provider)
     batch = inputs.recipe.measurement.latency_batch
 
     def work(place: Workplace) -> None:
-        small = export_onnx(surgery.cut(network, plan), place.folder / "candidate.onnx", {"what": "candidate"})
-        (found,) = compare_latencies(timed.baseline, [small.path], network.input_shape, batch, settings, place.progress)
+        small = _planned_file(inputs, surgery.cut(network, plan), place.folder / "candidate.onnx", provider)
+        (found,) = compare_latencies(timed.baseline, [small], network.input_shape, batch, settings, place.progress)
         write_json(place.folder / "comparison.json", found.to_json())
 
     return Stage(
@@ -140,5 +148,31 @@ def timing_settings(inputs: Inputs, provider: str) -> TimingSettings:
 
 
 def _conditions(inputs: Inputs, provider: str) -> Conditions:
-    threads = timing_settings(inputs, provider).used_threads
-    return Conditions(provider, inputs.recipe.measurement.latency_batch, threads)
+    how = inputs.recipe.measurement
+    return Conditions(
+        provider, how.latency_batch, timing_settings(inputs, provider).used_threads, how.planned_precision
+    )
+
+
+def _planned_name(inputs: Inputs, fp32: str) -> str:
+    return file_name(fp32, inputs.recipe.measurement.planned_precision)
+
+
+def _planned_file(inputs: Inputs, network: Network, path: Path, provider: str) -> Path:
+    """A network's file in the precision that is planned."""
+    exported, precision = (
+        export_onnx(network, path, {"what": path.stem}).path,
+        inputs.recipe.measurement.planned_precision,
+    )
+    if precision == "fp32":
+        return exported
+    lower = path.with_name(_planned_name(inputs, path.name))
+    calibration = inputs.calibration.sample(QUANTISATION_IMAGES, inputs.recipe.seed)
+    to_precision(exported, lower, precision, calibration, provider)
+    return lower
+
+
+def _calibrated(inputs: Inputs) -> dict[str, str]:
+    """The images that a lower precision depends on."""
+    lower = inputs.recipe.measurement.planned_precision != "fp32"
+    return {"calibration": inputs.content["calibration"]} if lower else {}

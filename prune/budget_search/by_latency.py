@@ -8,7 +8,7 @@ from typing import Any
 
 from ..latency_table import LatencyTable
 
-MOST_TRIES, STEP = 5, 0.005
+MOST_TRIES, STEP = 6, 0.005
 """The most tries, and the step that targets are rounded to, so that noise rarely leads to another plan."""
 ROOM, TOLERANCE = 0.05, 0.05
 """As shares of the latency asked for: a try at most ``ROOM`` below it ends the search; the shipped file, which is measured
@@ -58,12 +58,12 @@ class LatencySearch:
         if self.best.narrowest or floor.target <= NARROWEST:
             least = "every group at its narrowest" if floor.narrowest else f"a plan of {floor.target:g}"
             return (
-                f"latency {self.asked:g} was asked for; with {least} {floor.measured:.3f} was measured, which is the floor. "
+                f"{_times(self.asked)} was asked for; with {least} {_times(floor.measured)} was measured, which is the floor. "
                 "Locked groups, and operations that no width changes, remain."
             )
         return (
-            f"latency {self.asked:g} was asked for and {measured:.3f} measured, more than {100 * TOLERANCE:g}% above it; the "
-            f"fastest of {len(self.tries)} tries had {floor.measured:.3f}. Raise the budget, or measure on an idle machine."
+            f"{_times(self.asked)} was asked for and {_times(measured)} measured, more than {100 * TOLERANCE:g}% slower; the "
+            f"fastest of {len(self.tries)} tries was {_times(floor.measured)}. Ask for less, or measure on an idle machine."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +106,10 @@ class LatencyOutcome:
                 "offset_ms": self.table.offset_ms,
             },
         }
+
+
+def _times(latency: float) -> str:
+    return f"{1 / latency:.3g} times as fast (latency {latency:.3f})"
 
 
 def search_latency(attempt: Callable[[float], LatencyTry], asked: float) -> LatencySearch:

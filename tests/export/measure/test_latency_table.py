@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from secateur.common.files import cache_folder
-from secateur.export.measure.latency_table import FEW, Conditions, measure_table, widths_to_measure
-from secateur.export.measure.layer_graphs import empty_graph, layer_graph, read_cases
+from secateur.export.measure.latency_table import FEW, measure_table, widths_to_measure
+from secateur.export.measure.layer_graphs import empty_graph, layer_graph
+from secateur.export.measure.point_times import Conditions
 from secateur.export.measure.stopwatch import SessionStopwatch
+from secateur.export.measure.timed_calls import read_calls
 from secateur.export.onnx.model import export_onnx
 from secateur.export.runtime import session as runtime
 from secateur.network.channels.follow import find_groups
@@ -75,7 +77,8 @@ def test_the_table_holds_every_layer_that_can_be_cut_at_its_own_widths(measured,
     assert set(table.layers) == set(weights)
     for layer, count in weights.items():
         shape = costs.layers[layer]
-        assert table.layer_ms(layer, shape.outputs, shape.inputs) == pytest.approx(table.scale * 1e-6 * count, rel=1e-4)
+        own = table.layers[layer][0].at(shape.outputs, shape.inputs)
+        assert own == pytest.approx(1e-6 * count, rel=1e-4)
     first = costs.layers["conv1" if "conv1" in costs.layers else next(iter(table.layers))]
     half = table.layer_ms(next(iter(table.layers)), first.outputs // 2, first.inputs)
     assert half < table.layer_ms(next(iter(table.layers)), first.outputs, first.inputs)
@@ -96,7 +99,7 @@ def test_the_layers_are_brought_to_what_the_whole_takes(measured):
 def test_what_was_measured_is_kept_and_the_same_table_comes_back(measured, tmp_path):
     first, second = Reckoned(1.2), Reckoned(9.9)
     table = measured("padded", first)[-1]
-    assert first.asked > table.measured_points
+    assert first.asked > 0
     assert measured("padded", second)[-1].sha256 == table.sha256
     assert second.asked == 0
     finer = Reckoned()
@@ -158,8 +161,8 @@ def test_a_layer_alone_gives_what_the_layer_gives(tiny, network_of, name):
     network = network_of(tiny(name))
     modules = dict(network.module.named_modules())
     seen = {}
-    for layer, cases in read_cases(network).items():
-        module, case = modules[layer], cases[0]
+    for layer, calls in read_calls(network).items():
+        module, case = modules[layer], calls[0].case
         outputs = module.weight.shape[0]
         inputs = module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
         graph = layer_graph(case, outputs, inputs, batch=2)
@@ -184,7 +187,7 @@ def test_a_layer_alone_gives_what_the_layer_gives(tiny, network_of, name):
 
 def test_a_real_stopwatch_sees_a_hundredfold_of_work(network_of, shake):
     network = network_of(shake(nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 144, 4))))
-    (case,) = read_cases(network)["0"]
+    case = read_calls(network)["0"][0].case
     watch = SessionStopwatch("cpu")
     nothing, narrow, wide = watch.times([empty_graph(1), layer_graph(case, 8, 8, 1), layer_graph(case, 128, 128, 1)])
     assert 0 < nothing < wide

@@ -93,8 +93,8 @@ def test_planned_measured_and_planned_again_until_it_fits(machine, tmp_path, rec
     assert (plan["resource"], plan["latency_table"]) == ("latency", found["table"]["sha256"])
     assert plan["fraction"] == tries[found["chosen"]]["target"] < 0.7
     text = (run.folder / "report.md").read_text()
-    assert f"cut to {100 * found['measured']:.1f}% of the latency at batch 1" in text
-    assert "0.700 requested" in text
+    assert f"cut to be {1 / found['measured']:.2f} times as fast at batch 1" in text
+    assert "1.43 times as fast requested (0.700 of the latency)" in text
     older = {name: value for name, value in report.items() if name != "latency_budget"}
     older["recipe"] = Recipe().to_dict()
     assert "Latency budget" not in to_markdown(older) + to_html(older)
@@ -157,11 +157,15 @@ def test_of_a_consensus_the_order_of_the_first_try_serves_the_others(machine, tm
 
 
 def test_what_cannot_be_asked(tmp_path):
-    with pytest.raises(UsageError, match="latency is planned, measured and planned again"):
+    with pytest.raises(UsageError, match="speed-up is planned, measured and planned again"):
         BudgetSettings(latency=0.7, rounds=2)
+    with pytest.raises(UsageError, match="speedup must be above 1, times as fast as the baseline"):
+        BudgetSettings(speedup=0.8)
+    assert BudgetSettings(speedup=1.25).fraction == 0.8
+    assert BudgetSettings(speedup=1.25).of(0.7) == BudgetSettings(latency=0.7)
     with pytest.raises(UsageError, match="latency must be between 0 and 1"):
         BudgetSettings(latency=1.2)
-    with pytest.raises(UsageError, match="macs and latency are 2 budgets"):
+    with pytest.raises(UsageError, match="latency and macs are 2 budgets"):
         BudgetSettings(macs=0.5, latency=0.7)
     (tmp_path / "recipe.toml").write_text("[budget]\nlatency = 0.7\nrounds = 3\n")
     with pytest.raises(InputError, match="rounds must be 1"):

@@ -36,7 +36,7 @@ def test_whatever_the_table_got_wrong_the_measured_latency_fits(truth, asked):
     found = search_latency(attempt, asked)
     if truth(0.05) > asked:  # out of reach: the fastest of the tries, and why it is too slow
         assert found.best.measured == min(one.measured for one in found.tries) > asked
-        assert f"latency {asked:g} was asked for" in found.missed(found.best.measured)
+        assert f"(latency {asked:.3f}) was asked for" in found.missed(found.best.measured)
         return
     assert len(seen) <= MOST_TRIES
     assert asked * (1 - 2 * ROOM) <= found.best.measured <= asked
@@ -57,7 +57,7 @@ def test_a_floor_above_the_asked_latency_ends_the_search_and_is_named():
     found = search_latency(attempt, 0.3)
     assert len(seen) == 1
     assert found.best.narrowest
-    assert "0.700 was measured, which is the floor" in found.missed(found.best.measured)
+    assert "(latency 0.700) was measured, which is the floor" in found.missed(found.best.measured)
 
 
 def test_where_cutting_does_not_help_the_fastest_is_kept():
@@ -65,7 +65,7 @@ def test_where_cutting_does_not_help_the_fastest_is_kept():
     found = search_latency(attempt, 0.5)
     assert len(seen) == MOST_TRIES
     assert seen == sorted(seen, reverse=True)
-    assert "more than 5% above it" in found.missed(1.05)
+    assert "more than 5% slower" in found.missed(1.05)
 
 
 def test_a_cliff_is_searched_between_the_plans_on_either_side():
