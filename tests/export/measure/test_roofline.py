@@ -34,7 +34,7 @@ def test_a_machine_with_five_numbers_is_found_again(truth):
 
 
 def test_what_was_not_timed_follows_the_model_between_the_sides():
-    """Where the machine is a roofline, the points in between are exact; elsewhere their times are those of the sides' product."""
+    """Where the machine is a roofline, the points in between are exact; elsewhere they are the sides' product."""
     truth, grid = Roofline(2e7, 1e9, 0.0, 8, 4), Grid((8, 12, 16, 32), (4, 8, 24, 32))
     assert len(grid.timed) == 7 < len(grid.points)
     points = {point: truth.ms(CONV, *point, batch=1) for point in grid.timed}

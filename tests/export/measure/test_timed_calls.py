@@ -49,7 +49,9 @@ def test_an_operation_alone_gives_what_torch_gives(case, expected):
 def test_a_join_is_the_sum_of_a_layer_and_a_map_and_runs_within_the_layer(tmp_path):
     case = Case("join", PLACES, activation="Relu")
     operations, session = optimised(layer_graph(case, 32, 0, 2), tmp_path)
-    assert operations["Conv"] == 1 and not operations["Add"] and not operations["Relu"]
+    assert operations["Conv"] == 1
+    assert not operations["Add"]
+    assert not operations["Relu"]
     x = np.random.default_rng(0).standard_normal((2, 32, *PLACES), dtype=np.float32)
     (before,) = onnxruntime.InferenceSession(overhead_graph(case, 32, 2)).run(None, {"x": x})
     assert np.allclose(session.run(None, {"x": x})[0], np.maximum(before + x, 0), atol=1e-5)
@@ -103,7 +105,8 @@ def test_every_operation_belongs_to_a_layer(network_of, shake):
     assert sorted(kinds["narrow"] + kinds["short"]) == sorted(["conv", "conv", "join", "concat", "gate", "globalpool"])
     assert kinds["more"] == ["conv", "concat", "globalpool", "gate"]
     calls = read_calls(network, ends)
-    assert calls["second"][0].case.activation == "" and calls["second"][1].case.activation == "Relu"
+    assert calls["second"][0].case.activation == ""
+    assert calls["second"][1].case.activation == "Relu"
     assert calls["stem"][0].case.activation == calls["first"][0].case.activation == "Relu"
     shares = {call.share for call in calls["more"][1:]}
     assert shares == {4 / 20}
@@ -113,4 +116,5 @@ def test_every_operation_belongs_to_a_layer(network_of, shake):
 def test_a_padded_shortcut_is_the_convolution_of_a_clean_file(tiny, network_of):
     calls = read_calls(network_of(tiny("padded")))
     pads = [call for found in calls.values() for call in found if call.case.kind == "pad"]
-    assert pads and all(call.case.groups == 2 and call.case.stride == (2, 2) for call in pads)
+    assert pads
+    assert all(call.case.groups == 2 and call.case.stride == (2, 2) for call in pads)
