@@ -83,7 +83,7 @@ class WidthBook:
         """Equal shares: every group loses the same share of its units, the smallest that meets the budget.
 
         Groups inside blocks come first. Residual streams, which many layers write and read, lose units only once every other
-        group has lost ``INNER_SHARE`` of its own. The share is found by bisection; what rounding to aligned widths leaves of
+        group has lost ``INNER_SHARE`` of its own; by time they lose units like the rest. The share is found by bisection; what rounding to aligned widths leaves of
         the budget is then used to widen groups again.
         """
         if self.resource == "latency":  # a narrower layer may be slower, so bisection could miss the least effort
@@ -178,11 +178,14 @@ class WidthBook:
         """The width of every group at an effort in [0, 1], rounded to the alignment, at least one step.
 
         In the first half of the effort, groups inside blocks lose up to ``INNER_SHARE`` of their units; in the second half they
-        lose the rest, and residual streams lose up to all of theirs.
+        lose the rest, and residual streams lose up to all of theirs. By time all lose alike: the sums and activations of a
+        stream take longer than its MACs say.
         """
         first, second = min(1.0, 2 * effort), max(0.0, 2 * effort - 1)
         inner, streams = INNER_SHARE * first + (1 - INNER_SHARE) * second, second
-        if all(group.stream for group in self.open.values()):
+        if self.resource == "latency":
+            inner = streams = effort
+        elif all(group.stream for group in self.open.values()):
             streams = effort
         result = {}
         for name, group in self.open.items():
