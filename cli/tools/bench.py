@@ -13,6 +13,7 @@ from ...common.errors import InputError, UsageError
 from ...common.files import sha256_file
 from ...common.progress import Observer
 from ...export.measure.accuracy import MEASURES, Accuracy, Drop, accuracy_of, measure_accuracy, measure_drop
+from ...export.measure.fused_biases import timing_conditions, try_fused_biases
 from ...export.measure.latency import Comparison, TimingSettings, compare_latencies
 from ...export.measure.telemetry import observed_conditions, peak_memory
 from ...export.onnx.model import read_metadata
@@ -152,6 +153,7 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
     if settings.data is not None:
         accuracies, drop, measure = _accuracies(sides, shape, settings, choice.provider, observer)
     timing = TimingSettings(choice.provider, settings.threads, settings.cuda_graphs, settings.seed)
+    timing, trials = try_fused_biases([[baseline, pruned]], shape, batches[0], timing)
     comparisons: list[Comparison] = []
     with observed_conditions() as conditions:
         for batch in batches:
@@ -166,7 +168,7 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
         away = sum(nodes.values()) - nodes[choice.provider]
         if away:
             observer.say(f"{away} of the {sum(nodes.values())} nodes of {path.name} do not run on {choice.provider}.")
-    measured = {**conditions.to_json(), "threads": timing.used_threads, "cuda_graphs": timing.cuda_graphs}
+    measured = {**conditions.to_json(), **timing_conditions(timing, trials)}
     return Bench(
         (baseline, pruned),
         choice.provider,

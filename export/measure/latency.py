@@ -10,7 +10,7 @@ their sessions.
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.environment import available_cores
-from ...common.errors import InputError
 from ...network.intervals import median_interval
 from ..runtime.bound_runs import BoundRuns, bind
-from ..runtime.classifier import Classifier, read_classifier
-from ..runtime.session import SessionSettings, open_session
+from ..runtime.classifier import read_classifier
+from ..runtime.providers import CUDA_DEFAULTS, CudaOptions
+from ..runtime.session import SessionSettings
 from .paired_ratio import Ratio, block_log_ratio, ratio_of_blocks
 
 SECONDS, MIN_BLOCKS, MAX_BLOCKS = 1.3, 8, 30
@@ -96,17 +96,25 @@ class Comparison:
 class TimingSettings:
     """How files are timed. ``threads`` of an operator on the CPU; 0 for all cores but one, which is left to other processes.
 
-    ``cuda_graphs``: time replayed CUDA graphs.
+    ``cuda_graphs``: time replayed CUDA graphs. ``cuda``: options of that provider for all files; ``fused``: the files that run
+    with fused biases besides.
     """
 
     provider: str = "cpu"
     threads: int = 0
     cuda_graphs: bool = False
     seed: int = 0
+    cuda: CudaOptions = CUDA_DEFAULTS
+    fused: tuple[Path, ...] = ()
 
     @property
     def used_threads(self) -> int:
         return self.threads or max(1, available_cores() - 1)
+
+    def session_of(self, path: Path) -> SessionSettings:
+        """The settings of the sessions of a file."""
+        cuda = replace(self.cuda, fused_biases=True) if path in self.fused else self.cuda
+        return SessionSettings(self.used_threads, self.cuda_graphs, cuda)
 
 
 def compare_latency(
@@ -160,12 +168,13 @@ def compare_latencies(
     """
     settings = settings or TimingSettings()
     sides = [read_classifier(path) for path in (baseline, *others)]
-    images = np.random.default_rng(settings.seed).standard_normal((batch, *input_shape), dtype=np.float32)
-    outputs = [_outputs(side, images) for side in sides]
-    session = SessionSettings(settings.used_threads, settings.cuda_graphs)
+    images = [side.noise(batch, input_shape, settings.seed) for side in sides]
+    outputs = [side.outputs(noise) for side, noise in zip(sides, images, strict=True)]
 
     def opened(side: int) -> BoundRuns:
-        return bind(sides[side % len(sides)], images, outputs[side % len(sides)], settings.provider, session)
+        at = side % len(sides)
+        session = settings.session_of(sides[at].path)
+        return bind(sides[at], images[at], outputs[at], settings.provider, session)
 
     samples, sessions = _time_in_turns(opened, len(sides) + 1, settings.seed, progress)
     measured = [_latency(samples, side, batch, settings.seed) for side in range(len(sides))]
@@ -266,19 +275,6 @@ def _sample(run: Callable[[], Any], repeats: int, warm: bool = False) -> float:
     for _ in range(repeats):
         run()
     return (time.perf_counter() - start) / repeats
-
-
-def _outputs(classifier: Classifier, images: NDArray[np.float32]) -> int:
-    """The number of scores that a file outputs per image; found by one run on the CPU if the file leaves it open."""
-    if classifier.batch is not None and classifier.batch != len(images):
-        raise InputError(
-            f"{classifier.path} only accepts batches of {classifier.batch} (got {len(images)}). "
-            "Use that batch size, or export it with a free one."
-        )
-    classifier.sizes(images.shape[1:])
-    if classifier.classes is not None:
-        return classifier.classes
-    return int(classifier.run(open_session(classifier.path, "cpu").session, images).shape[1])
 
 
 def _latency(blocks: Sequence[_Block], side: int, batch: int, seed: int) -> Latency:

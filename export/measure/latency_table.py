@@ -22,7 +22,7 @@ from ...network.network import Network
 from ...prune.cost import CostModel
 from ...prune.latency_table import BLOCK, LatencyTable, LayerTimes
 from ...prune.widths.width_book import alignment
-from ..runtime.providers import CUDA_OPTIONS, ON_GPU, runtime_packages
+from ..runtime.providers import ON_GPU, CudaOptions, runtime_packages
 from .layer_graphs import LayerCase, empty_graph, layer_graph, read_cases
 from .stopwatch import AT_ONCE, SessionStopwatch, Stopwatch
 
@@ -55,7 +55,7 @@ class Conditions:
             "batch": self.batch,
             "threads": self.threads,
             "onnxruntime": next(iter(runtime_packages().values()), ""),
-            **({"options": dict(CUDA_OPTIONS)} if on_gpu else {}),
+            **({"options": CudaOptions().to_dict()} if on_gpu else {}),
         }
 
 

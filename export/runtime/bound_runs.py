@@ -16,8 +16,8 @@ from .session import SessionSettings, open_session
 class BoundRuns:
     """Both run one whole batch and return when it is done.
 
-    ``end_to_end``: input and output arrays on the host. ``on_device``: inputs and outputs stay on the device; on the CPU this
-    saves the allocation of outputs and the checks of inputs.
+    ``end_to_end``: input and output arrays on the host; it returns the class scores ``[n, classes]``. ``on_device``: inputs and
+    outputs stay on the device; on the CPU this saves the allocation of outputs and the checks of inputs.
     """
 
     end_to_end: Callable[[], Any]
@@ -55,7 +55,8 @@ def bind(
         found: NDArray[Any] = scores.numpy()
         return found
 
-    def plainly() -> Any:
-        return session.run([classifier.output_name], feed)
+    def plainly() -> NDArray[Any]:
+        found: NDArray[Any] = session.run([classifier.output_name], feed)[0]
+        return found
 
     return BoundRuns(through_bound_buffers if settings.cuda_graphs else plainly, on_device)

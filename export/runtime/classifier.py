@@ -43,6 +43,26 @@ class Classifier:
         values = images.transpose(0, 2, 3, 1) if self.channels_last else images
         return {self.input_name: np.ascontiguousarray(values, dtype=self.input_type)}
 
+    def noise(self, batch: int, input_shape: tuple[int, int, int], seed: int = 0) -> NDArray[np.float32]:
+        """Seeded noise ``[batch, C, H, W]`` as the file's images."""
+        return np.random.default_rng(seed).standard_normal((batch, *input_shape), dtype=np.float32)
+
+    def outputs(self, images: NDArray[np.float32]) -> int:
+        """The number of scores per image; found by one run on the CPU if the file leaves it open.
+
+        Raises:
+            InputError: the file does not accept these images or this batch size.
+        """
+        if self.batch is not None and self.batch != len(images):
+            raise InputError(
+                f"{self.path} only accepts batches of {self.batch} (got {len(images)}). "
+                "Use that batch size, or export it with a free one."
+            )
+        self.sizes(images.shape[1:])
+        if self.classes is not None:
+            return self.classes
+        return int(self.run(open_session(self.path, "cpu").session, images).shape[1])
+
     def run(self, session: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Class scores ``[n, classes]``; a fixed batch size is filled up with the last image.
 

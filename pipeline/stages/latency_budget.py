@@ -6,6 +6,7 @@ from pathlib import Path
 from ...common.environment import describe_environment
 from ...common.files import read_json, sha256_json, write_json
 from ...common.progress import Progress, silent
+from ...export.measure.fused_biases import try_fused_biases
 from ...export.measure.latency import Comparison, TimingSettings, compare_latencies
 from ...export.measure.latency_table import Conditions, measure_table
 from ...export.onnx.model import export_onnx
@@ -122,7 +123,8 @@ def timing_stage(inputs: Inputs, plan: PruningPlan, timed: TimedLayers, provider
 
     def work(place: Workplace) -> None:
         small = export_onnx(surgery.cut(network, plan), place.folder / "candidate.onnx", {"what": "candidate"})
-        (found,) = compare_latencies(timed.baseline, [small.path], network.input_shape, batch, settings, place.progress)
+        tried, _ = try_fused_biases([[timed.baseline, small.path]], network.input_shape, batch, settings)
+        (found,) = compare_latencies(timed.baseline, [small.path], network.input_shape, batch, tried, place.progress)
         write_json(place.folder / "comparison.json", found.to_json())
 
     return Stage(

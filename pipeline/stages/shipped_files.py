@@ -9,6 +9,7 @@ from ...common.environment import describe_environment
 from ...common.files import read_json, sha256_json, write_json
 from ...common.progress import Progress
 from ...export.measure.accuracy import Accuracy, measure_accuracy
+from ...export.measure.fused_biases import timing_conditions, try_fused_biases
 from ...export.measure.latency import Comparison, compare_latencies
 from ...export.measure.telemetry import observed_conditions, peak_memory
 from ...export.measure.variants import Attempt, Variant, VariantFigures, VariantTask, export_variants
@@ -179,8 +180,10 @@ def _measure_latencies(
     inputs: Inputs, files: Files, attempts: Sequence[Attempt], provider: str, folder: Path, progress: Progress
 ) -> None:
     measurement, shape = inputs.recipe.measurement, inputs.network.input_shape
-    settings = timing_settings(inputs, provider)
     first, *others = [variant.file.path for variant in files.variants]
+    settings, trials = try_fused_biases(
+        _alike(files.variants, attempts), shape, measurement.latency_batch, timing_settings(inputs, provider)
+    )
     batches, rows, tries = measurement.measured_batches, {}, []
     with observed_conditions() as conditions:
         for index, batch in enumerate(batches):
@@ -203,13 +206,18 @@ def _measure_latencies(
             "comparisons": rows,
             "attempts": tries,
             "memory": memory,
-            "conditions": {
-                **conditions.to_json(),
-                "threads": settings.used_threads,
-                "cuda_graphs": settings.cuda_graphs,
-            },
+            "conditions": {**conditions.to_json(), **timing_conditions(settings, trials)},
         },
     )
+
+
+def _alike(variants: Sequence[Variant], attempts: Sequence[Attempt]) -> list[list[Path]]:
+    """The files by precision: the baseline has the options of the networks that are compared with it."""
+    groups: dict[str, list[Path]] = {}
+    for variant in variants:
+        groups.setdefault(variant.file.precision, []).append(variant.file.path)
+    groups["fp32"] += [attempt.model.path for attempt in attempts]
+    return list(groups.values())
 
 
 def _latencies(folder: Path) -> Latencies:
