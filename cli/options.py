@@ -76,6 +76,7 @@ LatencyBatch = Annotated[int | None, setting_option(MeasurementSettings, "latenc
 Batches = Annotated[str | None, setting_option(MeasurementSettings, "batches", MEASUREMENT)]
 Provider = Annotated[str | None, setting_option(MeasurementSettings, "provider", MEASUREMENT)]
 Threads = Annotated[int | None, setting_option(MeasurementSettings, "threads", MEASUREMENT)]
+Input = Annotated[str | None, setting_option(MeasurementSettings, "input", MEASUREMENT)]
 CudaGraphs = Annotated[bool | None, setting_option(MeasurementSettings, "cuda_graphs", MEASUREMENT, switch=True)]
 
 RequireDropBelow = Annotated[float | None, setting_option(GateSettings, "require_drop_below", GATES)]

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...common.checks import check_whole
@@ -162,8 +161,7 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
     first = batches[0]
     with observer.stage("memory"):
         memory = [peak_memory(path, first, shape, choice.provider, timing.used_threads) for path in (baseline, pruned)]
-        images = np.zeros((first, *shape), np.float32)
-        placement = [node_placement(side.path, choice.provider, side.feed(images)) for side in sides]
+        placement = [node_placement(side.path, choice.provider, side.feed(side.noise(first, shape))) for side in sides]
     for path, nodes in zip((baseline, pruned), placement, strict=True):
         away = sum(nodes.values()) - nodes[choice.provider]
         if away:
@@ -241,6 +239,8 @@ def _preprocessing(sides: tuple[Classifier, Classifier], shape: Shape, settings:
         if mean is None:
             metadata = read_metadata(side.path)
             mean, std, resize = (metadata.get(name) for name in ("mean", "std", "resize"))
+    if mean is None and all(side.takes_pixels for side in sides):
+        mean, std = (0.0,) * shape[0], (1.0,) * shape[0]  # they normalise by themselves
     if mean is None or std is None:
         raise InputError(f"{sides[0].path} does not declare how its images are normalised. Give --mean and --std.")
     if settings.input_shape is not None or not isinstance(resize, int):

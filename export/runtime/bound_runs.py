@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .classifier import Classifier
@@ -25,7 +24,7 @@ class BoundRuns:
 
 
 def bind(
-    classifier: Classifier, images: NDArray[np.float32], outputs: int, provider: str, settings: SessionSettings
+    classifier: Classifier, images: NDArray[Any], outputs: int, provider: str, settings: SessionSettings
 ) -> BoundRuns:
     """Open a new session for a file and bind the images.
 

@@ -9,7 +9,7 @@ from ...common.progress import Progress, silent
 from ...export.measure.fused_biases import try_fused_biases
 from ...export.measure.latency import Comparison, TimingSettings, compare_latencies
 from ...export.measure.latency_table import Conditions, measure_table
-from ...export.onnx.model import export_onnx
+from ...export.onnx.model import OnnxModel, export_onnx
 from ...network.channels.cut import cut_to_json
 from ...prune import surgery
 from ...prune.budget_search.by_latency import LatencyOutcome, LatencyTry, search_latency
@@ -66,6 +66,7 @@ def table_stage(inputs: Inputs, channels: Channels, provider: str) -> Stage[tupl
             "conditions": asdict(_conditions(inputs, provider)),
             "round_to": inputs.recipe.budget.round_to,
             "environment": describe_environment().to_json(),
+            "input": inputs.recipe.measurement.input,
         },
         work,
         lambda folder: (LatencyTable.load(folder / TABLE), folder / BASELINE_ONNX),
@@ -86,6 +87,8 @@ def make_table(
         inputs.recipe.budget.round_to,
         progress=progress,
     )
+    if inputs.recipe.measurement.input != "float32":  # the table is of float32 input; tries are timed with the recipe's
+        export_baseline(inputs, baseline.path)
     table.save(folder / TABLE)
     return table
 
@@ -119,10 +122,12 @@ def search_by_latency(candidates: Candidates, timed: TimedLayers, provider: str)
 def timing_stage(inputs: Inputs, plan: PruningPlan, timed: TimedLayers, provider: str, label: str) -> Stage[Comparison]:
     """The latency of a plan's cut against the baseline, as ONNX files."""
     network, settings = inputs.network, timing_settings(inputs, provider)
-    batch = inputs.recipe.measurement.latency_batch
+    batch, taken = inputs.recipe.measurement.latency_batch, inputs.recipe.measurement.input
 
     def work(place: Workplace) -> None:
-        small = export_onnx(surgery.cut(network, plan), place.folder / "candidate.onnx", {"what": "candidate"})
+        small = export_onnx(
+            surgery.cut(network, plan), place.folder / "candidate.onnx", {"what": "candidate"}, input_type=taken
+        )
         tried, _ = try_fused_biases([[timed.baseline, small.path]], network.input_shape, batch, settings)
         (found,) = compare_latencies(timed.baseline, [small.path], network.input_shape, batch, tried, place.progress)
         write_json(place.folder / "comparison.json", found.to_json())
@@ -133,6 +138,11 @@ def timing_stage(inputs: Inputs, plan: PruningPlan, timed: TimedLayers, provider
         work,
         lambda folder: Comparison.from_json(read_json(folder / "comparison.json")),
     )
+
+
+def export_baseline(inputs: Inputs, path: Path) -> OnnxModel:
+    """Export the original with the recipe's input."""
+    return export_onnx(inputs.network, path, {"what": "baseline"}, input_type=inputs.recipe.measurement.input)
 
 
 def timing_settings(inputs: Inputs, provider: str) -> TimingSettings:

@@ -19,7 +19,7 @@ from ...prune.budget_search.by_drop import Trial
 from ..inputs import Inputs
 from ..run_folder import BASELINE_ONNX, PRUNED_ONNX
 from .candidates import Candidate, shipped_cost
-from .latency_budget import timing_settings
+from .latency_budget import export_baseline, timing_settings
 from .store import Stage, StageStore, Workplace
 
 TRIED_ONNX = "tried.onnx"
@@ -84,21 +84,24 @@ def export_stage(
         baseline, small = (OnnxModel.from_json(values, folder) for values in rows["models"])
         return (baseline, small), tuple(Variant.from_json(values, folder) for values in rows["variants"])
 
-    return Stage("export", {"network": pruned.key, **more}, work, load)
+    taken = inputs.recipe.measurement.input
+    return Stage("export", {"network": pruned.key, "input": taken, **more}, work, load)
 
 
-def attempt_stage(tried: Candidate, trial: Trial) -> Stage[Attempt]:
+def attempt_stage(inputs: Inputs, tried: Candidate, trial: Trial) -> Stage[Attempt]:
     """Export a try of a search, to be measured for comparison."""
 
+    taken = inputs.recipe.measurement.input
+
     def work(place: Workplace) -> None:
-        model = export_onnx(tried.network, place.folder / TRIED_ONNX, {"what": "tried"})
+        model = export_onnx(tried.network, place.folder / TRIED_ONNX, {"what": "tried"}, input_type=taken)
         write_json(place.folder / "export.json", model.to_json())
 
     def load(folder: Path) -> Attempt:
         model = OnnxModel.from_json(read_json(folder / "export.json"), folder)
         return Attempt(trial.fraction, model, shipped_cost(tried).macs, trial.points)
 
-    return Stage(f"try {trial.fraction:.3f}", {"network": tried.key}, work, load)
+    return Stage(f"try {trial.fraction:.3f}", {"network": tried.key, "input": taken}, work, load)
 
 
 def accuracy_stage(
@@ -147,8 +150,8 @@ def _export(inputs: Inputs, pruned: Candidate, folder: Path) -> tuple[OnnxModel,
         "plan_sha256": sha256_json(plan.to_json()),
     }
     return (
-        export_onnx(inputs.network, folder / BASELINE_ONNX, {"what": "baseline"}),
-        export_onnx(pruned.network, folder / PRUNED_ONNX, done),
+        export_baseline(inputs, folder / BASELINE_ONNX),
+        export_onnx(pruned.network, folder / PRUNED_ONNX, done, input_type=recipe.measurement.input),
     )
 
 
