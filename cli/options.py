@@ -77,6 +77,8 @@ Batches = Annotated[str | None, setting_option(MeasurementSettings, "batches", M
 Provider = Annotated[str | None, setting_option(MeasurementSettings, "provider", MEASUREMENT)]
 Threads = Annotated[int | None, setting_option(MeasurementSettings, "threads", MEASUREMENT)]
 Input = Annotated[str | None, setting_option(MeasurementSettings, "input", MEASUREMENT)]
+LatencyOf = Annotated[str | None, setting_option(MeasurementSettings, "latency_of", MEASUREMENT)]
+TorchTimes = Annotated[bool | None, setting_option(MeasurementSettings, "torch_times", MEASUREMENT, switch=True)]
 CudaGraphs = Annotated[bool | None, setting_option(MeasurementSettings, "cuda_graphs", MEASUREMENT, switch=True)]
 
 RequireDropBelow = Annotated[float | None, setting_option(GateSettings, "require_drop_below", GATES)]

@@ -23,6 +23,7 @@ from ..prune.cost import Cost, CostModel
 from ..prune.locked_share import WORDS, LockedShare
 from ..prune.plan import PruningPlan
 from .inputs import Inputs
+from .recipe.recipe import Recipe
 from .stages.budget import Pruned
 from .stages.candidates import shipped_cost
 from .stages.ranking import Ranked
@@ -42,6 +43,7 @@ class Outcome:
     provider: ProviderChoice
     timings: Mapping[str, float]
     release: Mapping[str, Any] | None = None
+    torch_times: Mapping[str, Any] | None = None
 
     @property
     def plan(self) -> PruningPlan:
@@ -57,9 +59,9 @@ class Outcome:
         """The pruned network in float32 against the baseline, by batch size."""
         return [rows[self.files.pruned - 1] for rows in self.figures.comparisons.values()]
 
-    def speedup(self, batch: int) -> Ratio | None:
-        """The measured speedup at a batch size."""
-        return next((row.ratio for row in self.comparisons if row.batch == batch), None)
+    def speedup(self, batch: int, latency_of: str) -> Ratio | None:
+        """The measured speedup at a batch size, end to end or on the device."""
+        return next((row.meant(latency_of) for row in self.comparisons if row.batch == batch), None)
 
 
 def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
     candidate, files = outcome.pruned.candidate, outcome.files
     shipped = shipped_cost(candidate)
     drop = measure_drop(*outcome.accuracies, inputs.splits.test, recipe.seed)
-    speedup = outcome.speedup(recipe.measurement.latency_batch)
+    speedup = outcome.speedup(recipe.measurement.latency_batch, recipe.measurement.latency_of)
     gates = _gates(inputs, outcome, shipped, drop, speedup)
     search, history = outcome.pruned.search, candidate.history
     report = {
@@ -86,11 +88,12 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
             files.variants, outcome.pruned.attempts, outcome.figures, recipe.measurement.latency_batch
         ),
         "conditions": outcome.figures.conditions,
+        "torch_times": outcome.torch_times,
         "locked": outcome.locks.to_json(),
         "layers": _layer_rows(plan, outcome.ranked.channels.costs),
         "gates": [gate.to_json() for gate in gates],
         "search": search.to_json() if search else None,
-        "latency_budget": _latency(outcome.pruned.latency, speedup),
+        "latency_budget": _latency(outcome.pruned.latency, speedup, recipe.measurement.latency_of),
         "repair": candidate.repairs[-1].to_json(),
         "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in candidate.repairs],
         "history": history.to_json() if history else None,
@@ -118,12 +121,13 @@ def _against(inputs: Inputs) -> str:
 def _gates(inputs: Inputs, outcome: Outcome, shipped: Cost, drop: Drop, speedup: Ratio | None) -> tuple[Gate, ...]:
     return judge(
         inputs.recipe.gates,
-        budget=_budget(outcome, shipped, speedup, inputs.recipe.budget.best_effort),
+        budget=_budget(inputs.recipe, outcome, shipped, speedup),
         drop=drop,
         speedup=speedup,
         onnx_bytes=outcome.files.models[1].onnx_bytes,
         provider=outcome.provider.provider,
         measure=MEASURES[_against(inputs)],
+        latency_of=inputs.recipe.measurement.latency_of,
     )
 
 
@@ -156,6 +160,9 @@ def _comparison(outcome: Outcome, shipped: Cost) -> dict[str, Any]:
             "parameters": before.parameters / shipped.parameters,
             "onnx_bytes": baseline.onnx_bytes / pruned.onnx_bytes,
             "latency": {str(row.batch): asdict(row.ratio) for row in outcome.comparisons},
+            "device_latency": {
+                str(row.batch): asdict(row.device_ratio) for row in outcome.comparisons if row.device_ratio
+            },
         },
         "noise_floor": {str(row.batch): asdict(row.noise_floor) for row in outcome.comparisons},
         "parity": {
@@ -256,8 +263,9 @@ def _consensus_notes(details: Mapping[str, Any]) -> list[str]:
     return [*notes, *(f"{name} was left out: {reason}" for name, reason in details["left out"].items())]
 
 
-def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None, best_effort: bool) -> BudgetCheck:
+def _budget(recipe: Recipe, outcome: Outcome, shipped: Cost, speedup: Ratio | None) -> BudgetCheck:
     """The requested budget against the exported network, including repairs."""
+    best_effort, where = recipe.budget.best_effort, " on the device" * (recipe.measurement.latency_of == "device")
     plan, search, latency = outcome.plan, outcome.pruned.search, outcome.pruned.latency
     if search is not None:
         best = (
@@ -268,8 +276,8 @@ def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None, best_effort:
     if latency is not None and speedup is not None:
         found = latency.judged(1 / speedup.ratio, 1 / speedup.high, 1 / speedup.low)
         meaning = (
-            f"time of model.onnx over baseline.onnx at batch {latency.table.about['batch']}, the surer of the try and the last "
-            f"measurement, at most {100 * TOLERANCE:g}% above the limit"
+            f"time{where} of model.onnx over baseline.onnx at batch {latency.table.about['batch']}, the surer of the try and "
+            f"the last measurement, at most {100 * TOLERANCE:g}% above the limit"
         )
         return BudgetCheck(found, latency.search.asked, latency.search.missed(found), meaning, best_effort)
     left = shipped.of(plan.resource) / plan.before.of(plan.resource)
@@ -280,11 +288,12 @@ def _budget(outcome: Outcome, shipped: Cost, speedup: Ratio | None, best_effort:
     return BudgetCheck(left, plan.fraction, missed, meaning, best_effort)
 
 
-def _latency(outcome: LatencyOutcome | None, speedup: Ratio | None) -> dict[str, Any] | None:
+def _latency(outcome: LatencyOutcome | None, speedup: Ratio | None, latency_of: str) -> dict[str, Any] | None:
     """The requested, planned and tried latencies, and the one measured on the exported file."""
     if outcome is None or speedup is None:
         return None
-    return {**outcome.to_json(), "measured": 1 / speedup.ratio, "low": 1 / speedup.high, "high": 1 / speedup.low}
+    found = {"measured": 1 / speedup.ratio, "low": 1 / speedup.high, "high": 1 / speedup.low}
+    return {**outcome.to_json(), "latency_of": latency_of, **found}
 
 
 def _layer_rows(plan: PruningPlan, costs: CostModel) -> list[dict[str, Any]]:

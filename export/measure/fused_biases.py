@@ -68,6 +68,12 @@ def try_fused_biases(
     return replace(settings, fused=(*settings.fused, *fused)), tuple(found)
 
 
+def chosen_before(settings: TimingSettings, conditions: Mapping[str, Any], paths: Mapping[str, Path]) -> TimingSettings:
+    """The settings with the choice that :func:`timing_conditions` recorded, for files ``paths`` by name."""
+    rows = (conditions.get("cuda") or {"fused_biases": ()})["fused_biases"]
+    return replace(settings, fused=tuple(paths[row["file"]] for row in rows if row["kept"] and row["file"] in paths))
+
+
 def timing_conditions(settings: TimingSettings, trials: Sequence[FusionTrial]) -> Mapping[str, Any]:
     """The settings of a measurement, as a report's ``conditions`` name them; ``cuda`` is None on other providers."""
     cuda = None

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.environment import available_cores
+from ...common.errors import InputError
 from ...network.intervals import median_interval
 from ..runtime.bound_runs import BoundRuns, bind
 from ..runtime.classifier import read_classifier
@@ -75,6 +76,18 @@ class Comparison:
     noise_floor: Ratio
     device_ratio: Ratio | None = None
     sessions: int = 1
+
+    def meant(self, latency_of: str) -> Ratio:
+        """The ratio ``end-to-end`` or of the ``device``.
+
+        Raises:
+            InputError: the device's was not measured.
+        """
+        if latency_of == "end-to-end":
+            return self.ratio
+        if self.device_ratio is None:
+            raise InputError("The latency on the device was not measured. Run again without --resume.")
+        return self.device_ratio
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -176,19 +189,43 @@ def compare_latencies(
         session = settings.session_of(sides[at].path)
         return bind(sides[at], images[at], outputs[at], settings.provider, session)
 
-    samples, sessions = _time_in_turns(opened, len(sides) + 1, settings.seed, progress)
-    measured = [_latency(samples, side, batch, settings.seed) for side in range(len(sides))]
+    return compare_runs(opened, len(sides), batch, settings.seed, progress)
 
-    def against(side: int, ratio: Callable[[Sequence[_Block], int], Ratio]) -> Ratio:
-        found = ratio(samples, side)
-        return found.widened(ratio(samples, len(sides))) if sessions == 1 else found
 
-    floor = _ratio(samples, len(sides))
+def compare_runs(
+    opened: Callable[[int], BoundRuns],
+    sides: int,
+    batch: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> tuple[Comparison, ...]:
+    """Time anything that runs a batch in turns, as :func:`compare_latencies` does with files.
+
+    Args:
+        opened: opens side 0, 1, … anew, or returns what it opened before. Side 0 takes part twice, for the noise floor.
+        pairs: (baseline, other) of each comparison; by default side 0 with every other.
+    """
+    samples, sessions = _time_in_turns(lambda side: opened(side % sides), sides + 1, seed, progress)
+    measured = [_latency(samples, side, batch, seed) for side in range(sides)]
+
+    def against(first: int, side: int, ratio: Callable[[Sequence[_Block], int, int], Ratio]) -> Ratio:
+        found = ratio(samples, side, first)
+        return found.widened(ratio(samples, sides, 0)) if sessions == 1 else found
+
+    floor = _ratio(samples, sides)
     return tuple(
         Comparison(
-            batch, measured[0], measured[side], against(side, _ratio), floor, against(side, _device_ratio), sessions
+            batch,
+            measured[first],
+            measured[side],
+            against(first, side, _ratio),
+            floor,
+            against(first, side, _device_ratio),
+            sessions,
         )
-        for side in range(1, len(sides))
+        for first, side in (pairs or [(0, side) for side in range(1, sides)])
     )
 
 
@@ -293,15 +330,15 @@ def _latency(blocks: Sequence[_Block], side: int, batch: int, seed: int) -> Late
     )
 
 
-def _ratio(blocks: Sequence[_Block], side: int) -> Ratio:
-    """The first side against another."""
-    logs = [block_log_ratio(block.end_to_end[0], block.end_to_end[side]) for block in blocks]
+def _ratio(blocks: Sequence[_Block], side: int, first: int = 0) -> Ratio:
+    """A side, by default the first, against another."""
+    logs = [block_log_ratio(block.end_to_end[first], block.end_to_end[side]) for block in blocks]
     return ratio_of_blocks(np.array(logs))
 
 
-def _device_ratio(blocks: Sequence[_Block], side: int) -> Ratio:
+def _device_ratio(blocks: Sequence[_Block], side: int, first: int = 0) -> Ratio:
     """The same on the device."""
-    logs = [block_log_ratio(block.on_device[0][:, None], block.on_device[side][:, None]) for block in blocks]
+    logs = [block_log_ratio(block.on_device[first][:, None], block.on_device[side][:, None]) for block in blocks]
     return ratio_of_blocks(np.array(logs))
 
 

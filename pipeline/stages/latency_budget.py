@@ -111,7 +111,7 @@ def search_by_latency(candidates: Candidates, timed: TimedLayers, provider: str)
         plan = candidates.plan_to(budget.of(target), label)
         found = candidates.store.run(timing_stage(inputs, plan, timed, provider, label))
         planned = costs.amount("latency", plan.cut) / costs.amount("latency")
-        ratio = found.ratio
+        ratio = found.meant(inputs.recipe.measurement.latency_of)
         return LatencyTry(target, planned, 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low, bool(plan.missed))
 
     searched = search_latency(attempt, budget.latency)

@@ -1,4 +1,4 @@
-"""The main job with other settings of the measurement: pixels as input."""
+"""The main job with other settings of the measurement: pixels as input, latency on the device, times of torch."""
 
 import json
 
@@ -6,6 +6,7 @@ import jsonschema
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from secateur import load_model, prune_and_export
 from secateur.cli.tools.bench import BenchSettings, bench
@@ -22,8 +23,12 @@ QUICK = Recipe().override(page=False, epochs=0, repair="none", rank_by="magnitud
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    recipe = QUICK.override(input="uint8", precisions=("fp32", "int8"))
-    return prune_and_export(recipe, tmp_path_factory.mktemp("pixels") / "out")
+    recipe = QUICK.override(
+        input="uint8", precisions=("fp32", "int8"), torch_times=True, latency_of="device", require_speedup=0.01
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda module, dynamic, mode: module)
+        return prune_and_export(recipe, tmp_path_factory.mktemp("pixels") / "out")
 
 
 def test_every_file_takes_pixels_and_the_report_counts_what_they_classify(run):
@@ -37,6 +42,23 @@ def test_every_file_takes_pixels_and_the_report_counts_what_they_classify(run):
         (scores,) = session.run(None, {"images": test.pixels().numpy()})
         assert row["accuracy"] == np.mean(scores.argmax(1) == test.labels.numpy())
         assert read_metadata(run.folder / row["file"])["input_type"] == "uint8"
+
+
+def test_the_gate_means_the_latency_on_the_device(run):
+    (gate,) = [gate for gate in run.report["gates"] if gate["name"] == "speedup"]
+    assert gate["value"] == run.report["ratios"]["device_latency"]["1"]["low"]
+    assert "on the device" in gate["meaning"]
+    assert run.report["variants"][2]["device_speedup"]["1"] == run.report["ratios"]["device_latency"]["1"]
+
+
+def test_torch_is_timed_beside_the_files(run):
+    found = run.report["torch_times"]
+    assert [(row["runtime"], row["precision"], row["batch"]) for row in found["rows"]] == [
+        (name, "fp32", 1) for name in ("onnxruntime", "torch", "torch.compile")
+    ]
+    assert found["notes"] == []
+    for name in ("report.md", "report.html"):
+        assert "torch, eager" in (run.folder / name).read_text()
 
 
 def test_the_single_command_exports_as_the_recipe_says_or_as_the_option_does(run):
