@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,9 +36,9 @@ from secateur.export.measure.latency import TimingSettings, compare_latencies
 from secateur.export.measure.telemetry import observed_conditions
 from secateur.export.onnx.model import INPUT_NAME, export_onnx
 from secateur.export.onnx.precision import file_name, to_precision
-from secateur.export.runtime import session as runtime
 from secateur.export.runtime.classifier import read_classifier
 from secateur.export.runtime.provider_choice import choose_provider
+from secateur.export.runtime.providers import CUDA_DEFAULTS, CudaOptions
 from secateur.export.runtime.session import node_placement, open_session
 from secateur.network.channels.follow import find_groups
 from secateur.network.images.images import Images, images_from_tensor
@@ -73,7 +73,7 @@ class Condition:
     name: str
     precision: str = ""
     batch: int = 0
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: CudaOptions = CUDA_DEFAULTS
     cuda_graphs: bool = False
     aligned: bool = False
 
@@ -84,8 +84,8 @@ class Condition:
 
 CONDITIONS = (
     Condition("secateur's"),
-    Condition("channels first", "fp16", 64, {"prefer_nhwc": "0"}),
-    Condition("biases fused", "fp16", 64, {"fuse_conv_bias": "1"}, aligned=True),
+    Condition("channels first", "fp16", 64, CudaOptions(channels_last=False)),
+    Condition("biases fused", "fp16", 64, CudaOptions(fused_biases=True), aligned=True),
     Condition("CUDA graphs", "fp16", 1, cuda_graphs=True),
 )
 
@@ -177,8 +177,8 @@ def measure(network: Network, provider: str, precisions: list[str], batches: lis
                         for name, path in zip(networks, paths, strict=True)
                         if not (condition.aligned and "no rounding" in name)
                     }
-                    with mock.patch.dict(runtime.CUDA_OPTIONS, condition.options):
-                        timings = timed(files, network, TimingSettings(provider, 0, condition.cuda_graphs, seed), batch)
+                    settings = TimingSettings(provider, 0, condition.cuda_graphs, seed, condition.options)
+                    timings = timed(files, network, settings, batch)
                     found.append({"precision": precision, "batch": batch, "condition": condition.name, **timings})
                     print(json.dumps(found[-1]), flush=True)
     return {"macs": costs.macs, "parameters": costs.parameters, "macs_left": shares, "latency": found}

@@ -8,7 +8,7 @@ import typer
 from ..common.errors import UsageError
 from ..network.settings import ModelSettings
 from .app import command, observed
-from .options import MODEL, InputShape, Mean, Out, Output, Quiet, Std, Weights, value_of
+from .options import MODEL, Input, InputShape, Mean, Out, Output, Quiet, Std, Weights, value_of
 
 
 @command("export")
@@ -22,6 +22,7 @@ def export_command(
     mean: Mean = None,
     std: Std = None,
     output: Output = None,
+    input: Input = None,
     out: Out = Path("secateur-run"),
     quiet: Quiet = False,
 ) -> None:
@@ -39,7 +40,7 @@ def export_command(
             "--weights, --input-shape, --mean, --std and --output need --model; the run folder has its own."
         )
     console, observer = observed(quiet)
-    for found in export_into(chosen, out, observer):
+    for found in export_into(chosen, out, observer, input):
         console.print(
             f"{found.path}: {found.onnx_bytes} bytes, opset {found.opset}, parity with torch "
             f"{found.parity.max_relative_difference:.1e}",

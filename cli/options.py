@@ -78,6 +78,9 @@ LatencyBatch = Annotated[int | None, setting_option(MeasurementSettings, "latenc
 Batches = Annotated[str | None, setting_option(MeasurementSettings, "batches", MEASUREMENT)]
 Provider = Annotated[str | None, setting_option(MeasurementSettings, "provider", MEASUREMENT)]
 Threads = Annotated[int | None, setting_option(MeasurementSettings, "threads", MEASUREMENT)]
+Input = Annotated[str | None, setting_option(MeasurementSettings, "input", MEASUREMENT)]
+LatencyOf = Annotated[str | None, setting_option(MeasurementSettings, "latency_of", MEASUREMENT)]
+TorchTimes = Annotated[bool | None, setting_option(MeasurementSettings, "torch_times", MEASUREMENT, switch=True)]
 CudaGraphs = Annotated[bool | None, setting_option(MeasurementSettings, "cuda_graphs", MEASUREMENT, switch=True)]
 
 RequireDropBelow = Annotated[float | None, setting_option(GateSettings, "require_drop_below", GATES)]

@@ -9,6 +9,8 @@ from ..common.settings import setting
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino")
 PRECISIONS = ("fp32", "fp16", "int8")
+INPUT_TYPES = ("float32", "uint8")
+LATENCIES = ("end-to-end", "device")
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,8 @@ class MeasurementSettings:
     """How the exported files are measured, and in which precisions besides fp32 they are written.
 
     ``threads`` of an operator on the CPU while latency is measured; 0 for all cores but one, which is left to other processes.
-    ``cuda_graphs``: time replayed CUDA graphs; needs CUDA or TensorRT.
+    ``cuda_graphs``: time replayed CUDA graphs; needs CUDA or TensorRT. ``input``: the type of the files' input.
+    ``latency_of``: whether gates and budgets count the copies to and from the device. ``torch_times``: None for GPUs only.
     """
 
     provider: str = setting("auto", "Execution provider of ONNX Runtime: auto, cpu, cuda, tensorrt or openvino.")
@@ -29,11 +32,24 @@ class MeasurementSettings:
     )
     threads: int = setting(0, "Threads of a session on the CPU while it is timed; 0 for all cores but one.")
     cuda_graphs: bool = setting(False, "Measure latency with replayed CUDA graphs.")
+    input: str = setting(
+        "float32",
+        "What the exported files take: float32, normalised images, or uint8, raw pixels normalised in the file.",
+    )
+    latency_of: str = setting(
+        "end-to-end",
+        "What the speedup gate and a latency budget mean: end-to-end, with the copies to and from the device, or device.",
+    )
+    torch_times: bool | None = setting(
+        None, "Also time the networks in torch, eager and compiled, and on TensorRT; by default on a GPU only."
+    )
 
     def __post_init__(self) -> None:
         check_one_of("provider", self.provider, PROVIDERS)
         check_whole("latency_batch", self.latency_batch, 1)
         check_whole("threads", self.threads, 0)
+        check_one_of("input", self.input, INPUT_TYPES)
+        check_one_of("latency_of", self.latency_of, LATENCIES)
         for size in self.batches:
             check_whole("each of batches", size, 1)
         for name in self.precisions:

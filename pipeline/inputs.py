@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from ..common.environment import choose_device, seed_everything
 from ..common.errors import InputError
 from ..common.progress import Progress, silent
 from ..network.images.images import Images
 from ..network.images.load import check_readable, load_images
+from ..network.images.pictures import eight_bits
 from ..network.images.predicted_labels import label_images
 from ..network.images.splits import Splits, carve_validation
 from ..network.kept_classes import kept_classes, restrict_images, restrict_network
@@ -15,6 +18,9 @@ from ..network.load import load_model, match_classes
 from ..network.network import Network, fingerprint
 from .recipe.recipe import Recipe
 from .stages.store import StageStore
+
+FIRST_PIXELS = 64
+"""So many images of a split show early whether they are pictures of eight bits; every one is checked when it is classified."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ def load_inputs(recipe: Recipe, progress: Progress = silent) -> Inputs:
         if not len(images):
             raise InputError(f"{data}: the {name} split is empty. Add images to it.")
         content[name] = check_readable(images, name, step)
+        if recipe.measurement.input == "uint8":
+            eight_bits(images.pixels(torch.arange(min(len(images), FIRST_PIXELS))))  # the files will be fed the pixels
     return Inputs(
         recipe, network, splits, calibration, device, (*network.notes, *splits.notes), fingerprint(network), content
     )

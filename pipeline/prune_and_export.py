@@ -26,6 +26,7 @@ from .stages.ranking import find_channels, rank
 from .stages.recovering import check_pathway
 from .stages.shipped_files import export_files, measure_files
 from .stages.store import StageStore
+from .stages.torch_times import time_in_torch
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,19 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         page = write_evidence(inputs, ranked, pruned.candidate.plan, store)
         files = export_files(inputs, pruned.candidate, provider, store)
         figures = measure_files(inputs, files, pruned.attempts, provider, store)
+        in_torch = time_in_torch(inputs, pruned.candidate, files, figures.conditions, provider, store)
         pathways = measure_recovery(inputs, pruned.candidate, store)
         outcome = Outcome(
-            ranked, locks, pruned, files, figures, pathways, request.provider, store.timings, request.release
+            ranked,
+            locks,
+            pruned,
+            files,
+            figures,
+            pathways,
+            request.provider,
+            store.timings,
+            request.release,
+            in_torch,
         )
         report = assemble_report(inputs, outcome)
         deliver(out, inputs, ranked, pruned.candidate, files, page, report)

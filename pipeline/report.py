@@ -44,6 +44,7 @@ class Outcome:
     provider: ProviderChoice
     timings: Mapping[str, float]
     release: Mapping[str, Any] | None = None
+    torch_times: Mapping[str, Any] | None = None
 
     @property
     def plan(self) -> PruningPlan:
@@ -59,9 +60,9 @@ class Outcome:
         """The pruned network in float32 against the baseline, by batch size."""
         return [rows[self.files.pruned - 1] for rows in self.figures.comparisons.values()]
 
-    def speedup(self, batch: int) -> Ratio | None:
-        """The measured speedup at a batch size."""
-        return next((row.ratio for row in self.comparisons if row.batch == batch), None)
+    def speedup(self, batch: int, latency_of: str) -> Ratio | None:
+        """The measured speedup at a batch size, end to end or on the device."""
+        return next((row.meant(latency_of) for row in self.comparisons if row.batch == batch), None)
 
 
 def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
     drop = measure_drop(*outcome.accuracies, inputs.splits.test, recipe.seed)
     measurement = recipe.measurement
     batch = measurement.latency_batch
-    speedup = planned_speedup(files, outcome.figures, measurement.planned_precision, batch)
+    speedup = planned_speedup(files, outcome.figures, measurement)
     gates = _gates(inputs, outcome, shipped, drop, speedup)
     variants = variant_rows(files.variants, outcome.figures, inputs.splits.test, recipe.seed)
     first = uncut_notes(variants, 1 / recipe.budget.fraction, batch) if recipe.budget.by_time else []
@@ -90,11 +91,12 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
         "variants": variants,
         "candidates": candidate_rows(files.variants, outcome.pruned.attempts, outcome.figures, batch),
         "conditions": outcome.figures.conditions,
+        "torch_times": outcome.torch_times,
         "locked": outcome.locks.to_json(),
         "layers": _layer_rows(plan, outcome.ranked.channels.costs),
         "gates": [gate.to_json() for gate in gates],
         "search": search.to_json() if search else None,
-        "latency_budget": time_to_json(outcome.pruned.latency, speedup),
+        "latency_budget": time_to_json(outcome.pruned.latency, speedup, measurement.latency_of),
         "repair": candidate.repairs[-1].to_json(),
         "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in candidate.repairs],
         "history": history.to_json() if history else None,
@@ -124,10 +126,11 @@ def _gates(inputs: Inputs, outcome: Outcome, shipped: Cost, drop: Drop, speedup:
         inputs.recipe.gates,
         budget=_budget(inputs, outcome, shipped, speedup),
         drop=drop,
-        speedup=outcome.speedup(inputs.recipe.measurement.latency_batch),
+        speedup=outcome.speedup(inputs.recipe.measurement.latency_batch, inputs.recipe.measurement.latency_of),
         onnx_bytes=outcome.files.models[1].onnx_bytes,
         provider=outcome.provider.provider,
         measure=MEASURES[_against(inputs)],
+        latency_of=inputs.recipe.measurement.latency_of,
     )
 
 
@@ -160,6 +163,9 @@ def _comparison(outcome: Outcome, shipped: Cost) -> dict[str, Any]:
             "parameters": before.parameters / shipped.parameters,
             "onnx_bytes": baseline.onnx_bytes / pruned.onnx_bytes,
             "latency": {str(row.batch): asdict(row.ratio) for row in outcome.comparisons},
+            "device_latency": {
+                str(row.batch): asdict(row.device_ratio) for row in outcome.comparisons if row.device_ratio
+            },
         },
         "noise_floor": {str(row.batch): asdict(row.noise_floor) for row in outcome.comparisons},
         "parity": {
@@ -262,7 +268,7 @@ def _consensus_notes(details: Mapping[str, Any]) -> list[str]:
 
 def _budget(inputs: Inputs, outcome: Outcome, shipped: Cost, speedup: Ratio | None) -> BudgetCheck:
     """The requested budget against the exported network, including repairs."""
-    best_effort, precision = inputs.recipe.budget.best_effort, inputs.recipe.measurement.planned_precision
+    best_effort, measurement = inputs.recipe.budget.best_effort, inputs.recipe.measurement
     plan, search, latency = outcome.plan, outcome.pruned.search, outcome.pruned.latency
     if search is not None:
         best = (
@@ -271,8 +277,8 @@ def _budget(inputs: Inputs, outcome: Outcome, shipped: Cost, speedup: Ratio | No
         meaning = "upper bound of the drop on validation images, points, of the cheapest try within the limit"
         return BudgetCheck(best.high, search.max_drop, search.missed, meaning)
     if latency is not None and speedup is not None:
-        names = [file_name(name, precision) for name in (PRUNED_ONNX, BASELINE_ONNX)]
-        return check_time(latency, speedup, names, best_effort)
+        names = [file_name(name, measurement.planned_precision) for name in (PRUNED_ONNX, BASELINE_ONNX)]
+        return check_time(latency, speedup, names, measurement.latency_of, best_effort)
     left = shipped.of(plan.resource) / plan.before.of(plan.resource)
     missed = plan.missed
     if not missed and left > plan.fraction:

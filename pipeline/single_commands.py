@@ -203,14 +203,23 @@ def recover_into(recipe: Recipe, out: Path, observer: Observer) -> Recovery:
     return Recovery(history, tuple(rows or ()), tuple(out / name for name in (MODEL_FILE, RECOVERY_FILE, *members)))
 
 
-def export_into(model: ModelSettings | None, out: Path, observer: Observer) -> list[OnnxModel]:
-    """Export the run folder's pruned network and its baseline, or one named model."""
+def export_into(
+    model: ModelSettings | None, out: Path, observer: Observer, input_type: str | None = None
+) -> list[OnnxModel]:
+    """Export the run folder's pruned network and its baseline, or one named model.
+
+    Args:
+        input_type: float32 or uint8; by default that of the folder's recipe, float32 for a named model.
+    """
     with locked_folder(out):
         named = [(PRUNED_ONNX, load_model(model))] if model is not None else _pair(out)
+        usual = Recipe().measurement if model is not None else Recipe.read(out / RECIPE_FILE).measurement
+        taken = input_type or usual.input
         found = []
         for name, network in named:
             with observer.stage(name):
-                found.append(export_onnx(network, out / name, {"what": "pruned" if network.cuts else "baseline"}))
+                about = {"what": "pruned" if network.cuts else "baseline"}
+                found.append(export_onnx(network, out / name, about, input_type=taken))
     return found
 
 

@@ -6,36 +6,41 @@ from typing import Any
 from ..export.measure.paired_ratio import Ratio
 from ..export.measure.variants import VariantFigures
 from ..export.report.gates import BudgetCheck
+from ..export.settings import MeasurementSettings
 from ..prune.budget_search.by_latency import TOLERANCE, LatencyOutcome
 from .stages.shipped_files import Files
 
 
-def planned_speedup(files: Files, figures: VariantFigures, precision: str, batch: int) -> Ratio | None:
-    """The pruned network's speedup over the baseline, both in the precision that is planned, at a batch size."""
-    rows = figures.comparisons.get(batch)
+def planned_speedup(files: Files, figures: VariantFigures, how: MeasurementSettings) -> Ratio | None:
+    """The pruned network's speedup over the baseline, both in the precision that is planned, at the batch size of the gates."""
+    rows, precision = figures.comparisons.get(how.latency_batch), how.planned_precision
     if rows is None:
         return None
     places = {variant.name: index for index, variant in enumerate(files.variants)}
-    pruned = rows[places[f"pruned {precision}"] - 1].ratio
+    pruned = rows[places[f"pruned {precision}"] - 1].meant(how.latency_of)
     baseline = places[f"baseline {precision}"]
-    return pruned if baseline == 0 else pruned.over(rows[baseline - 1].ratio)
+    return pruned if baseline == 0 else pruned.over(rows[baseline - 1].meant(how.latency_of))
 
 
-def check_time(latency: LatencyOutcome, speedup: Ratio, files: Sequence[str], best_effort: bool) -> BudgetCheck:
+def check_time(
+    latency: LatencyOutcome, speedup: Ratio, files: Sequence[str], latency_of: str, best_effort: bool
+) -> BudgetCheck:
     """The budget of time against the measured ``speedup``; ``files`` are the names of the pruned file and the baseline's."""
     found = latency.judged(1 / speedup.ratio, 1 / speedup.high, 1 / speedup.low)
+    where = " on the device" if latency_of == "device" else ""
     meaning = (
-        f"time of {files[0]} over {files[1]} at batch {latency.table.about['batch']}, the surer of the try and the last "
+        f"time{where} of {files[0]} over {files[1]} at batch {latency.table.about['batch']}, the surer of the try and the last "
         f"measurement, at most {100 * TOLERANCE:g}% above the limit"
     )
     return BudgetCheck(found, latency.search.asked, latency.search.missed(found), meaning, best_effort)
 
 
-def time_to_json(outcome: LatencyOutcome | None, speedup: Ratio | None) -> dict[str, Any] | None:
+def time_to_json(outcome: LatencyOutcome | None, speedup: Ratio | None, latency_of: str) -> dict[str, Any] | None:
     """The requested, planned and tried latencies, and the one measured on the exported file."""
     if outcome is None or speedup is None:
         return None
-    return {**outcome.to_json(), "measured": 1 / speedup.ratio, "low": 1 / speedup.high, "high": 1 / speedup.low}
+    found = {"measured": 1 / speedup.ratio, "low": 1 / speedup.high, "high": 1 / speedup.low}
+    return {**outcome.to_json(), "latency_of": latency_of, **found}
 
 
 def uncut_notes(rows: Sequence[Mapping[str, Any]], asked: float, batch: int) -> list[str]:

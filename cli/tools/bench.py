@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...common.checks import check_whole
@@ -13,6 +12,7 @@ from ...common.errors import InputError, UsageError
 from ...common.files import sha256_file
 from ...common.progress import Observer
 from ...export.measure.accuracy import MEASURES, Accuracy, Drop, accuracy_of, measure_accuracy, measure_drop
+from ...export.measure.fused_biases import timing_conditions, try_fused_biases
 from ...export.measure.latency import Comparison, TimingSettings, compare_latencies
 from ...export.measure.telemetry import observed_conditions, peak_memory
 from ...export.onnx.model import read_metadata
@@ -95,6 +95,7 @@ class Bench:
             "measure": self.measure,
             "drop": asdict(self.drop) if self.drop else None,
             "speedup": {str(row.batch): asdict(row.ratio) for row in self.comparisons},
+            "device_speedup": {str(row.batch): asdict(row.meant("device")) for row in self.comparisons},
             "noise_floor": {str(row.batch): asdict(row.noise_floor) for row in self.comparisons},
             "provider": self.provider,
             "conditions": self.conditions,
@@ -111,12 +112,15 @@ class Bench:
             rows.append((self.measure, *shares, change))
         rows.append(("bytes", *(str(path.stat().st_size) for path in self.files), ""))
         for row in self.comparisons:
-            both, ratio, floor = (row.baseline, row.pruned), row.ratio, row.noise_floor
-            change = f"{ratio.ratio:.2f}x speedup ({ratio.low:.2f} to {ratio.high:.2f})"
+            both, floor = (row.baseline, row.pruned), row.noise_floor
+            change, on_device = (
+                f"{ratio.ratio:.2f}x speedup ({ratio.low:.2f} to {ratio.high:.2f})"
+                for ratio in (row.ratio, row.meant("device"))
+            )
             rows += [
                 (f"latency, batch {row.batch}", *(f"{one.median_ms:.3f} ms" for one in both), change),
                 ("  95th percentile", *(f"{one.p95_ms:.3f} ms" for one in both), ""),
-                ("  on the device alone", *(f"{one.device_median_ms or 0:.3f} ms" for one in both), ""),
+                ("  on the device alone", *(f"{one.device_median_ms or 0:.3f} ms" for one in both), on_device),
                 ("  images per second", *(f"{one.images_per_second or 0:.0f}" for one in both), ""),
                 ("  first against itself", "", "", f"{floor.ratio:.3f} ({floor.low:.3f} to {floor.high:.3f})"),
             ]
@@ -152,6 +156,7 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
     if settings.data is not None:
         accuracies, drop, measure = _accuracies(sides, shape, settings, choice.provider, observer)
     timing = TimingSettings(choice.provider, settings.threads, settings.cuda_graphs, settings.seed)
+    timing, trials = try_fused_biases([[baseline, pruned]], shape, batches[0], timing)
     comparisons: list[Comparison] = []
     with observed_conditions() as conditions:
         for batch in batches:
@@ -160,13 +165,12 @@ def bench(baseline: Path, pruned: Path, settings: BenchSettings, observer: Obser
     first = batches[0]
     with observer.stage("memory"):
         memory = [peak_memory(path, first, shape, choice.provider, timing.used_threads) for path in (baseline, pruned)]
-        images = np.zeros((first, *shape), np.float32)
-        placement = [node_placement(side.path, choice.provider, side.feed(images)) for side in sides]
+        placement = [node_placement(side.path, choice.provider, side.feed(side.noise(first, shape))) for side in sides]
     for path, nodes in zip((baseline, pruned), placement, strict=True):
         away = sum(nodes.values()) - nodes[choice.provider]
         if away:
             observer.say(f"{away} of the {sum(nodes.values())} nodes of {path.name} do not run on {choice.provider}.")
-    measured = {**conditions.to_json(), "threads": timing.used_threads, "cuda_graphs": timing.cuda_graphs}
+    measured = {**conditions.to_json(), **timing_conditions(timing, trials)}
     return Bench(
         (baseline, pruned),
         choice.provider,
@@ -239,6 +243,8 @@ def _preprocessing(sides: tuple[Classifier, Classifier], shape: Shape, settings:
         if mean is None:
             metadata = read_metadata(side.path)
             mean, std, resize = (metadata.get(name) for name in ("mean", "std", "resize"))
+    if mean is None and all(side.takes_pixels for side in sides):
+        mean, std = (0.0,) * shape[0], (1.0,) * shape[0]  # they normalise by themselves
     if mean is None or std is None:
         raise InputError(f"{sides[0].path} does not declare how its images are normalised. Give --mean and --std.")
     if settings.input_shape is not None or not isinstance(resize, int):

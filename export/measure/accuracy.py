@@ -81,7 +81,8 @@ def measure_accuracy(
     """Classify all images with an ONNX file.
 
     Raises:
-        InputError: the file does not accept these images or outputs another number of classes.
+        InputError: the file does not accept these images (one that takes pixels: images that are not of eight bits), or outputs
+            another number of classes.
 
     Examples:
         >>> import secateur
@@ -98,8 +99,8 @@ def measure_accuracy(
     batch_size = classifier.batch or max(1, min(256, 2**22 // (height * width)))
     predictions = []
     done = 0
-    for batch, _ in images.batches(batch_size):
-        scores = classifier.run(session, batch.numpy())
+    for batch in classifier.batches(images, batch_size):
+        scores = classifier.run(session, batch)
         if scores.shape[1] != len(class_names):
             raise InputError(
                 f"{path} gives {scores.shape} for {len(batch)} images; expected scores of {len(class_names)} classes "

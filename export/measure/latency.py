@@ -10,7 +10,7 @@ their sessions.
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from ...common.environment import available_cores
 from ...common.errors import InputError
 from ...network.intervals import median_interval
 from ..runtime.bound_runs import BoundRuns, bind
-from ..runtime.classifier import Classifier, read_classifier
-from ..runtime.session import SessionSettings, open_session
+from ..runtime.classifier import read_classifier
+from ..runtime.providers import CUDA_DEFAULTS, CudaOptions
+from ..runtime.session import SessionSettings
 from .paired_ratio import Ratio, block_log_ratio, ratio_of_blocks
 
 SECONDS, MIN_BLOCKS, MAX_BLOCKS = 1.3, 8, 30
@@ -76,6 +77,18 @@ class Comparison:
     device_ratio: Ratio | None = None
     sessions: int = 1
 
+    def meant(self, latency_of: str) -> Ratio:
+        """The ratio ``end-to-end`` or of the ``device``.
+
+        Raises:
+            InputError: the device's was not measured.
+        """
+        if latency_of == "end-to-end":
+            return self.ratio
+        if self.device_ratio is None:
+            raise InputError("The latency on the device was not measured. Run again without --resume.")
+        return self.device_ratio
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -96,17 +109,25 @@ class Comparison:
 class TimingSettings:
     """How files are timed. ``threads`` of an operator on the CPU; 0 for all cores but one, which is left to other processes.
 
-    ``cuda_graphs``: time replayed CUDA graphs.
+    ``cuda_graphs``: time replayed CUDA graphs. ``cuda``: options of that provider for all files; ``fused``: the files that run
+    with fused biases besides.
     """
 
     provider: str = "cpu"
     threads: int = 0
     cuda_graphs: bool = False
     seed: int = 0
+    cuda: CudaOptions = CUDA_DEFAULTS
+    fused: tuple[Path, ...] = ()
 
     @property
     def used_threads(self) -> int:
         return self.threads or max(1, available_cores() - 1)
+
+    def session_of(self, path: Path) -> SessionSettings:
+        """The settings of the sessions of a file."""
+        cuda = replace(self.cuda, fused_biases=True) if path in self.fused else self.cuda
+        return SessionSettings(self.used_threads, self.cuda_graphs, cuda)
 
 
 def compare_latency(
@@ -160,26 +181,51 @@ def compare_latencies(
     """
     settings = settings or TimingSettings()
     sides = [read_classifier(path) for path in (baseline, *others)]
-    images = np.random.default_rng(settings.seed).standard_normal((batch, *input_shape), dtype=np.float32)
-    outputs = [_outputs(side, images) for side in sides]
-    session = SessionSettings(settings.used_threads, settings.cuda_graphs)
+    images = [side.noise(batch, input_shape, settings.seed) for side in sides]
+    outputs = [side.outputs(noise) for side, noise in zip(sides, images, strict=True)]
 
     def opened(side: int) -> BoundRuns:
-        return bind(sides[side % len(sides)], images, outputs[side % len(sides)], settings.provider, session)
+        at = side % len(sides)
+        session = settings.session_of(sides[at].path)
+        return bind(sides[at], images[at], outputs[at], settings.provider, session)
 
-    samples, sessions = _time_in_turns(opened, len(sides) + 1, settings.seed, progress)
-    measured = [_latency(samples, side, batch, settings.seed) for side in range(len(sides))]
+    return compare_runs(opened, len(sides), batch, settings.seed, progress)
 
-    def against(side: int, ratio: Callable[[Sequence[_Block], int], Ratio]) -> Ratio:
-        found = ratio(samples, side)
-        return found.widened(ratio(samples, len(sides))) if sessions == 1 else found
 
-    floor = _ratio(samples, len(sides))
+def compare_runs(
+    opened: Callable[[int], BoundRuns],
+    sides: int,
+    batch: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> tuple[Comparison, ...]:
+    """Time anything that runs a batch in turns, as :func:`compare_latencies` does with files.
+
+    Args:
+        opened: opens side 0, 1, … anew, or returns what it opened before. Side 0 takes part twice, for the noise floor.
+        pairs: (baseline, other) of each comparison; by default side 0 with every other.
+    """
+    samples, sessions = _time_in_turns(lambda side: opened(side % sides), sides + 1, seed, progress)
+    measured = [_latency(samples, side, batch, seed) for side in range(sides)]
+
+    def against(first: int, side: int, ratio: Callable[[Sequence[_Block], int, int], Ratio]) -> Ratio:
+        found = ratio(samples, side, first)
+        return found.widened(ratio(samples, sides, 0)) if sessions == 1 else found
+
+    floor = _ratio(samples, sides)
     return tuple(
         Comparison(
-            batch, measured[0], measured[side], against(side, _ratio), floor, against(side, _device_ratio), sessions
+            batch,
+            measured[first],
+            measured[side],
+            against(first, side, _ratio),
+            floor,
+            against(first, side, _device_ratio),
+            sessions,
         )
-        for side in range(1, len(sides))
+        for first, side in (pairs or [(0, side) for side in range(1, sides)])
     )
 
 
@@ -268,19 +314,6 @@ def _sample(run: Callable[[], Any], repeats: int, warm: bool = False) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _outputs(classifier: Classifier, images: NDArray[np.float32]) -> int:
-    """The number of scores that a file outputs per image; found by one run on the CPU if the file leaves it open."""
-    if classifier.batch is not None and classifier.batch != len(images):
-        raise InputError(
-            f"{classifier.path} only accepts batches of {classifier.batch} (got {len(images)}). "
-            "Use that batch size, or export it with a free one."
-        )
-    classifier.sizes(images.shape[1:])
-    if classifier.classes is not None:
-        return classifier.classes
-    return int(classifier.run(open_session(classifier.path, "cpu").session, images).shape[1])
-
-
 def _latency(blocks: Sequence[_Block], side: int, batch: int, seed: int) -> Latency:
     seconds = np.concatenate([block.end_to_end[side].ravel() for block in blocks])
     medians = np.array([np.median(block.end_to_end[side]) for block in blocks])
@@ -297,15 +330,15 @@ def _latency(blocks: Sequence[_Block], side: int, batch: int, seed: int) -> Late
     )
 
 
-def _ratio(blocks: Sequence[_Block], side: int) -> Ratio:
-    """The first side against another."""
-    logs = [block_log_ratio(block.end_to_end[0], block.end_to_end[side]) for block in blocks]
+def _ratio(blocks: Sequence[_Block], side: int, first: int = 0) -> Ratio:
+    """A side, by default the first, against another."""
+    logs = [block_log_ratio(block.end_to_end[first], block.end_to_end[side]) for block in blocks]
     return ratio_of_blocks(np.array(logs))
 
 
-def _device_ratio(blocks: Sequence[_Block], side: int) -> Ratio:
+def _device_ratio(blocks: Sequence[_Block], side: int, first: int = 0) -> Ratio:
     """The same on the device."""
-    logs = [block_log_ratio(block.on_device[0][:, None], block.on_device[side][:, None]) for block in blocks]
+    logs = [block_log_ratio(block.on_device[first][:, None], block.on_device[side][:, None]) for block in blocks]
     return ratio_of_blocks(np.array(logs))
 
 

@@ -15,7 +15,7 @@ from ...common.errors import InputError
 from ...common.files import read_json, sha256_file, sha256_json, write_json
 from ...common.progress import Progress, silent
 from ...prune.cost import CostModel
-from ..runtime.providers import CUDA_OPTIONS, ON_GPU, runtime_packages
+from ..runtime.providers import ON_GPU, CudaOptions, runtime_packages
 from .layer_graphs import empty_graph, layer_graph, overhead_graph
 from .roofline import Roofline, fit_roofline
 from .stopwatch import AT_ONCE, Stopwatch
@@ -56,7 +56,7 @@ class Conditions:
             "batch": self.batch,
             "threads": self.threads,
             "onnxruntime": next(iter(runtime_packages().values()), ""),
-            **({"options": dict(CUDA_OPTIONS)} if on_gpu else {}),
+            **({"options": CudaOptions().to_dict()} if on_gpu else {}),
         }
 
 

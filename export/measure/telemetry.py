@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ..runtime.classifier import noise_images, read_classifier
 from ..runtime.providers import ON_GPU, failure
 
 QUERY = {
@@ -77,8 +76,9 @@ def peak_memory(path: Path, batch: int, input_shape: tuple[int, int, int], provi
 
     Resident memory on the CPU, the driver's used memory on a GPU. None if the system reports neither or the process fails.
     """
-    arguments = [str(path.resolve()), str(batch), ",".join(map(str, input_shape)), provider, str(threads)]
     try:
+        given = "uint8" if read_classifier(path).takes_pixels else "float32"
+        arguments = [str(path.resolve()), given, ",".join(map(str, (batch, *input_shape))), provider, str(threads)]
         done = subprocess.run(
             [sys.executable, "-m", __name__, *arguments],
             capture_output=True,
@@ -92,14 +92,13 @@ def peak_memory(path: Path, batch: int, input_shape: tuple[int, int, int], provi
     return None if found is None else int(found)
 
 
-def _grown(path: Path, batch: int, input_shape: tuple[int, ...], provider: str, threads: int) -> int | None:
+def _grown(path: Path, pixels: bool, shape: tuple[int, ...], provider: str, threads: int) -> int | None:
     """The work of the measured process."""
     from ..runtime.bound_runs import bind
-    from ..runtime.classifier import read_classifier
     from ..runtime.providers import runtime_library
     from ..runtime.session import SessionSettings
 
-    images = np.random.default_rng(0).standard_normal((batch, *input_shape), dtype=np.float32)
+    images = noise_images(shape, pixels)
     runtime_library()
     before = _gpu_used() if provider in ON_GPU else _resident(reset=True)
     if before is None:
@@ -170,9 +169,9 @@ def _number(text: str) -> float | None:
 
 
 def _main(arguments: list[str]) -> None:
-    path, batch, shape, provider, threads = arguments
+    path, given, shape, provider, threads = arguments
     try:
-        found = _grown(Path(path), int(batch), tuple(map(int, shape.split(","))), provider, int(threads))
+        found = _grown(Path(path), given == "uint8", tuple(map(int, shape.split(","))), provider, int(threads))
     except Exception as error:
         print(failure(error), file=sys.stderr)
         raise SystemExit(1) from error

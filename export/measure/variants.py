@@ -125,6 +125,11 @@ def variant_rows(variants: Sequence[Variant], figures: VariantFigures, test: Ima
                     for batch, row in figures.comparisons.items()
                 },
                 "speedup": {str(batch): asdict(row.ratio) for batch, row in against.items() if row is not None},
+                "device_speedup": {
+                    str(batch): asdict(row.device_ratio)
+                    for batch, row in against.items()
+                    if row is not None and row.device_ratio is not None
+                },
                 "peak_memory_bytes": figures.memory[index],
             }
         )

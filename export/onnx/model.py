@@ -15,14 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...common.checks import check_one_of
 from ...common.environment import installed_packages
 from ...common.errors import InputError, SecateurError
 from ...common.files import replacing, sha256_file
 from ...network.hooks import pick_logits
 from ...network.network import Network
 from ..runtime.session import open_session
+from ..settings import INPUT_TYPES
 from .constants import fold_constant_branches
 from .padding import keep_padding_apart
+from .pixels import take_pixels
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
 _CHATTERERS = ("torch.onnx", "torch.fx", "torch._dynamo", "torch.export", "onnxscript", "onnx_ir")
@@ -86,14 +89,18 @@ class _Logits(nn.Module):
         return pick_logits(self.module(images))
 
 
-def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = None) -> OnnxModel:
+def export_onnx(
+    network: Network, path: Path, about: Mapping[str, Any] | None = None, *, input_type: str = "float32"
+) -> OnnxModel:
     """Write the network as one ONNX file with a free batch size, check it, and compare it with torch.
 
-    The input ``images`` is float32 ``[batch, C, H, W]``, normalised as the metadata describe; the output ``logits`` is
-    ``[batch, classes]``. The file contains no path of this machine, and equal networks give equal bytes.
+    The input ``images`` is ``[batch, C, H, W]``: float32, normalised as the metadata describe, or uint8, pixels in 0 to 255
+    that the file normalises. The output ``logits`` is ``[batch, classes]``. The file contains no path of this machine, and
+    equal networks give equal bytes.
 
     Args:
         about: what was done to the network, for the file's metadata, as plain values.
+        input_type: float32 or uint8.
 
     Raises:
         InputError: torch cannot export the network, or its weights are not finite.
@@ -109,10 +116,14 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
     """
     import onnx
 
+    check_one_of("input_type", input_type, INPUT_TYPES)
     model = _to_proto(network)
+    if input_type == "uint8":
+        take_pixels(model, network.preprocessing)
     metadata = {
         "secateur_version": installed_packages().get("secateur", "unknown"),
         "input_shape": list(network.input_shape),
+        "input_type": input_type,
         "mean": list(network.preprocessing.mean),
         "std": list(network.preprocessing.std),
         "resize": network.preprocessing.resize,
@@ -130,7 +141,7 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
             )
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
-    parity = measure_parity(network, path)
+    parity = measure_parity(network, path, input_type=input_type)
     if not parity.max_relative_difference <= max(PARITY_LIMIT, ROUNDINGS * parity.rounding):  # not a number neither
         raise SecateurError(
             f"{path.name} differs from torch by {parity.max_relative_difference:.2e} of the largest score (more than "
@@ -140,26 +151,38 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
     return OnnxModel(path, opset, path.stat().st_size, sha256_file(path), parity)
 
 
-def measure_parity(network: Network, path: Path, batch_sizes: tuple[int, ...] = PARITY_BATCHES) -> Parity:
-    """Compare the file on the CPU with torch at several batch sizes, on seeded noise."""
+def measure_parity(
+    network: Network, path: Path, batch_sizes: tuple[int, ...] = PARITY_BATCHES, *, input_type: str = "float32"
+) -> Parity:
+    """Compare the file on the CPU with torch at several batch sizes, on seeded noise: normal, or random pixels."""
     session = open_session(path, "cpu").session
     worst = 0.0
     for size in batch_sizes:
-        images = network.example(size, seed=size)
+        given, images = _noise(network, size, input_type)
         with torch.no_grad():
             expected = network.logits(images).numpy()
-        (found,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.numpy()})
+        (found,) = session.run([OUTPUT_NAME], {INPUT_NAME: given.numpy()})
         if found.shape != expected.shape:
             raise SecateurError(f"{path.name} gives {found.shape} for {size} images, torch {expected.shape}. A defect.")
         worst = float(np.maximum(worst, _relative_difference(found, expected)))  # keeps what is not a number
-    return Parity(worst, batch_sizes, _rounding(network, batch_sizes) if worst > PARITY_LIMIT else 0.0)
+    return Parity(worst, batch_sizes, _rounding(network, batch_sizes, input_type) if worst > PARITY_LIMIT else 0.0)
 
 
-def _rounding(network: Network, batch_sizes: tuple[int, ...]) -> float:
+def _noise(network: Network, size: int, input_type: str) -> tuple[Tensor, Tensor]:
+    """Seeded noise as the file takes it, and as torch does."""
+    if input_type == "float32":
+        images = network.example(size, seed=size)
+        return images, images
+    generator = torch.Generator().manual_seed(size)
+    pixels = torch.randint(256, (size, *network.input_shape), generator=generator).to(torch.uint8)
+    return pixels, network.preprocessing.normalise(pixels)
+
+
+def _rounding(network: Network, batch_sizes: tuple[int, ...], input_type: str) -> float:
     """The relative difference of class scores in float32 and in float64; 0 where the network knows float32 only."""
     exact, worst = network.copy().module.double(), 0.0
     for size in batch_sizes:
-        images = network.example(size, seed=size)
+        _, images = _noise(network, size, input_type)
         with torch.no_grad():
             try:
                 expected = pick_logits(exact(images.double())).numpy()

@@ -1,6 +1,6 @@
 """Convert an exported float32 file to float16 or int8.
 
-Both keep float32 inputs and outputs and the free batch size, so the files are interchangeable.
+Both keep the input's type, float32 outputs and the free batch size, so the files are interchangeable.
 
 float16: weights and arithmetic, by ONNX Runtime's converter; values beyond float16's range are refused, not clipped.
 Operations that have no float16 form stay in float32.
@@ -36,6 +36,7 @@ from ..runtime.classifier import read_classifier
 from ..runtime.providers import ON_GPU
 from ..runtime.session import open_session
 from .model import forget_origin, read_metadata
+from .pixels import PREFIX
 
 CALIBRATION_BATCH = 32
 _WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -137,7 +138,7 @@ def measure_agreement(network: Network, path: Path, images: Images) -> Agreement
     """
     expected = predict(network.logits, images).numpy()
     classifier, session = read_classifier(path), open_session(path, "cpu").session
-    found = np.concatenate([classifier.run(session, batch.numpy()) for batch, _ in images.batches(48)])
+    found = np.concatenate([classifier.run(session, batch) for batch in classifier.batches(images, 48)])
     if not np.isfinite(found).all():
         raise InputError(f"{path.name} gives NaN or infinity for {int((~np.isfinite(found)).any(1).sum())} images.")
     difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
@@ -166,7 +167,7 @@ def _try_out(path: Path, calibration: Images) -> None:
     try:
         classifier, session = read_classifier(path), open_session(path, "cpu").session
         found = [
-            classifier.run(session, next(iter(calibration.subset(torch.arange(count)).batches(count)))[0].numpy())
+            classifier.run(session, next(classifier.batches(calibration.subset(torch.arange(count)), count)))
             for count in (1, min(8, len(calibration)))
         ]
     except InputError as error:  # the name is that of a temporary file
@@ -256,6 +257,7 @@ def _quantised(source: Path, calibration: Images, symmetric: bool, carefully: bo
             _reader(source, calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_WITH_WEIGHTS) if carefully else None,
+            nodes_to_exclude=[node.name for node in onnx.load(prepared).graph.node if node.name.startswith(PREFIX)],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
@@ -273,7 +275,7 @@ def _reader(source: Path, calibration: Images) -> Any:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches = (classifier.feed(batch.numpy()) for batch, _ in calibration.batches(CALIBRATION_BATCH))
+            self.batches = (classifier.feed(batch) for batch in classifier.batches(calibration, CALIBRATION_BATCH))
 
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(self.batches, None)

@@ -50,11 +50,13 @@ def judge(
     onnx_bytes: int | None,
     provider: str,
     measure: str = "top-1 accuracy",
+    latency_of: str = "end-to-end",
 ) -> tuple[Gate, ...]:
     """Judge all gates that are set, and always the budget.
 
     A drop passes if the upper bound of its confidence interval is below the limit, a speedup if the lower bound reaches it, a
-    size if it is below. Gates that could not be measured do not pass. ``measure`` names the quantity that drops.
+    size if it is below. Gates that could not be measured do not pass. ``measure`` names the quantity that drops,
+    ``latency_of`` what ``speedup`` is of: end-to-end or device.
     """
     missed = BEST_EFFORT if budget.best_effort else FAIL
     verdict = missed if budget.missed else PASS
@@ -72,7 +74,7 @@ def judge(
             )
         )
     if settings.require_speedup is not None:
-        limit = settings.require_speedup
+        limit, where = settings.require_speedup, " on the device" if latency_of == "device" else ""
         verdict = NOT_MEASURED if speedup is None else PASS if speedup.low >= limit else FAIL
         gates.append(
             Gate(
@@ -80,7 +82,7 @@ def judge(
                 speedup.low if speedup else None,
                 limit,
                 verdict,
-                "lower bound of the speedup (baseline time over pruned time); must reach the limit",
+                f"lower bound of the speedup{where} (baseline time over pruned time); must reach the limit",
             )
         )
     if settings.require_size_below is not None:

@@ -11,6 +11,7 @@ from .charts.classes import CLASS_ROWS, class_chart
 from .charts.throughput import speedup_chart, throughput_chart
 from .charts.widths import width_profile
 from .gates import held
+from .tables import device_ratio
 
 Row = dict[str, Any]
 Report = Mapping[str, Any]
@@ -98,6 +99,7 @@ def batch_rows(report: Report) -> list[Row]:
                 "rates": {name: 1e3 * int(batch) / side["median_ms"] for name, side in sides.items()},
                 "ratio": report["ratios"]["latency"][batch],
                 "floor": report["noise_floor"][batch],
+                "device": device_ratio(report, batch),
             }
         )
     return rows

@@ -11,7 +11,17 @@ from .content import Report
 from .gates import BEST_EFFORT, held
 from .model_card import card_view
 from .page_view import headings, page_view
-from .tables import closing_rows, headline, lock_rows, lowest_budgets, pathway_rows, release_rows, variant_cells
+from .tables import (
+    closing_rows,
+    fused_files,
+    headline,
+    lock_rows,
+    lowest_budgets,
+    pathway_rows,
+    release_rows,
+    torch_rows,
+    variant_cells,
+)
 from .wording import count, figure, in_bytes, markdown_cell, markdown_line, milliseconds, points, share
 
 MARKDOWN_BYTES = 60_000
@@ -75,6 +85,8 @@ def _view(report: Report, command: str) -> dict[str, Any]:
         "best_effort": [gate for gate in report["gates"] if gate["verdict"] == BEST_EFFORT],
         "steps": _steps(report["rounds"]),
         "variants": variant_cells(report),
+        "torch_rows": torch_rows(report),
+        "fused": fused_files(report),
         "candidates": report.get("candidates") or (),
         "fronts": {
             name: [row["name"] for row in report.get("candidates") or () if row["on_front"][name]] for name in COSTS

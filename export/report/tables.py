@@ -5,6 +5,7 @@ from typing import Any
 
 from ...prune.locked_share import rounded_up
 from ..measure.accuracy import MEASURES
+from ..runtime.providers import ON_GPU
 from .charts.search_curve import in_points
 from .content import Report
 from .wording import count, in_bytes, milliseconds, points, share, times
@@ -35,15 +36,64 @@ def closing_rows(report: Report) -> list[tuple[str, str, str, str]]:
         ),
     ]
     for batch, ratio in ratios["latency"].items():
+        sides = [side["latency"][batch] for side in (before, after)]
         rows.append(
-            (
-                f"latency, batch {batch}",
-                milliseconds(before["latency"][batch]["median_ms"]),
-                milliseconds(after["latency"][batch]["median_ms"]),
-                f"{ratio['ratio']:.2f}x speedup ({ratio['low']:.2f} to {ratio['high']:.2f})",
-            )
+            (f"latency, batch {batch}", *_times(sides, "median_ms"), f"{_speedup(ratio)} speedup {_interval(ratio)}")
         )
+        if found := device_ratio(report, batch):
+            shown = f"{_speedup(found)} speedup {_interval(found)}"
+            rows.append((f"on the device, batch {batch}", *_times(sides, "device_median_ms"), shown))
     return rows
+
+
+def device_ratio(report: Report, batch: str) -> Mapping[str, float] | None:
+    """The speedup with inputs and outputs kept on the device; None on the CPU, where there are no copies to leave out."""
+    found: Mapping[str, float] | None = report["ratios"].get("device_latency", {}).get(batch)
+    return found if report["provider"] in ON_GPU else None
+
+
+def torch_rows(report: Report) -> list[tuple[str, ...]]:
+    """The table of other runtimes: (runtime, precision, batch, baseline, pruned, speedup, speedup on the device)."""
+    return [
+        (
+            _RUNTIMES[row["runtime"]].format(report["provider"]),
+            row["precision"],
+            str(row["batch"]),
+            *_times([row["baseline"], row["pruned"]], "median_ms"),
+            *(f"{_speedup(row[key])} {_interval(row[key])}" for key in ("speedup", "device_speedup")),
+        )
+        for row in (report.get("torch_times") or {"rows": ()})["rows"]
+    ]
+
+
+def fused_files(report: Report) -> str:
+    """On CUDA, which files were timed with fused biases; empty elsewhere, or if it is not known."""
+    cuda = (report.get("conditions") or {}).get("cuda")
+    if not cuda:
+        return ""
+    kept = [row["file"] for row in cuda["fused_biases"] if row["kept"]]
+    return f"Biases fused (fuse_conv_bias): {', '.join(kept) or 'in no file'}."
+
+
+def _times(sides: Sequence[Mapping[str, Any]], key: str) -> tuple[str, str]:
+    first, second = (milliseconds(side[key]) for side in sides)
+    return first, second
+
+
+def _speedup(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['ratio']:.2f}x"
+
+
+def _interval(ratio: Mapping[str, float]) -> str:
+    return f"({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+_RUNTIMES = {
+    "onnxruntime": "ONNX Runtime, {}",
+    "torch": "torch, eager",
+    "torch.compile": "torch.compile",
+    "tensorrt": "ONNX Runtime, tensorrt",
+}
 
 
 def release_rows(report: Report) -> list[tuple[str, str, str, str]]:
@@ -117,7 +167,7 @@ def variant_cells(report: Report) -> list[tuple[str, ...]]:
                 f"{share(parity['top1_agreement'])} ({parity['max_relative_difference']:.1e})",
                 share(row["accuracy"]),
                 f"{drop['points']:.2f} ({drop['low']:.2f} to {drop['high']:.2f})" if drop else "–",
-                f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f})" if speed else "–",
+                f"{_speedup(speed)} {_interval(speed)}" if speed else "–",
                 "–" if memory is None else in_bytes(memory),
             )
         )

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .classifier import Classifier
@@ -16,8 +15,8 @@ from .session import SessionSettings, open_session
 class BoundRuns:
     """Both run one whole batch and return when it is done.
 
-    ``end_to_end``: input and output arrays on the host. ``on_device``: inputs and outputs stay on the device; on the CPU this
-    saves the allocation of outputs and the checks of inputs.
+    ``end_to_end``: input and output arrays on the host; it returns the class scores ``[n, classes]``. ``on_device``: inputs and
+    outputs stay on the device; on the CPU this saves the allocation of outputs and the checks of inputs.
     """
 
     end_to_end: Callable[[], Any]
@@ -25,7 +24,7 @@ class BoundRuns:
 
 
 def bind(
-    classifier: Classifier, images: NDArray[np.float32], outputs: int, provider: str, settings: SessionSettings
+    classifier: Classifier, images: NDArray[Any], outputs: int, provider: str, settings: SessionSettings
 ) -> BoundRuns:
     """Open a new session for a file and bind the images.
 
@@ -55,7 +54,8 @@ def bind(
         found: NDArray[Any] = scores.numpy()
         return found
 
-    def plainly() -> Any:
-        return session.run([classifier.output_name], feed)
+    def plainly() -> NDArray[Any]:
+        found: NDArray[Any] = session.run([classifier.output_name], feed)[0]
+        return found
 
     return BoundRuns(through_bound_buffers if settings.cuda_graphs else plainly, on_device)

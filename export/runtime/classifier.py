@@ -1,9 +1,9 @@
 """The inputs and outputs of any ONNX classifier: a batch of images in, one row of class scores per image out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +11,21 @@ from numpy.typing import NDArray
 from ...common.errors import InputError
 from .session import open_session
 
+if TYPE_CHECKING:
+    from ...network.images.images import Images
+
 _TYPES: dict[str, type[np.floating[Any]]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
 }
+_INPUT_TYPES: dict[str, type[np.number[Any]]] = {**_TYPES, "tensor(uint8)": np.uint8}
 _IMAGE_CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """The inputs and outputs of a file.
+    """The inputs and outputs of a file. Its images are normalised, or raw pixels in 0 to 255 if its input is uint8.
 
     ``image_shape`` is (channels, height, width), with None for a free size; ``batch`` is the only batch size that it accepts,
     or None; ``channels_last`` means that its input is NHWC. ``classes`` is None if the file leaves it open.
@@ -29,7 +33,7 @@ class Classifier:
 
     path: Path
     input_name: str
-    input_type: type[np.floating[Any]]
+    input_type: type[np.number[Any]]
     image_shape: tuple[int | None, int | None, int | None]
     channels_last: bool
     batch: int | None
@@ -38,12 +42,53 @@ class Classifier:
     classes: int | None
     notes: tuple[str, ...]
 
-    def feed(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the file normalises by itself."""
+        return self.input_type is np.uint8
+
+    def batches(self, images: "Images", size: int) -> Iterator[NDArray[Any]]:
+        """The images in order, ``[n, C, H, W]``, at most ``size`` at once: normalised, or as pixels if the file takes them.
+
+        Raises:
+            InputError: the file takes pixels, and the images are not pictures of eight bits.
+        """
+        import torch  # not at the top: the process that measures memory does without
+
+        from ...network.images.pictures import eight_bits
+
+        for start in range(0, len(images), size):
+            pixels = images.pixels(torch.arange(start, min(start + size, len(images))))
+            yield (eight_bits(pixels) if self.takes_pixels else images.preprocessing.normalise(pixels)).numpy()
+
+    def feed(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Images ``[n, C, H, W]`` in the layout and type of the file's input, by its name."""
+        if self.takes_pixels and images.dtype != np.uint8:
+            raise ValueError(f"{self.path} takes pixels as uint8 (got {images.dtype}); see Classifier.batches.")
         values = images.transpose(0, 2, 3, 1) if self.channels_last else images
         return {self.input_name: np.ascontiguousarray(values, dtype=self.input_type)}
 
-    def run(self, session: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def noise(self, batch: int, input_shape: tuple[int, int, int], seed: int = 0) -> NDArray[Any]:
+        """Seeded noise ``[batch, C, H, W]`` as the file's images: normal, or uniform if it takes pixels."""
+        return noise_images((batch, *input_shape), self.takes_pixels, seed)
+
+    def outputs(self, images: NDArray[Any]) -> int:
+        """The number of scores per image; found by one run on the CPU if the file leaves it open.
+
+        Raises:
+            InputError: the file does not accept these images or this batch size.
+        """
+        if self.batch is not None and self.batch != len(images):
+            raise InputError(
+                f"{self.path} only accepts batches of {self.batch} (got {len(images)}). "
+                "Use that batch size, or export it with a free one."
+            )
+        self.sizes(images.shape[1:])
+        if self.classes is not None:
+            return self.classes
+        return int(self.run(open_session(self.path, "cpu").session, images).shape[1])
+
+    def run(self, session: Any, images: NDArray[Any]) -> NDArray[np.float32]:
         """Class scores ``[n, classes]``; a fixed batch size is filled up with the last image.
 
         Raises:
@@ -84,11 +129,19 @@ class Classifier:
         return channels, height, width
 
 
+def noise_images(shape: tuple[int, ...], pixels: bool, seed: int = 0) -> NDArray[Any]:
+    """Seeded noise: standard normal as float32, or ``pixels`` as uint8."""
+    generator = np.random.default_rng(seed)
+    return (
+        generator.integers(256, size=shape, dtype=np.uint8) if pixels else generator.standard_normal(shape, np.float32)
+    )
+
+
 def read_classifier(path: Path) -> Classifier:
     """Read the inputs and outputs of a file.
 
     Raises:
-        InputError: it is not an ONNX model, its input is not one batch of images, or a type is not floating point.
+        InputError: it is not an ONNX model, its input is not one batch of images, or a type is not supported.
     """
     session = open_session(path, "cpu").session
     inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -98,10 +151,10 @@ def read_classifier(path: Path) -> Classifier:
             f"{path} has {len(inputs)} inputs ({found}); expected one, a batch of images with four dimensions."
         )
     taken = inputs[0]
-    if taken.type not in _TYPES:
+    if taken.type not in _INPUT_TYPES:
         raise InputError(
-            f"{path} takes {taken.type} as {taken.name!r}; float, float16 or double images that are normalised outside of the "
-            "file are expected. Export it without the normalisation in front."
+            f"{path} takes {taken.type} as {taken.name!r}; expected are normalised images as float, float16 or double, or "
+            "pixels as uint8."
         )
     fixed = [size if isinstance(size, int) and size > 0 else None for size in taken.shape]
     channels_last = fixed[1] not in _IMAGE_CHANNELS and fixed[3] in _IMAGE_CHANNELS
@@ -121,7 +174,7 @@ def read_classifier(path: Path) -> Classifier:
     return Classifier(
         path,
         taken.name,
-        _TYPES[taken.type],
+        _INPUT_TYPES[taken.type],
         (fixed[1], fixed[2], fixed[3]),
         channels_last,
         fixed[0],

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -12,10 +13,30 @@ PROVIDERS = {
     "openvino": "OpenVINOExecutionProvider",
 }
 ON_GPU = ("cuda", "tensorrt")
-CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE", "prefer_nhwc": "1"}
-"""The same convolution search for every session, so that two files are timed alike, and channels last for tensor cores."""
 FAILURE_CHARACTERS = 200
 """The most characters of a provider's message that are quoted."""
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """Options of the CUDA provider; all files of a comparison have the same search and layout, so that they are timed alike.
+
+    ``conv_search``: how cuDNN chooses the algorithm of a convolution. ``channels_last``: NHWC, the layout of tensor cores.
+    ``fused_biases``: bias, addition and ReLU in the kernel of their convolution; not every file runs with it, see
+    :mod:`~secateur.export.measure.fused_biases`.
+    """
+
+    conv_search: str = "EXHAUSTIVE"
+    channels_last: bool = True
+    fused_biases: bool = False
+
+    def to_dict(self) -> dict[str, str]:
+        """The options by ONNX Runtime's names; an option that is off by default is left out, since old versions reject it."""
+        fused = {"fuse_conv_bias": "1"} if self.fused_biases else {}
+        return {"cudnn_conv_algo_search": self.conv_search, "prefer_nhwc": str(int(self.channels_last)), **fused}
+
+
+CUDA_DEFAULTS = CudaOptions()
 
 
 @functools.cache

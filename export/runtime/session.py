@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ...common.errors import InputError, MachineError, UsageError
-from .providers import CUDA_OPTIONS, ON_GPU, PROVIDERS, failure, runtime_library
+from .providers import CUDA_DEFAULTS, ON_GPU, PROVIDERS, CudaOptions, failure, runtime_library
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,12 @@ class SessionSettings:
     """How a session runs. ``threads``: of one operator on the CPU, 0 for ONNX Runtime's own choice.
 
     ``cuda_graphs``: the kernels of a run are recorded once and replayed. This needs CUDA or TensorRT, a fixed batch size and
-    fixed addresses of inputs and outputs, so such a session runs only through bound buffers.
+    fixed addresses of inputs and outputs, so such a session runs only through bound buffers. ``cuda``: that provider's options.
     """
 
     threads: int = 0
     cuda_graphs: bool = False
+    cuda: CudaOptions = CUDA_DEFAULTS
 
 
 def open_session(path: Path, provider: str = "cpu", settings: SessionSettings | None = None) -> Runtime:
@@ -107,11 +108,12 @@ def _providers(provider: str, model: bytes | str, settings: SessionSettings) -> 
     """Providers in order with their options."""
     cuda, graphs = PROVIDERS["cuda"], {"enable_cuda_graph": "1"} if settings.cuda_graphs else {}
     if provider == "cuda":
-        return [(cuda, {**CUDA_OPTIONS, **graphs})]
+        return [(cuda, {**settings.cuda.to_dict(), **graphs})]
     if provider == "tensorrt":
         half, quantised = _held(model)
         chosen = {"trt_fp16_enable": half, "trt_int8_enable": quantised, "trt_cuda_graph_enable": settings.cuda_graphs}
-        return [(PROVIDERS["tensorrt"], {name: str(value) for name, value in chosen.items()}), (cuda, CUDA_OPTIONS)]
+        options = {name: str(value) for name, value in chosen.items()}
+        return [(PROVIDERS["tensorrt"], options), (cuda, settings.cuda.to_dict())]
     return [PROVIDERS[provider]]
 
 

@@ -14,6 +14,8 @@ from ...common.errors import InputError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 LARGEST_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
+ROUNDING = 1e-2
+"""How far a pixel times 255 may be from a whole number: float16 pixels still are, other values rarely are by chance."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,24 @@ class Preprocessing:
             picture = picture.crop((left, top, left + width, top + height))
         array = np.asarray(picture, dtype=np.uint8)
         return torch.from_numpy(array.copy()).reshape(height, width, channels).permute(2, 0, 1)
+
+
+def eight_bits(pixels: Tensor) -> Tensor:
+    """Pixels, uint8 or float in [0, 1], as uint8.
+
+    Raises:
+        InputError: float pixels are not multiples of 1/255, so they come from no picture of eight bits.
+    """
+    if pixels.dtype == torch.uint8:
+        return pixels
+    levels = pixels.double() * 255
+    rounded = levels.round()
+    if not bool(((levels - rounded).abs() <= ROUNDING).all() and (rounded >= 0).all() and (rounded <= 255).all()):
+        raise InputError(
+            "These images are not pictures of eight bits: their pixels are not multiples of 1/255 in 0 to 1. Use pictures, or "
+            "files with float32 input."
+        )
+    return rounded.to(torch.uint8)
 
 
 def open_picture(path: Path) -> Image.Image:

@@ -28,7 +28,7 @@ EXAMPLES = {
     "speedup": 1.5, "latency": 0.7, "macs": 0.5, "max_drop": 1.0, "params": 0.5, "size": 0.5,
     "flip": True, "require_drop_below": 1.0, "require_speedup": 1.2, "require_size_below": 10.0,
     "require_provider": "cpu", "evidence_kernels": 16,
-    "target": "layer4", "filters": 64, "filters_per_class": 12.8, "baseline": "release/report.json",
+    "torch_times": True, "target": "layer4", "filters": 64, "filters_per_class": 12.8, "baseline": "release/report.json",
 }  # fmt: skip
 """Example values of settings without a default."""
 

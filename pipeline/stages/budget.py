@@ -47,7 +47,7 @@ def prune_to_budget(
         attempts: list[Attempt] = []
 
         def keep(tried: Candidate, trial: Trial) -> None:
-            attempts.append(store.run(attempt_stage(tried, trial)))
+            attempts.append(store.run(attempt_stage(inputs, tried, trial)))
 
         found, search = search_by_drop(candidates, budget.max_drop, keep)
         shipped = None if search.chosen is None else search.trials[search.chosen].fraction

@@ -10,7 +10,7 @@ from ...export.measure.latency import Comparison, TimingSettings, compare_latenc
 from ...export.measure.latency_table import measure_table
 from ...export.measure.point_times import Conditions
 from ...export.measure.variants import QUANTISATION_IMAGES
-from ...export.onnx.model import export_onnx
+from ...export.onnx.model import OnnxModel, export_onnx
 from ...export.onnx.precision import file_name, to_precision
 from ...network.channels.cut import cut_to_json
 from ...network.network import Network
@@ -73,6 +73,7 @@ def table_stage(inputs: Inputs, channels: Channels, provider: str) -> Stage[tupl
             "source": inputs.recipe.budget.time_model,
             **_calibrated(inputs),
             "environment": describe_environment().to_json(),
+            "input": inputs.recipe.measurement.input,
         },
         work,
         lambda folder: (LatencyTable.load(folder / TABLE), folder / _planned_name(inputs, BASELINE_ONNX)),
@@ -115,7 +116,7 @@ def search_by_latency(candidates: Candidates, timed: TimedLayers, provider: str)
         plan = candidates.plan_to(budget.of(target), label)
         found = candidates.store.run(timing_stage(inputs, plan, timed, provider, label))
         planned = costs.amount("latency", plan.cut) / costs.amount("latency")
-        ratio = found.ratio
+        ratio = found.meant(inputs.recipe.measurement.latency_of)
         return LatencyTry(target, planned, 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low, bool(plan.missed))
 
     searched = search_latency(attempt, budget.fraction)
@@ -141,6 +142,11 @@ def timing_stage(inputs: Inputs, plan: PruningPlan, timed: TimedLayers, provider
     )
 
 
+def export_baseline(inputs: Inputs, path: Path) -> OnnxModel:
+    """Export the original with the recipe's input."""
+    return export_onnx(inputs.network, path, {"what": "baseline"}, input_type=inputs.recipe.measurement.input)
+
+
 def timing_settings(inputs: Inputs, provider: str) -> TimingSettings:
     """How a run's files are timed."""
     how = inputs.recipe.measurement
@@ -159,16 +165,14 @@ def _planned_name(inputs: Inputs, fp32: str) -> str:
 
 
 def _planned_file(inputs: Inputs, network: Network, path: Path, provider: str) -> Path:
-    """A network's file in the precision that is planned."""
-    exported, precision = (
-        export_onnx(network, path, {"what": path.stem}).path,
-        inputs.recipe.measurement.planned_precision,
-    )
-    if precision == "fp32":
+    """A network's file in the precision that is planned, with the recipe's input."""
+    how = inputs.recipe.measurement
+    exported = export_onnx(network, path, {"what": path.stem}, input_type=how.input).path
+    if how.planned_precision == "fp32":
         return exported
     lower = path.with_name(_planned_name(inputs, path.name))
     calibration = inputs.calibration.sample(QUANTISATION_IMAGES, inputs.recipe.seed)
-    to_precision(exported, lower, precision, calibration, provider)
+    to_precision(exported, lower, how.planned_precision, calibration, provider)
     return lower
 
 

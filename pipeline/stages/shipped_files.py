@@ -9,6 +9,7 @@ from ...common.environment import describe_environment
 from ...common.files import read_json, sha256_json, write_json
 from ...common.progress import Progress
 from ...export.measure.accuracy import Accuracy, measure_accuracy
+from ...export.measure.fused_biases import timing_conditions, try_fused_biases
 from ...export.measure.latency import Comparison, compare_latencies
 from ...export.measure.telemetry import observed_conditions, peak_memory
 from ...export.measure.variants import Attempt, Variant, VariantFigures, VariantTask, export_variants
@@ -18,7 +19,7 @@ from ...prune.budget_search.by_drop import Trial
 from ..inputs import Inputs
 from ..run_folder import BASELINE_ONNX, PRUNED_ONNX
 from .candidates import Candidate, shipped_cost
-from .latency_budget import timing_settings
+from .latency_budget import export_baseline, timing_settings
 from .store import Stage, StageStore, Workplace
 
 TRIED_ONNX = "tried.onnx"
@@ -83,21 +84,24 @@ def export_stage(
         baseline, small = (OnnxModel.from_json(values, folder) for values in rows["models"])
         return (baseline, small), tuple(Variant.from_json(values, folder) for values in rows["variants"])
 
-    return Stage("export", {"network": pruned.key, **more}, work, load)
+    taken = inputs.recipe.measurement.input
+    return Stage("export", {"network": pruned.key, "input": taken, **more}, work, load)
 
 
-def attempt_stage(tried: Candidate, trial: Trial) -> Stage[Attempt]:
+def attempt_stage(inputs: Inputs, tried: Candidate, trial: Trial) -> Stage[Attempt]:
     """Export a try of a search, to be measured for comparison."""
 
+    taken = inputs.recipe.measurement.input
+
     def work(place: Workplace) -> None:
-        model = export_onnx(tried.network, place.folder / TRIED_ONNX, {"what": "tried"})
+        model = export_onnx(tried.network, place.folder / TRIED_ONNX, {"what": "tried"}, input_type=taken)
         write_json(place.folder / "export.json", model.to_json())
 
     def load(folder: Path) -> Attempt:
         model = OnnxModel.from_json(read_json(folder / "export.json"), folder)
         return Attempt(trial.fraction, model, shipped_cost(tried).macs, trial.points)
 
-    return Stage(f"try {trial.fraction:.3f}", {"network": tried.key}, work, load)
+    return Stage(f"try {trial.fraction:.3f}", {"network": tried.key, "input": taken}, work, load)
 
 
 def accuracy_stage(
@@ -146,8 +150,8 @@ def _export(inputs: Inputs, pruned: Candidate, folder: Path) -> tuple[OnnxModel,
         "plan_sha256": sha256_json(plan.to_json()),
     }
     return (
-        export_onnx(inputs.network, folder / BASELINE_ONNX, {"what": "baseline"}),
-        export_onnx(pruned.network, folder / PRUNED_ONNX, done),
+        export_baseline(inputs, folder / BASELINE_ONNX),
+        export_onnx(pruned.network, folder / PRUNED_ONNX, done, input_type=recipe.measurement.input),
     )
 
 
@@ -179,8 +183,10 @@ def _measure_latencies(
     inputs: Inputs, files: Files, attempts: Sequence[Attempt], provider: str, folder: Path, progress: Progress
 ) -> None:
     measurement, shape = inputs.recipe.measurement, inputs.network.input_shape
-    settings = timing_settings(inputs, provider)
     first, *others = [variant.file.path for variant in files.variants]
+    settings, trials = try_fused_biases(
+        _alike(files.variants, attempts), shape, measurement.latency_batch, timing_settings(inputs, provider)
+    )
     batches, rows, tries = measurement.measured_batches, {}, []
     with observed_conditions() as conditions:
         for index, batch in enumerate(batches):
@@ -203,13 +209,18 @@ def _measure_latencies(
             "comparisons": rows,
             "attempts": tries,
             "memory": memory,
-            "conditions": {
-                **conditions.to_json(),
-                "threads": settings.used_threads,
-                "cuda_graphs": settings.cuda_graphs,
-            },
+            "conditions": {**conditions.to_json(), **timing_conditions(settings, trials)},
         },
     )
+
+
+def _alike(variants: Sequence[Variant], attempts: Sequence[Attempt]) -> list[list[Path]]:
+    """The files by precision: the baseline has the options of the networks that are compared with it."""
+    groups: dict[str, list[Path]] = {}
+    for variant in variants:
+        groups.setdefault(variant.file.precision, []).append(variant.file.path)
+    groups["fp32"] += [attempt.model.path for attempt in attempts]
+    return list(groups.values())
 
 
 def _latencies(folder: Path) -> Latencies:

@@ -83,8 +83,8 @@ class WidthBook:
         """Equal shares: every group loses the same share of its units, the smallest that meets the budget.
 
         Groups inside blocks come first. Residual streams, which many layers write and read, lose units only once every other
-        group has lost ``INNER_SHARE`` of its own; by time they lose units like the rest. The share is found by bisection; what rounding to aligned widths leaves of
-        the budget is then used to widen groups again.
+        group has lost ``INNER_SHARE`` of its own; by time they lose units like the rest. The share is found by bisection; what
+        rounding to aligned widths leaves of the budget is then used to widen groups again.
         """
         if self.resource == "latency":  # a narrower layer may be slower, so bisection could miss the least effort
             enough = next((kept for kept in self._all_shares() if self.used(kept) <= self.limit), None)

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from secateur.common.files import cache_folder
+from secateur.export.measure import point_times
 from secateur.export.measure.latency_table import FEW, measure_table, widths_to_measure
 from secateur.export.measure.layer_graphs import empty_graph, layer_graph
 from secateur.export.measure.point_times import Conditions
 from secateur.export.measure.stopwatch import SessionStopwatch
 from secateur.export.measure.timed_calls import read_calls
 from secateur.export.onnx.model import export_onnx
-from secateur.export.runtime import session as runtime
+from secateur.export.runtime.providers import CudaOptions
 from secateur.network.channels.follow import find_groups
 from secateur.prune.cost import measure_cost
 
@@ -132,7 +133,7 @@ def test_another_batch_or_device_shares_nothing(measured, tmp_path, monkeypatch)
 
 def test_other_options_of_a_provider_are_another_measurement(monkeypatch):
     before = {provider: Conditions(provider, 1).about() for provider in ("cuda", "cpu")}
-    monkeypatch.setitem(runtime.CUDA_OPTIONS, "prefer_nhwc", "0")
+    monkeypatch.setattr(point_times, "CudaOptions", lambda: CudaOptions(channels_last=False))
     assert Conditions("cuda", 1).about() != before["cuda"]
     assert Conditions("cpu", 1).about() == before["cpu"]
 

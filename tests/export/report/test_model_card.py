@@ -57,9 +57,10 @@ def test_yaml_is_read_back(value):
     assert yaml.safe_load(yaml_of(value)) == value
 
 
-def test_the_code_of_the_card_classifies_as_the_network_does(card, tmp_path):
+@pytest.mark.parametrize("input_type", ["float32", "uint8"])
+def test_the_code_of_the_card_classifies_as_the_network_does(card, tmp_path, input_type):
     network = load_model(ModelSettings("digits"))
-    export_onnx(network, tmp_path / "model.onnx")
+    export_onnx(network, tmp_path / "model.onnx", input_type=input_type)
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     (tmp_path / "classify.py").write_text(code, encoding="utf-8")
     test = load_images("digits", network.preprocessing, seed=0).test

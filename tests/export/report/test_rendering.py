@@ -1,11 +1,14 @@
 """The report page as a browser shows it: from disk, by keyboard, at every width, on paper; and its links."""
 
+import copy
 import re
 
+import jsonschema
 import pytest
 
 from secateur.export.report.page_view import class_rows, headings, layer_rows
-from secateur.export.report.rendering import to_html
+from secateur.export.report.rendering import to_html, to_markdown
+from secateur.export.report.tables import closing_rows
 
 FOCUSED = "document.activeElement && (document.activeElement.getAttribute('href') || document.activeElement.tagName)"
 
@@ -82,3 +85,49 @@ def test_older_reports_without_intervals_are_drawn_too(report):
     text = to_html(report)
     assert "Images per second" in text
     assert class_rows(report)[0]["interval"] is None
+
+
+def test_a_report_of_a_gpu_shows_the_device_the_options_and_other_runtimes(report, schema_of_reports):
+    ratio = {"ratio": 1.7, "low": 1.6, "high": 1.8}
+    sides = [{"median_ms": ms, "p95_ms": ms, "samples": 9} for ms in (3.0, 2.0)]
+    made = copy.deepcopy(dict(report))
+    made["provider"], made["ratios"]["device_latency"] = "cuda", {"1": ratio}
+    for side, ms in (("baseline", 0.9), ("pruned", 0.5)):
+        made[side]["latency"]["1"]["device_median_ms"] = ms
+    tried = {"difference": 1e-3, "speedup": 1.04, "problem": "", "kept": True}
+    nothing = dict.fromkeys(("cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz", "gpu_watts", "gpu_celsius"))
+    made["conditions"] = {
+        "before": nothing,
+        "after": nothing,
+        "package_watts": None,
+        "threads": 1,
+        "cuda_graphs": False,
+        "cuda": {
+            "options": {"prefer_nhwc": "1"},
+            "fused_biases": [{"file": "model.onnx", **tried}, {"file": "model-int8.onnx", **tried, "kept": False}],
+        },
+    }
+    row = {"precision": "fp16", "batch": 64, "baseline": sides[0], "pruned": sides[1]}
+    row |= {"speedup": ratio, "device_speedup": ratio}
+    made["torch_times"] = {
+        "rows": [{"runtime": name, **row} for name in ("onnxruntime", "torch", "torch.compile", "tensorrt")],
+        "notes": ["torch.compile, fp32, batch 1: <no> compiler"],
+    }
+    for name in ("conditions", "torch_times"):
+        jsonschema.validate(made[name], {"$defs": schema_of_reports["$defs"], **schema_of_reports["properties"][name]})
+    assert ("on the device, batch 1", "0.900 ms", "0.500 ms", "1.70x speedup (1.60 to 1.80)") in closing_rows(made)
+    for text in (to_markdown(made), to_html(made)):
+        for words in (
+            "ONNX Runtime, cuda",
+            "torch, eager",
+            "torch.compile",
+            "ONNX Runtime, tensorrt",
+            "1.70x (1.60 to 1.80)",
+        ):
+            assert words in text
+        assert "in no file" not in text
+        assert "<no>" not in text
+    assert "Biases fused (fuse_conv_bias): model.onnx." in to_html(made)
+    assert "on the device" not in to_html({**made, "provider": "cpu", "torch_times": None}), (
+        "there is nothing to leave out"
+    )

@@ -48,6 +48,7 @@ def parsed(monkeypatch, tmp_path):
         {"latency": 0.7, "latency_batch": 1},
         {"precisions": ("fp32", "int8"), "batches": (1, 8), "threads": 3},
         {"provider": "cuda", "cuda_graphs": True},
+        {"input": "uint8", "latency_of": "device", "torch_times": False},
         {"page": False, "evidence_images": 3, "misclassified": 2, "evidence_kernels": 9},
         {"baseline": "old/report.json", "allow_size_regression": 0.0, "baseline_latency": False},
     ],
