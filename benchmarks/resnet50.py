@@ -249,14 +249,14 @@ def show(about: str, found: dict[str, Any]) -> None:
                 name,
                 f"{found['macs_left'][name]:.3f}",
                 f"{one['median_ms']:.3f}",
-                _ratio(one.get("speedup")),
-                _ratio(one.get("device_speedup")),
-                "" if "speedup" in one else _ratio(part["noise_floor"]),
+                ratio_text(one.get("speedup")),
+                ratio_text(one.get("device_speedup")),
+                "" if "speedup" in one else ratio_text(part["noise_floor"]),
             )
     Console(width=170).print(table)
 
 
-def _ratio(values: dict[str, float] | None) -> str:
+def ratio_text(values: dict[str, float] | None) -> str:
     return f"{values['ratio']:.3f} ({values['low']:.3f} to {values['high']:.3f})" if values else ""
 
 

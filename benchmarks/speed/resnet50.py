@@ -1,0 +1,243 @@
+"""The shape of ResNet-50 planned by time: python -m benchmarks.speed.resnet50 [--provider auto] [--speedup 1.7]
+
+Latency depends on widths alone, so the weights are seeded noise and accuracy is not measured. Secateur's plan takes the cut
+that the table of the device's times says is as fast as asked with the most MACs left: early identity blocks may go, and all
+other widths, residual streams too, lose an equal share, rounded to 32. It is timed and planned again until the speed is met.
+torch-pruning's cuts are those of equal MACs, by its own rounding and by others. Every file is timed in six sessions or more.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import resnet50
+from secateur import __version__
+from secateur.common.environment import describe_environment
+from secateur.common.files import write_json
+from secateur.explain.ranking import rank_kernels
+from secateur.explain.scores import RankingTask
+from secateur.explain.unit_scores import score_units
+from secateur.export.measure import latency
+from secateur.export.measure.fused_biases import try_fused_biases
+from secateur.export.measure.latency import TimingSettings, compare_latencies
+from secateur.export.measure.latency_table import measure_table
+from secateur.export.measure.point_times import Conditions
+from secateur.export.measure.telemetry import observed_conditions
+from secateur.export.onnx.model import export_onnx
+from secateur.export.onnx.precision import file_name, to_precision
+from secateur.export.runtime.provider_choice import choose_provider
+from secateur.network.channels.cut import cut_of
+from secateur.network.channels.follow import find_groups
+from secateur.network.network import Network
+from secateur.prune import surgery
+from secateur.prune.budget_search.by_latency import LatencyTry, search_latency
+from secateur.prune.cost import CostModel, measure_cost
+from secateur.prune.plan import PruningPlan
+from secateur.prune.settings import BudgetSettings
+from secateur.prune.widths.width_book import WidthBook
+
+RESULTS = Path(__file__).parents[1] / "results" / "speed-resnet50.json"
+SESSIONS, SIDE_SECONDS = 6, 0.6
+ROUND_TO, FEWEST_MACS, MOST_BLOCKS, STEPS = 32, 0.5, 8, 64
+PEERS = (8, 32, 64)
+
+
+class Shapes:
+    """Plans of one network by the table of its times."""
+
+    def __init__(self, network: Network, costs: CostModel) -> None:
+        self.network, self.costs = network, costs
+        self.groups = find_groups(network.module, network.example(2))
+        self.units = score_units(
+            self.groups, rank_kernels(RankingTask(network, resnet50.noise(network, 1)), "magnitude")
+        )
+
+    def plan(self, target: float) -> PruningPlan:
+        """The plan with the most MACs left whose time is at most ``target`` of the whole's by the table."""
+        book = WidthBook(self.groups, self.units, self.costs, BudgetSettings(latency=target, round_to=ROUND_TO))
+        best: tuple[int, dict[str, tuple[int, ...]]] | None = None
+        for blocks in range(MOST_BLOCKS + 1):
+            gone = self._blocks(book)[:blocks]
+            for step in range(STEPS):
+                kept = {name: self._width(whole, 1 - step / STEPS) for name, whole in book.whole.items()}
+                kept.update(dict.fromkeys((name for block in gone for name in block), 0))
+                if book.used(kept) > book.limit:
+                    continue
+                removed = book.removed(kept)
+                macs = self.costs.of_cut(cut_of(self.groups, removed)).macs
+                if best is None or macs > best[0]:
+                    best = macs, removed
+                break
+        assert best is not None
+        cut = cut_of(self.groups, best[1])
+        return PruningPlan("latency", target, self.costs.whole, self.costs.of_cut(cut), "", (), cut)
+
+    def blocks_gone(self, plan: PruningPlan) -> list[str]:
+        """The residual blocks that a plan removes whole."""
+        lost = {layer for layer, part in plan.cut.items() if part.out_width and len(part.out_removed) == part.out_width}
+        return sorted({group.branch for group in self.groups if group.branch and group.members[0].layer in lost})
+
+    def _blocks(self, book: WidthBook) -> list[list[str]]:
+        """The identity blocks, those first that take the most time for their MACs."""
+        found = []
+        for branch in dict.fromkeys(group.branch for group in self.groups if group.branch):
+            names = [group.name for group in self.groups if group.branch == branch and group.name in book.whole]
+            if ".0." in branch:  # its shortcut is a convolution
+                continue
+            ms = book.saved(book.whole, dict.fromkeys(names, 0))
+            units = {name: range(book.whole[name]) for name in names}
+            macs = self.costs.whole.macs - self.costs.of_cut(cut_of(self.groups, units)).macs
+            found.append((ms / macs, names))
+        return [names for _, names in sorted(found, reverse=True)]
+
+    @staticmethod
+    def _width(whole: int, share: float) -> int:
+        return min(whole, max(min(ROUND_TO, whole), ROUND_TO * round(whole * share / ROUND_TO)))
+
+
+@contextmanager
+def many_sessions() -> Iterator[None]:
+    """Timings in which every file has ``SESSIONS`` sessions, however long these take to open."""
+    changes = {"PATIENCE": 1e9, "MIN_BLOCKS": SESSIONS, "MAX_BLOCKS": SESSIONS, "SECONDS": SIDE_SECONDS, "LONGER": 0.0}
+    with mock.patch.multiple(latency, **changes):
+        yield
+
+
+def measure(network: Network, provider: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Plan on the device, then time all files at every batch size."""
+    precision, batch, costs = arguments.precision, arguments.batch, measure_cost(network)
+    settings = TimingSettings(provider, seed=arguments.seed)
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+
+        def exported(one: Network, name: str, *, clean: bool = True) -> Path:
+            path = export_onnx(one, folder / f"{name}.onnx", clean=clean).path
+            if precision == "fp32":
+                return path
+            lower = path.with_name(file_name(path.name, precision))
+            to_precision(path, lower, precision, resnet50.noise(network, 2), provider)
+            return lower
+
+        whole = exported(network, "whole")
+        start = time.perf_counter()
+        conditions = Conditions(provider, batch, settings.used_threads if provider == "cpu" else 0, precision)
+        table = measure_table(
+            network, find_groups(network.module, network.example(2)), costs, whole, conditions, ROUND_TO
+        )
+        table_seconds = time.perf_counter() - start
+        print(f"table: {table.measured_points} points in {table_seconds:.0f} s", flush=True)
+        shapes, plans = Shapes(network, replace(costs, times=table)), {}
+
+        def attempt(target: float) -> LatencyTry:
+            plan = plans[target] = shapes.plan(target)
+            file = exported(surgery.cut(network, plan), f"try-{target:.3f}")
+            tried, _ = try_fused_biases([[whole, file]], network.input_shape, batch, settings)
+            (found,) = compare_latencies(whole, [file], network.input_shape, batch, tried)
+            ratio = found.device_ratio or found.ratio
+            print(f"target {target:.3f}: {ratio} with {plan.after.macs / costs.whole.macs:.3f} of the MACs", flush=True)
+            return LatencyTry(target, target, 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low)
+
+        searched = search_latency(attempt, 1 / arguments.speedup)
+        chosen = plans[searched.best.target]
+        networks = {f"secateur, --speedup {arguments.speedup:g}": surgery.cut(network, chosen)}
+        networks |= {f"torch-pruning, round_to {size}": resnet50.peers_cut(network, size) for size in PEERS}
+        files = {"whole": whole, "whole, as torch exports it": exported(network, "plain", clean=False)}
+        files |= {name: exported(one, f"cut-{index}") for index, (name, one) in enumerate(networks.items())}
+        rows = []
+        for size, graphs in ((batch, False), (1, True)):
+            how = replace(settings, cuda_graphs=graphs and provider == "cuda")
+            for fused in (False, True) if provider == "cuda" else (False,):
+                rows.append(_timed(files, network, size, how, fused=fused))
+                print(json.dumps(rows[-1]), flush=True)
+    return {
+        "precision": precision,
+        "macs": costs.whole.macs,
+        "macs_left": {name: measure_cost(one).whole.macs / costs.whole.macs for name, one in networks.items()},
+        "blocks_gone": shapes.blocks_gone(chosen),
+        "table": {"points": table.measured_points, "seconds": table_seconds},
+        "search": searched.to_json(),
+        "latency": rows,
+    }
+
+
+def _timed(
+    files: Mapping[str, Path], network: Network, batch: int, how: TimingSettings, *, fused: bool
+) -> dict[str, Any]:
+    names, paths = list(files), list(files.values())
+    trials: Sequence[Any] = ()
+    if fused:
+        how, trials = try_fused_biases([paths], network.input_shape, batch, how)
+    with observed_conditions() as conditions, many_sessions():
+        found = compare_latencies(paths[0], paths[1:], network.input_shape, batch, how)
+    return {
+        "batch": batch,
+        "cuda_graphs": how.cuda_graphs,
+        "fused_biases": [asdict(trial) for trial in trials],
+        "sessions": found[0].sessions,
+        "whole": asdict(found[0].baseline),
+        "noise_floor": asdict(found[0].noise_floor),
+        "conditions": conditions.to_json(),
+        "files": {
+            name: {
+                **asdict(one.pruned),
+                "speedup": asdict(one.ratio),
+                "device_speedup": asdict(one.device_ratio) if one.device_ratio else None,
+            }
+            for name, one in zip(names[1:], found, strict=True)
+        },
+    }
+
+
+def show(about: str, found: Mapping[str, Any]) -> None:
+    """Speedups of all files."""
+    table = Table(title=f"ResNet-50 against the whole, {found['precision']}, on {about}")
+    for name in ("batch", "options", "file", "MACs", "ms", "times as fast", "on the device"):
+        table.add_column(name)
+    for row in found["latency"]:
+        options = f"{'CUDA graphs ' * row['cuda_graphs']}{'biases fused' * bool(row['fused_biases'])}"
+        for name, one in row["files"].items():
+            macs = found["macs_left"].get(name, 1.0)
+            shown = [resnet50.ratio_text(one[key]) for key in ("speedup", "device_speedup")]
+            table.add_row(str(row["batch"]), options, name, f"{macs:.3f}", f"{one['median_ms']:.3f}", *shown)
+    Console(width=170).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--provider", default="auto")
+    parser.add_argument("--precision", default="fp16")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--speedup", type=float, default=1.7)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    environment = describe_environment().to_json()
+    provider = choose_provider(arguments.provider).provider
+    network = resnet50.whole_network(None, arguments.size, arguments.seed)
+    found = measure(network, provider, arguments)
+    device = environment["processor"] if provider == "cpu" else environment["gpu"]
+    kept = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    about = {
+        "secateur_version": __version__,
+        "environment": environment,
+        "seed": arguments.seed,
+        "weights": "seeded noise",
+    }
+    kept[f"{device}, {provider}"] = {**about, **found}
+    write_json(arguments.results, kept)
+    show(f"{device}, {provider}", found)
+
+
+if __name__ == "__main__":
+    main()
