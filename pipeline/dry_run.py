@@ -15,7 +15,7 @@ from ..network.channels.group import ChannelGroup
 from ..network.hooks import frozen, pick_logits
 from ..prune.cost import CostModel
 from ..prune.locked_share import WORDS, LockedShare, group_shares
-from ..prune.widths.measure_sensitivity import LIVE_MAPS, MEMORY_BYTES, SHARES
+from ..prune.widths.trial_images import LIVE_MAPS, MEMORY_BYTES, SHARES
 from ..prune.widths.width_book import alignment
 from .inputs import Inputs, load_inputs
 from .locks import locks_of, refusal
