@@ -15,7 +15,7 @@ from ..network.channels.group import ChannelGroup
 from ..network.hooks import frozen, pick_logits
 from ..prune.cost import CostModel
 from ..prune.locked_share import WORDS, LockedShare, group_shares
-from ..prune.widths.measure_sensitivity import LIVE_MAPS, MEMORY_BYTES, SHARES
+from ..prune.widths.trial_images import LIVE_MAPS, MEMORY_BYTES, SHARES
 from ..prune.widths.width_book import alignment
 from .inputs import Inputs, load_inputs
 from .locks import locks_of, refusal
@@ -27,8 +27,9 @@ QUICK_RANKERS = ("gap", "taylor")
 """Rankers that take one forward and one backward pass over the calibration set."""
 FORWARD_AND_BACKWARD, TRAINING_STEP = 3.0, 4.0
 """The cost of a quick ranker, and of a step of fine-tuning with its teacher, in forward passes."""
-TRIAL, EVIDENCE = 0.45, 8.0
-"""The cost of one trial of the sensitivities, and of the evidence page, in passes over the calibration set."""
+TRIAL, BRANCH_TRIAL, EVIDENCE = 0.45, 2.0, 8.0
+"""The cost of one trial of the sensitivities, of one of a whole branch, and of the evidence page, in passes over the
+calibration set."""
 REPAIR_PASSES = {"none": 0.0, "mean": 1.0, "bn": 2.0, "reconstruct": 12.0, "distill": 60.0}
 EXPORT_SECONDS, EXPORT_SECONDS_A_LAYER = 2.0, 0.15
 LATENCY_SECONDS, RUNS_TIMED = 4.2, 60
@@ -186,12 +187,13 @@ def _estimates(inputs: Inputs, channels: Channels, pace: _Pace) -> list[tuple[st
     a_pass = pace.forward_s * len(inputs.calibration)
     rounds = recipe.budget.rounds
     free = sum(not group.locked for group in channels.groups)
-    trials = len(SHARES) * free if recipe.budget.allocation == "sensitivity" else 0
+    branches = len({group.branch for group in channels.groups if group.branch})
+    trials = TRIAL * len(SHARES) * free + BRANCH_TRIAL * branches if recipe.budget.allocation == "sensitivity" else 0.0
     repair = REPAIR_PASSES[recipe.repair.repair] * a_pass
     members = members_of(recipe.ranking.rank_by)
     rows: list[tuple[str, float | None]] = [
         ("explain", _ranking_seconds(recipe.ranking.rank_by, rounds * a_pass)),
-        ("sensitivity", rounds * trials * TRIAL * a_pass),
+        ("sensitivity", rounds * trials * a_pass),
         ("plan", rounds * len(members) * repair if len(members) > 1 else 0.0),
         ("repair", rounds * repair),
         ("recover", recipe.recovery.epochs * len(splits.train) * TRAINING_STEP * pace.forward_s),

@@ -230,10 +230,15 @@ def ranking_notes(scores: KernelScores) -> list[str]:
 
 
 def order_notes(plan: PruningPlan) -> list[str]:
-    """The order of a consensus that the plan follows, the divergence measured for each, and the number of groups that each
-    decides.
+    """The whole branches that the plan removes; the order of a consensus that it follows, the divergence measured for each, and
+    the number of groups that each decides.
     """
     notes = []
+    if found := plan.branches:
+        notes.append(
+            f"{len(found.names)} whole branches are removed: {', '.join(found.names)}. Measured together they lose "
+            f"{found.together_nats:.3g} nats, one by one {found.sum_nats:.3g} in sum; plans made: {found.plans}."
+        )
     if plan.tried:
         measured = ", ".join(f"{order} {value:.3g}" for order, value in plan.tried.items())
         notes.append(

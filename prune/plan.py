@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,23 @@ class GroupPlan:
 
 
 @dataclass(frozen=True)
+class WholeBranches:
+    """The whole branches that a plan removes, and the loss of removing them all, with everything else uncut.
+
+    Attributes:
+        names: the branches, each named by its last layer.
+        together_nats: the loss measured with all of them removed.
+        sum_nats: the sum of the losses measured with one of them removed.
+        plans: the number of plans that were made, each but the first with losses corrected by what was measured together.
+    """
+
+    names: tuple[str, ...]
+    together_nats: float
+    sum_nats: float
+    plans: int
+
+
+@dataclass(frozen=True)
 class PruningPlan:
     """What to cut.
 
@@ -69,6 +86,7 @@ class PruningPlan:
         order: for a consensus of rankings, the one whose order this plan uses.
         tried: for a consensus, the measured divergence in nats of the cut of every order
             (:func:`~secateur.prune.widths.ranking_choice.best_plan`).
+        branches: the loss of the whole branches that it removes, if that was measured.
     """
 
     resource: str
@@ -81,6 +99,7 @@ class PruningPlan:
     latency_table: str = ""
     order: str = ""
     tried: Mapping[str, float] = field(default_factory=dict)
+    branches: WholeBranches | None = None
 
     def revised(self, groups: Sequence[ChannelGroup], costs: CostModel) -> "PruningPlan":
         """The plan with ``cut`` and costs computed again from ``removed`` of each group, which may have been edited by hand.
@@ -104,7 +123,7 @@ class PruningPlan:
             for group in self.groups
             if group.name in by_name
         )
-        return replace(self, cut=cut, after=after, missed=missed, groups=rows)
+        return replace(self, cut=cut, after=after, missed=missed, groups=rows, branches=None)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -118,6 +137,7 @@ class PruningPlan:
             "cut": cut_to_json(self.cut),
             **({"latency_table": self.latency_table} if self.latency_table else {}),
             **({"order": self.order, "tried": dict(self.tried)} if self.order else {}),
+            **({"branches": asdict(self.branches)} if self.branches else {}),
         }
 
     def save(self, path: Path) -> None:
@@ -158,6 +178,7 @@ class PruningPlan:
                 values.get("latency_table", ""),
                 values.get("order", ""),
                 values.get("tried", {}),
+                _branches_from_json(values.get("branches")),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
@@ -188,6 +209,10 @@ def _group_to_json(group: GroupPlan) -> dict[str, Any]:
         "locked": group.locked,
         **({"rounds": list(group.rounds)} if group.rounds else {}),
     }
+
+
+def _branches_from_json(values: dict[str, Any] | None) -> WholeBranches | None:
+    return WholeBranches(**{**values, "names": tuple(values["names"])}) if values else None
 
 
 def _without(values: dict[str, Any], key: str) -> dict[str, Any]:

@@ -55,7 +55,9 @@ def combine(
             f"{earlier.resource} {fraction:g} was asked for; after {number} rounds, with every group at its narrowest, "
             f"{used:.3f} is left. Locked groups, and one aligned step of every other, are never removed."
         )
-    return PruningPlan(earlier.resource, fraction, earlier.before, after, missed, with_savings, cut)
+    return PruningPlan(
+        earlier.resource, fraction, earlier.before, after, missed, with_savings, cut, branches=step.branches
+    )
 
 
 def _merged(first: GroupPlan, second: GroupPlan | None, number: int, made: bool) -> GroupPlan:

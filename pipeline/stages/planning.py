@@ -1,7 +1,7 @@
 """The stage that plans one cut: which units to remove, by each order of the ranking, and which order to use."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from ...prune.planning import keep_all, obstacle, plan_pruning
 from ...prune.repair.judging import judging
 from ...prune.rounds import combine
 from ...prune.settings import BudgetSettings
+from ...prune.widths.branch_losses import BranchLosses
+from ...prune.widths.branches_together import plan_with_branches_together
 from ...prune.widths.ranking_choice import Choice, best_plan
-from ...prune.widths.sensitivity import RUINED
+from ...prune.widths.sensitivity import RUINED, Sensitivity
 from ..inputs import Inputs
 from .ranking import Channels, Ranked
 from .repairing import cut_and_repair
@@ -56,7 +58,8 @@ def plan_stage(
         settled = None
 
     def work(place: Workplace) -> None:
-        plans = {name: plan_by(choice, whole, budget, current) for name, choice in known.items()}
+        together = branches_measured(inputs, current, place.scratch)
+        plans = {name: plan_by(choice, whole, budget, current, together) for name, choice in known.items()}
         plan = try_plans(inputs, plans, place.progress, current.network, place.scratch)
         if settled is not None:
             plan = replace(plan, order=settled.order, tried=settled.tried)
@@ -94,8 +97,37 @@ def load_plan(folder: Path) -> PruningPlan:
     return PruningPlan.load(folder / PLAN_FILE)
 
 
-def plan_by(choice: Choice, whole: Channels, budget: BudgetSettings, current: Round) -> PruningPlan:
-    """The plan of one round by one order, from the original."""
+def branches_measured(inputs: Inputs, current: Round, scratch: Path) -> Callable[[Sequence[str]], float]:
+    """A function that measures what this round's network loses without some whole branches, together, in nats.
+
+    Args:
+        scratch: a folder for these inputs only, where the loss of each set of branches is stored to resume from.
+    """
+
+    def together(branches: Sequence[str]) -> float:
+        kept = scratch / f"branches-{sha256_json(sorted(branches))[:16]}.json"
+        if not kept.is_file():
+            losses = BranchLosses(
+                current.network, current.ranked.channels.groups, inputs.calibration, device=inputs.device
+            )
+            write_json(kept, losses.without(branches))
+        return float(read_json(kept))
+
+    return together
+
+
+def plan_by(
+    choice: Choice,
+    whole: Channels,
+    budget: BudgetSettings,
+    current: Round,
+    together: Callable[[Sequence[str]], float],
+) -> PruningPlan:
+    """The plan of one round by one order, from the original.
+
+    Args:
+        together: measures what the round's network loses without some whole branches.
+    """
     channels, earlier = current.ranked.channels, current.earlier
     fraction = budget.fraction ** (current.number / budget.rounds)
     target = fraction
@@ -104,7 +136,14 @@ def plan_by(choice: Choice, whole: Channels, budget: BudgetSettings, current: Ro
     if target < 1 and not obstacle(channels.groups, budget.round_to):
         made_of = {layer: group.step for group in earlier.groups for layer in group.layers} if earlier else {}
         steps = {group.name: made_of[group.name] for group in channels.groups if group.name in made_of}
-        step = plan_pruning(channels.groups, choice.units, channels.costs, budget.of(target), choice.sensitivity, steps)
+
+        def plan(losses: Sensitivity | None) -> PruningPlan:
+            return plan_pruning(channels.groups, choice.units, channels.costs, budget.of(target), losses, steps)
+
+        if choice.sensitivity is None:
+            step = plan(None)
+        else:
+            step = plan_with_branches_together(channels.groups, choice.sensitivity, plan, together)
     else:  # an earlier round already met the budget, or cannot go further
         step = keep_all(channels.groups, choice.units, channels.costs, budget)
     if earlier is None:

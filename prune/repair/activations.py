@@ -101,6 +101,16 @@ class Stream:
         self.shapes: dict[fx.Node, torch.Size] = {}
         self._bytes = self._bytes_per_image()
 
+    def handed_to(self, view: fx.GraphModule) -> "Stream":
+        """A stream of another network on the same images, from the position stored here.
+
+        Args:
+            view: a network with nodes of the same names, which computes the same up to that position.
+        """
+        other = Stream(view, self.images, self.batch_size, self.memory_bytes)
+        other._stored = [{other.nodes[node.name]: value for node, value in batch.items()} for batch in self._stored]
+        return other
+
     def values(self, wanted: Sequence[fx.Node]) -> Iterator[list[Any]]:
         """The values of some nodes, one list per batch."""
         plan = self._plan(wanted)

@@ -14,8 +14,9 @@ from ..settings import REPAIRS
 from .batch_norm import reestimate_norms
 from .distillation import distill
 from .judging import judging
+from .layer_fits import LayerFit
 from .mean_shift import compensate_means
-from .reconstruction import LayerFit, reconstruct
+from .reconstruction import reconstruct
 
 STEPS = {
     "none": (),

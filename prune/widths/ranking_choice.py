@@ -15,6 +15,7 @@ from ...network.channels.group import ChannelGroup
 from ...network.images.images import Images
 from ...network.network import Network
 from ..plan import PruningPlan
+from .branch_losses import measure_branches
 from .measure_sensitivity import measure_sensitivity
 from .sensitivity import Sensitivity
 
@@ -55,10 +56,12 @@ def measure_orders(
     """Measure the sensitivities of a ranking, or of every ranking of a consensus.
 
     Every order is measured by :func:`~secateur.prune.widths.measure_sensitivity.measure_sensitivity` on the same images. For a
-    consensus the curves are those of each group's best ranking; ``by_order`` holds those of all.
+    consensus the curves are those of each group's best ranking; ``by_order`` holds those of all. Losses of whole branches
+    do not depend on the order, and are measured once.
     """
     orders = unit_orders(groups, scores)
-    part = in_parts(progress, *((method, 1) for method in orders))
+    part = in_parts(progress, ("whole branches", 1), *((method, 1) for method in orders))
+    branches = measure_branches(network, groups, images, device=device, progress=part("whole branches"))
     measured = {
         method: measure_sensitivity(
             network,
@@ -66,6 +69,7 @@ def measure_orders(
             units,
             images,
             device=device,
+            branches=branches,
             progress=part(method),
         )
         for method, units in orders.items()

@@ -1,7 +1,7 @@
 """What each group loses at each width, as measured, and interpolated in between."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class Sensitivity:
         curves: the loss at each width, for every unlocked group; the last point is the whole group with loss 0.
         fitted_images: the number of images that the readers were reconstructed on.
         judged_images: the number of images that the loss was measured on.
+        depth: the number of layers behind a removed branch that were fitted for its loss; 0 in files of earlier versions, which
+            fitted only what reads the branch.
         decided_by: for a consensus of rankings, the one whose order of removal each group's curve was measured with.
         by_order: for a consensus, the curves of every ranking, for the groups that it scores. Otherwise both are empty.
     """
@@ -30,17 +32,20 @@ class Sensitivity:
     curves: Curves
     fitted_images: int
     judged_images: int
+    depth: int = 0
     decided_by: Mapping[str, str] = field(default_factory=dict)
     by_order: Mapping[str, Curves] = field(default_factory=dict)
 
     def loss(self, group: str) -> Callable[[int], float]:
         """The loss of a group as a function of the units that it keeps.
 
-        Monotone cubic interpolation between measured widths; below the narrowest, inversely proportional to the width.
+        Monotone cubic interpolation between measured widths; below the narrowest, inversely proportional to the width. At 0 it
+        is the measured loss of the whole branch, which may be less than that of a few units: more layers are fitted for it.
         """
         from scipy.interpolate import PchipInterpolator
 
-        points = list(self.curves[group])
+        without = dict(self.curves[group]).get(0)
+        points = [(kept, value) for kept, value in self.curves[group] if kept]
         for index in range(len(points) - 2, -1, -1):  # a narrower width never loses less than a wider one
             kept, value = points[index]
             points[index] = (kept, max(value, points[index + 1][1]))
@@ -48,15 +53,29 @@ class Sensitivity:
         narrowest, steepest = points[0]
 
         def at(kept: int) -> float:
+            if not kept and without is not None:
+                return without
             return float(curve(kept)) if kept >= narrowest else steepest * narrowest / max(kept, 1)
 
         return at
+
+    def with_branch_losses(self, losses: Mapping[str, float]) -> "Sensitivity":
+        """The same with other losses of whole branches.
+
+        Args:
+            losses: the new loss at width 0, by the group that ends the branch.
+        """
+        curves = {
+            name: ((0, losses[name]), *curve[1:]) if name in losses else curve for name, curve in self.curves.items()
+        }
+        return replace(self, curves=curves)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "curves": _curves_to_json(self.curves),
             "fitted_images": self.fitted_images,
             "judged_images": self.judged_images,
+            "depth": self.depth,
             **({"decided_by": dict(self.decided_by)} if self.decided_by else {}),
             **(
                 {"by_order": {one: _curves_to_json(own) for one, own in self.by_order.items()}} if self.by_order else {}
@@ -81,6 +100,7 @@ class Sensitivity:
                 _curves_from_json(values["curves"]),
                 values["fitted_images"],
                 values["judged_images"],
+                values.get("depth", 0),
                 values.get("decided_by", {}),
                 by_order,
             )

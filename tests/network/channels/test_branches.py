@@ -16,7 +16,6 @@ from secateur.explain.unit_scores import UnitScores
 from secateur.export.onnx.model import export_onnx
 from secateur.network.channels.cut import apply_cut, cut_of, rest_of_cut
 from secateur.network.channels.follow import find_groups
-from secateur.network.evaluation import divergence
 from secateur.network.graph.stand_ins import Constant
 from secateur.network.load import load_model
 from secateur.network.settings import ModelSettings
@@ -28,7 +27,6 @@ from secateur.prune.repair.reconstruction import reconstruct
 from secateur.prune.repair.repair import repair
 from secateur.prune.settings import BudgetSettings
 from secateur.prune.widths.allocation import allocate
-from secateur.prune.widths.measure_sensitivity import measure_sensitivity
 from secateur.prune.widths.sensitivity import Sensitivity
 
 
@@ -149,33 +147,6 @@ def test_streaming_in_no_memory_gives_the_same_fits(subject, noise_images, rando
     anew, *_ = reconstruct(network, small, images, batch_size=16, memory_bytes=0)
     for one, two in zip(stored.module.state_dict().values(), anew.module.state_dict().values(), strict=True):
         assert torch.allclose(one, two, atol=1e-6)
-
-
-def test_sensitivity_without_a_branch_is_that_of_the_network_without_it(subject, without, noise_images):
-    network, images = subject("padded"), noise_images(80)
-    groups = find_groups(network.module, network.example())
-    generator = torch.Generator().manual_seed(0)
-    scores = {
-        g.name: UnitScores("seeded", torch.rand(g.units, generator=generator, dtype=torch.float64), ())
-        for g in groups
-        if not g.locked
-    }
-    found = measure_sensitivity(network, groups, scores, images)
-    batch = torch.cat([batch for batch, _ in images.batches(80)])
-    with torch.no_grad():
-        reference = network.logits(batch[40:])
-        for group in (group for group in groups if group.branch):
-            kept, loss = found.curves[group.name][0]
-            assert kept == 0
-            small = without(network, {group.branch}, groups)
-            seen = []
-            handle = network.module.get_submodule(group.branch).register_forward_hook(
-                lambda module, inputs, output, seen=seen: seen.append(output)
-            )
-            network.logits(batch[:40])
-            handle.remove()
-            small.module.get_submodule(group.branch).bias.copy_(seen[0].mean((0, 2, 3)))
-            assert loss == pytest.approx(divergence(small.logits(batch[40:]), reference), rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(8))

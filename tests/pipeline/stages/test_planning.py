@@ -5,19 +5,25 @@ from dataclasses import replace
 import pytest
 
 from secateur import prune_and_export
-from secateur.explain.scores import KernelScores
+from secateur.explain.ranking import rank_kernels
+from secateur.explain.scores import KernelScores, RankingTask
 from secateur.network.channels.follow import find_groups
 from secateur.network.evaluation import divergence, predict
 from secateur.network.saved import load_network
 from secateur.pipeline.inputs import load_inputs
 from secateur.pipeline.recipe.recipe import Recipe
+from secateur.pipeline.report import order_notes
 from secateur.pipeline.single_commands import plan_into
+from secateur.pipeline.stages.planning import Round, branches_measured, plan_stage
+from secateur.pipeline.stages.ranking import Ranked, channels_of
 from secateur.pipeline.stages.repairing import cut_and_repair
+from secateur.pipeline.stages.store import StageStore
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
 from secateur.prune.plan import PruningPlan
 from secateur.prune.planning import plan_pruning
 from secateur.prune.repair.repair import repair
+from secateur.prune.widths.branch_losses import BranchLosses
 from secateur.prune.widths.ranking_choice import OWN, best_plan, choices
 from secateur.prune.widths.sensitivity import Sensitivity
 
@@ -115,3 +121,36 @@ def test_every_round_tries_anew(tmp_path, monkeypatch):
     found = PruningPlan.load(run.folder / "plan.json")
     assert list(found.tried) == ["consensus", "gap", "random"]
     assert not found.missed
+
+
+@pytest.fixture(scope="module")
+def reckless():
+    """Inputs of the digits, and a ranking whose measured losses say that whole branches cost nothing."""
+    inputs = load_inputs(SETTINGS.override(rank_by="magnitude", repair="bn", macs=0.5))
+    channels = channels_of(inputs.network, inputs.fingerprint)
+    scores = rank_kernels(RankingTask(inputs.network, inputs.calibration), "magnitude")
+    curves = {
+        group.name: (*([(0, 1e-6)] if group.ends_branch else []), (group.units // 2, 1.0), (group.units, 0.0))
+        for group in channels.groups
+        if not group.locked
+    }
+    return inputs, Ranked(channels, scores, Sensitivity(curves, 9, 9), "reckless")
+
+
+def test_a_plan_measures_its_whole_branches_together_and_the_report_says_so(reckless, tmp_path):
+    inputs, ranked = reckless
+    stage = plan_stage(inputs, ranked.channels, inputs.recipe.budget, Round(1, ranked))
+    plan = StageStore(tmp_path).run(stage)
+    losses = BranchLosses(inputs.network, ranked.channels.groups, inputs.calibration)
+    assert plan.branches.names
+    assert plan.branches.together_nats == pytest.approx(losses.without(plan.branches.names), rel=1e-4)
+    assert plan.branches.plans > 1
+    (note,) = (note for note in order_notes(plan) if "whole branches" in note)
+    assert all(name in note for name in plan.branches.names)
+
+
+def test_what_was_measured_before_a_stop_is_not_measured_again(reckless, tmp_path, monkeypatch):
+    inputs, ranked = reckless
+    first = branches_measured(inputs, Round(1, ranked), tmp_path)(["block1.conv2", "block2.conv2"])
+    monkeypatch.setattr(BranchLosses, "without", lambda *rest: pytest.fail("measured again"))
+    assert branches_measured(inputs, Round(1, ranked), tmp_path)(["block2.conv2", "block1.conv2"]) == first > 0

@@ -31,7 +31,7 @@ def test_with_endless_ridge_it_is_the_loss_of_a_real_cut_with_mean_compensation(
         if group.locked or len(group.consumers) != 1:
             continue
         order = scores[group.name].values.argsort().tolist()
-        for kept, loss in found.curves[group.name][:-1]:
+        for kept, loss in (point for point in found.curves[group.name][:-1] if point[0]):
             cut = cut_of(groups, {group.name: order[: group.units - kept]})
             small = replace(network, module=apply_cut(network.module, cut, network.example(1)).eval(), cuts=(cut,))
             fixed, _ = repair(network, small, fitted, "mean")
