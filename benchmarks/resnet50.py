@@ -54,7 +54,7 @@ from secateur.prune.widths import width_book as widths
 RESULTS = Path(__file__).parent / "results" / "resnet50.json"
 MACS = 0.5
 SETTLING_BATCHES, SETTLING_IMAGES = 4, 16
-PEER_STEPS, PEER_MOST = 12, 0.95
+PEER_STEPS, PEER_MOST = 9, 0.95
 ALIGNMENTS: dict[str, str | int] = {
     "no rounding": 1,
     "--round-to auto": "auto",
