@@ -112,6 +112,32 @@ def test_the_main_job(tmp_path, provider):
     assert (run.folder / "report.html").is_file()
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_pixels_graphs_fused_biases_and_torch(tmp_path, graphs):
+    """Every option at once; what was chosen, and the speedups on the device and in torch, are in the report."""
+    settings = Recipe().override(
+        device="cuda", provider="cuda", precisions=("fp32", "fp16"), input="uint8", cuda_graphs=graphs, latency_of="device",
+        require_speedup=0.01, batches=(1, 64), rank_by="magnitude", repair="bn", epochs=0, page=False,
+    )  # fmt: skip
+    run = prune_and_export(settings, tmp_path / "out")
+    report = json.loads((run.folder / "report.json").read_text())
+    jsonschema.validate(report, schema())
+    assert run.exit_code == ExitCode.OK
+    assert {row["file"] for row in report["conditions"]["cuda"]["fused_biases"]} == {
+        "baseline.onnx", "model.onnx", "baseline-fp16.onnx", "model-fp16.onnx",
+    }  # fmt: skip
+    assert set(report["ratios"]["device_latency"]) == set(report["ratios"]["latency"]) == {"1", "64"}
+    assert all(row["accuracy"] > 0.9 for row in report["variants"])
+    rows = {(row["runtime"], row["precision"], row["batch"]) for row in report["torch_times"]["rows"]}
+    assert {
+        (name, kind, batch) for name in ("onnxruntime", "torch") for kind in ("fp32", "fp16") for batch in (1, 64)
+    } <= rows
+    assert ("torch.compile", "fp32", 64) in rows or any(
+        "torch.compile" in note for note in report["torch_times"]["notes"]
+    )
+    assert "on the device, batch 64" in (run.folder / "report.md").read_text()
+
+
 def test_a_latency_budget_on_cuda(tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     quick = Recipe().override(

@@ -1,6 +1,7 @@
 """Check what works on this machine, and name the commands that fix what does not."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import tempfile
@@ -42,6 +43,7 @@ def examine() -> list[Finding]:
         *_machine(),
         _runtime_package(),
         *(_provider(name) for name in PROVIDERS),
+        _compiler(),
         _optional("timm", "timm:NAME as --model", "pip install 'secateur[timm]'"),
         *_folders(),
     ]
@@ -135,6 +137,19 @@ def _fix(provider: str) -> str:
     if not major:
         return _FIXES["cuda"]
     return f"pip install tensorrt-cu{major} (of the major version in the missing library's name, where one is named)"
+
+
+def _compiler() -> Finding:
+    """What ``torch.compile`` needs for the times of ``--torch-times``: Triton on a GPU, a C++ compiler on the CPU."""
+    if torch.cuda.is_available():
+        found = importlib.util.find_spec("triton") is not None
+        return Finding(
+            "torch.compile", "Triton" if found else "no Triton", found, "" if found else "pip install triton"
+        )
+    names = [name for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and shutil.which(name)]
+    if names:
+        return Finding("torch.compile", f"compiles with {Path(names[0]).name}", True)
+    return Finding("torch.compile", "no C++ compiler", False, "install g++ or clang++ (for --torch-times)")
 
 
 def _optional(package: str, what: str, command: str) -> Finding:

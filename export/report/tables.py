@@ -159,7 +159,11 @@ def variant_cells(report: Report) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for row in report.get("variants") or ():
         drop, parity, memory = row["drop"], row["parity"], row["peak_memory_bytes"]
-        speed = row["speedup"].get(str(report["recipe"].get("measurement", {}).get("latency_batch", 1)))
+        batch = str(report["recipe"].get("measurement", {}).get("latency_batch", 1))
+        speed, device = row["speedup"].get(batch), row.get("device_speedup", {}).get(batch)
+        speeds = [f"{_speedup(speed)} {_interval(speed)}"] if speed else []
+        if device and report["provider"] in ON_GPU:
+            speeds.append(f"on the device {_speedup(device)} {_interval(device)}")
         rows.append(
             (
                 row["file"],
@@ -167,7 +171,7 @@ def variant_cells(report: Report) -> list[tuple[str, ...]]:
                 f"{share(parity['top1_agreement'])} ({parity['max_relative_difference']:.1e})",
                 share(row["accuracy"]),
                 f"{drop['points']:.2f} ({drop['low']:.2f} to {drop['high']:.2f})" if drop else "–",
-                f"{_speedup(speed)} {_interval(speed)}" if speed else "–",
+                "; ".join(speeds) or "–",
                 "–" if memory is None else in_bytes(memory),
             )
         )

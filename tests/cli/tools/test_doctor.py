@@ -51,3 +51,22 @@ def test_two_runtime_packages_are_named(monkeypatch):
     (finding,) = (one for one in doctor.examine() if one.name == "ONNX Runtime")
     assert not finding.works
     assert "pip uninstall onnxruntime onnxruntime-gpu" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "triton", "compiler", "works"),
+    [
+        (False, False, "g++", True),
+        (False, True, None, False),
+        (True, True, None, True),
+        (True, False, "g++", False),
+    ],
+)
+def test_what_torch_compiles_with_is_found(monkeypatch, on_gpu, triton, compiler, works):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: name if name == compiler else None)
+    finding = doctor._compiler()
+    assert finding.works == works
+    assert (finding.advice == doctor.READY) == works

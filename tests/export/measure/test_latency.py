@@ -135,6 +135,7 @@ def test_sides_take_turns_and_sum_up(clock, monkeypatch, warmed):
     assert len(opened) >= 3 * (1 + latency.MIN_BLOCKS), "every block has sessions of its own"
     assert found.sessions == len(opened) // 3 - 1
     assert found.device_ratio.ratio == pytest.approx(2.5 / 0.5)
+    assert (found.meant("end-to-end"), found.meant("device")) == (found.ratio, found.device_ratio)
     assert seconds == pytest.approx(3 * latency.SECONDS, rel=0.2)
     calls = calls[:: 1 + warmed]  # each sample is of one run, after one that is not timed
     timed = [which for which in calls if which in opened[3:6]]

@@ -15,8 +15,9 @@ from secateur.export.measure.latency import compare_latency
 from secateur.export.measure.telemetry import peak_memory
 from secateur.export.onnx.model import export_onnx, measure_parity, read_metadata
 from secateur.export.onnx.precision import describe, file_name, to_precision
+from secateur.export.runtime.bound_runs import bind
 from secateur.export.runtime.classifier import read_classifier
-from secateur.export.runtime.session import open_session
+from secateur.export.runtime.session import SessionSettings, open_session
 from secateur.network.images.images import images_from_tensor
 from secateur.network.images.load import load_images
 from secateur.network.images.pictures import Preprocessing, eight_bits
@@ -137,3 +138,16 @@ def test_latency_and_memory_are_measured_with_pixels(digits):
 def test_another_type_is_refused(digits, tmp_path):
     with pytest.raises(UsageError, match="input_type must be one of float32, uint8"):
         export_onnx(digits[0], tmp_path / "model.onnx", input_type="int8")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_on_a_card_pixels_give_the_scores_of_the_cpu(digits, precision, graphs):
+    classifier = read_classifier(digits[2]["uint8", precision])
+    pixels = classifier.noise(5, (1, 8, 8))
+    expected = classifier.run(open_session(classifier.path).session, pixels)
+    runs = bind(classifier, pixels, 10, "cuda", SessionSettings(cuda_graphs=graphs))
+    for _ in range(3):
+        assert np.allclose(runs.end_to_end(), expected, atol=2e-2 * np.abs(expected).max())

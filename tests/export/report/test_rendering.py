@@ -8,7 +8,7 @@ import pytest
 
 from secateur.export.report.page_view import class_rows, headings, layer_rows
 from secateur.export.report.rendering import to_html, to_markdown
-from secateur.export.report.tables import closing_rows
+from secateur.export.report.tables import closing_rows, variant_cells
 
 FOCUSED = "document.activeElement && (document.activeElement.getAttribute('href') || document.activeElement.tagName)"
 
@@ -94,6 +94,14 @@ def test_a_report_of_a_gpu_shows_the_device_the_options_and_other_runtimes(repor
     made["provider"], made["ratios"]["device_latency"] = "cuda", {"1": ratio}
     for side, ms in (("baseline", 0.9), ("pruned", 0.5)):
         made[side]["latency"]["1"]["device_median_ms"] = ms
+    row = {"file": "model-fp16.onnx", "onnx_bytes": 9, "accuracy": 0.9, "drop": None, "peak_memory_bytes": None}
+    row |= {"parity": {"top1_agreement": 1.0, "max_relative_difference": 1e-3}, "speedup": {"1": ratio}}
+    row["device_speedup"] = {"1": {"ratio": 1.9, "low": 1.8, "high": 2.0}}
+    for provider, shown in (
+        ("cpu", "1.70x (1.60 to 1.80)"),
+        ("cuda", "1.70x (1.60 to 1.80); on the device 1.90x (1.80 to 2.00)"),
+    ):
+        assert variant_cells({**made, "provider": provider, "variants": [row]})[0][5] == shown
     tried = {"difference": 1e-3, "speedup": 1.04, "problem": "", "kept": True}
     nothing = dict.fromkeys(("cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz", "gpu_watts", "gpu_celsius"))
     made["conditions"] = {

@@ -43,7 +43,9 @@ FIXED = 0.3
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine on which time is what :func:`reckoned_ms` says, and a share that the table knows nothing of."""
+    """A machine on which time is what :func:`reckoned_ms` says, and a share that the table knows nothing of: the copies to the
+    device, without which the time on the device is.
+    """
 
     class Reckoning:
         def __init__(self, provider, threads):
@@ -63,7 +65,8 @@ def machine(monkeypatch, tmp_path):
         fixed = first * FIXED / (1 - FIXED)
         ratio = (first + fixed) / (second + fixed)
         latencies = (Latency(ms + fixed, ms + fixed, 30, ms + fixed, ms + fixed) for ms in (first, second))
-        return Comparison(batch, *latencies, Ratio(ratio, 0.99 * ratio, 1.01 * ratio), Ratio(1.0, 0.99, 1.01))
+        ratios = (Ratio(one, 0.99 * one, 1.01 * one) for one in (ratio, first / second))
+        return Comparison(batch, *latencies, next(ratios), Ratio(1.0, 0.99, 1.01), next(ratios))
 
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("secateur.export.measure.latency_table.SessionStopwatch", Reckoning)
@@ -105,6 +108,22 @@ def test_planned_measured_and_planned_again_until_it_fits(machine, tmp_path, rec
     prune_and_export(settings, run.folder, resume=True, observer=observer)
     assert {"table", "time 0.700", "export", "latency"} <= set(observer.skips)
     assert {name: sha256_file(run.folder / name) for name in names} == before
+
+
+def test_a_budget_on_the_device_leaves_out_the_copies(machine, tmp_path):
+    run = prune_and_export(recipe(latency=0.7, allocation="uniform", page=False, latency_of="device"), tmp_path / "out")
+    jsonschema.validate(json.loads((run.folder / "report.json").read_text()), schema())
+    found = run.report["latency_budget"]
+    assert found["latency_of"] == "device"
+    assert found["tries"][0]["measured"] == pytest.approx(found["tries"][0]["planned"], abs=0.01), (
+        "the table is all there is"
+    )
+    both = [reckoned_ms(onnx.load(run.folder / name)) for name in ("model.onnx", "baseline.onnx")]
+    assert found["measured"] == pytest.approx(both[0] / both[1])
+    (gate,) = run.report["gates"]
+    assert (gate["verdict"], gate["value"]) == ("pass", pytest.approx(both[0] / both[1]))
+    assert gate["meaning"].startswith("time on the device of model.onnx")
+    assert "at batch 1, on the device: 0.700 requested" in (run.folder / "report.md").read_text()
 
 
 @pytest.mark.long
