@@ -21,7 +21,7 @@ from ...common.files import replacing, sha256_file
 from ...network.hooks import pick_logits
 from ...network.network import Network
 from ..runtime.session import open_session
-from .constants import fold_constant_branches
+from .cleaning.clean import clean_graph
 from .padding import keep_padding_apart
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
@@ -86,7 +86,9 @@ class _Logits(nn.Module):
         return pick_logits(self.module(images))
 
 
-def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = None) -> OnnxModel:
+def export_onnx(
+    network: Network, path: Path, about: Mapping[str, Any] | None = None, *, clean: bool = True
+) -> OnnxModel:
     """Write the network as one ONNX file with a free batch size, check it, and compare it with torch.
 
     The input ``images`` is float32 ``[batch, C, H, W]``, normalised as the metadata describe; the output ``logits`` is
@@ -94,6 +96,9 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
 
     Args:
         about: what was done to the network, for the file's metadata, as plain values.
+        clean: remove what torch and a cut leave in the graph (see :mod:`~secateur.export.onnx.cleaning`). The outputs are equal
+            up to rounding, and the file is faster where a branch was removed or a shortcut pads channels. False leaves the
+            graph as torch exports it.
 
     Raises:
         InputError: torch cannot export the network, or its weights are not finite.
@@ -109,7 +114,7 @@ def export_onnx(network: Network, path: Path, about: Mapping[str, Any] | None = 
     """
     import onnx
 
-    model = _to_proto(network)
+    model = _to_proto(network, clean)
     metadata = {
         "secateur_version": installed_packages().get("secateur", "unknown"),
         "input_shape": list(network.input_shape),
@@ -187,7 +192,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return dict(json.loads(found["secateur"])) if "secateur" in found else {}
 
 
-def _to_proto(network: Network) -> Any:
+def _to_proto(network: Network, clean: bool = True) -> Any:
     wrapped = _Logits(network.copy().module).eval()
     try:
         with (
@@ -211,7 +216,8 @@ def _to_proto(network: Network) -> Any:
         raise InputError(f"torch cannot export this network to ONNX: {reason}") from error
     assert program is not None
     model = program.model_proto
-    fold_constant_branches(model)
+    if clean:
+        clean_graph(model)
     keep_padding_apart(model)
     forget_origin(model)
     return model
