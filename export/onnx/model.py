@@ -23,7 +23,7 @@ from ...network.hooks import pick_logits
 from ...network.network import Network
 from ..runtime.session import open_session
 from ..settings import INPUT_TYPES
-from .constants import fold_constant_branches
+from .cleaning.clean import clean_graph
 from .padding import keep_padding_apart
 from .pixels import take_pixels
 
@@ -90,7 +90,12 @@ class _Logits(nn.Module):
 
 
 def export_onnx(
-    network: Network, path: Path, about: Mapping[str, Any] | None = None, *, input_type: str = "float32"
+    network: Network,
+    path: Path,
+    about: Mapping[str, Any] | None = None,
+    *,
+    input_type: str = "float32",
+    clean: bool = True,
 ) -> OnnxModel:
     """Write the network as one ONNX file with a free batch size, check it, and compare it with torch.
 
@@ -101,6 +106,9 @@ def export_onnx(
     Args:
         about: what was done to the network, for the file's metadata, as plain values.
         input_type: float32 or uint8.
+        clean: remove what torch and a cut leave in the graph (see :mod:`~secateur.export.onnx.cleaning`). The outputs are equal
+            up to rounding, and the file is faster where a branch was removed or a shortcut pads channels. False leaves the
+            graph as torch exports it.
 
     Raises:
         InputError: torch cannot export the network, or its weights are not finite.
@@ -117,7 +125,7 @@ def export_onnx(
     import onnx
 
     check_one_of("input_type", input_type, INPUT_TYPES)
-    model = _to_proto(network)
+    model = _to_proto(network, clean)
     if input_type == "uint8":
         take_pixels(model, network.preprocessing)
     metadata = {
@@ -210,7 +218,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return dict(json.loads(found["secateur"])) if "secateur" in found else {}
 
 
-def _to_proto(network: Network) -> Any:
+def _to_proto(network: Network, clean: bool = True) -> Any:
     wrapped = _Logits(network.copy().module).eval()
     try:
         with (
@@ -234,7 +242,8 @@ def _to_proto(network: Network) -> Any:
         raise InputError(f"torch cannot export this network to ONNX: {reason}") from error
     assert program is not None
     model = program.model_proto
-    fold_constant_branches(model)
+    if clean:
+        clean_graph(model)
     keep_padding_apart(model)
     forget_origin(model)
     return model

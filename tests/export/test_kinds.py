@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -12,6 +13,7 @@ import zoo_kinds
 from secateur.explain.ranking import rank_kernels
 from secateur.explain.scores import RankingTask
 from secateur.explain.unit_scores import score_units
+from secateur.export.onnx.cleaning.clean import clean_graph
 from secateur.export.onnx.model import export_onnx
 from secateur.network.channels.follow import find_groups
 from secateur.network.hooks import pick_logits
@@ -34,6 +36,14 @@ REST = sorted(set(zoo_kinds.KINDS) - set(ROWS) - {"dropout_always", "scales_by_a
 MACS = 0.7
 
 
+def load(name, folder):
+    weights = None
+    if name in zoo_kinds.LAZY:
+        weights = folder / "weights.pth"
+        torch.save(zoo_kinds.build(name).state_dict(), weights)
+    return load_model(f"{zoo_kinds.__file__}:{name}", weights and str(weights))
+
+
 def without_streams(groups):
     """Keep the channels over which a norm takes its mean: it would be another mean, not the one of masked channels."""
     return [
@@ -46,11 +56,7 @@ def without_streams(groups):
 
 @pytest.mark.parametrize("name", [*ROWS, *(pytest.param(name, marks=pytest.mark.long) for name in REST)])
 def test_the_pruned_file_answers_as_the_masked_original(name, tmp_path, noise_images):
-    weights = None
-    if name in zoo_kinds.LAZY:
-        weights = tmp_path / "weights.pth"
-        torch.save(zoo_kinds.build(name).state_dict(), weights)
-    network = load_model(f"{zoo_kinds.__file__}:{name}", weights and str(weights))
+    network = load(name, tmp_path)
     groups = find_groups(network.module, network.example())
     scores = rank_kernels(RankingTask(network, noise_images(8, network.input_shape, 10)), "magnitude")
     costs, budget = measure_cost(network), BudgetSettings(macs=MACS)
@@ -73,3 +79,33 @@ def test_the_pruned_file_answers_as_the_masked_original(name, tmp_path, noise_im
     rounding = np.abs(single - expected).max()
     assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max()) + 2 * rounding
     assert rounding < 1e-4
+
+
+CLEANED = {
+    "einsum_over_channels",
+    "layer_norm_by_hand",
+    "multihead_attention",
+    "shortcut_joined_with_zeros",
+    "shortcut_padded",
+}
+"""The kinds whose files hold something that cleaning removes."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*sorted(CLEANED), *(pytest.param(name, marks=pytest.mark.long) for name in sorted({*ROWS, *REST} - CLEANED))],
+)
+def test_the_clean_file_answers_as_the_exported_one(name, tmp_path):
+    network = load(name, tmp_path)
+    before = onnx.load(export_onnx(network, tmp_path / "unclean.onnx", clean=False).path)
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
+    clean_graph(after)
+    onnx.checker.check_model(after, full_check=True)
+    assert len(after.graph.node) - len(before.graph.node) <= -(name in CLEANED)
+    images = {"images": network.example(4, seed=1).numpy()}
+    first, second = (
+        onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, images)[0]
+        for proto in (before, after)
+    )
+    assert np.abs(first - second).max() <= 1e-6 * np.abs(first).max()
