@@ -61,7 +61,8 @@ class WholeBranches:
         names: the branches, each named by its last layer.
         together_nats: the loss measured with all of them removed.
         sum_nats: the sum of the losses measured with one of them removed.
-        plans: the number of plans that were made, each but the first with losses corrected by what was measured together.
+        plans: the number of plans that were made, among them one without whole branches
+            (:func:`~secateur.prune.widths.branches_together.plan_with_branches`).
     """
 
     names: tuple[str, ...]

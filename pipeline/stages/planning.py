@@ -1,9 +1,10 @@
 """The stage that plans one cut: which units to remove, by each order of the ranking, and which order to use."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...common.files import read_json, sha256_json, write_json
 from ...common.progress import Progress, silent
@@ -16,7 +17,7 @@ from ...prune.repair.judging import judging
 from ...prune.rounds import combine
 from ...prune.settings import BudgetSettings
 from ...prune.widths.branch_losses import BranchLosses
-from ...prune.widths.branches_together import plan_with_branches_together
+from ...prune.widths.branches_together import Measures, plan_with_branches
 from ...prune.widths.ranking_choice import Choice, best_plan
 from ...prune.widths.sensitivity import RUINED, Sensitivity
 from ..inputs import Inputs
@@ -58,8 +59,8 @@ def plan_stage(
         settled = None
 
     def work(place: Workplace) -> None:
-        together = branches_measured(inputs, current, place.scratch)
-        plans = {name: plan_by(choice, whole, budget, current, together) for name, choice in known.items()}
+        measures = measures_of(inputs, current, place.scratch)
+        plans = {name: plan_by(choice, whole, budget, current, measures) for name, choice in known.items()}
         plan = try_plans(inputs, plans, place.progress, current.network, place.scratch)
         if settled is not None:
             plan = replace(plan, order=settled.order, tried=settled.tried)
@@ -97,23 +98,25 @@ def load_plan(folder: Path) -> PruningPlan:
     return PruningPlan.load(folder / PLAN_FILE)
 
 
-def branches_measured(inputs: Inputs, current: Round, scratch: Path) -> Callable[[Sequence[str]], float]:
-    """A function that measures what this round's network loses without some whole branches, together, in nats.
+def measures_of(inputs: Inputs, current: Round, scratch: Path) -> Measures:
+    """Measurements of what this round's network loses without whole branches, or by a plan.
 
     Args:
-        scratch: a folder for these inputs only, where the loss of each set of branches is stored to resume from.
+        scratch: a folder for these inputs only, where every measured loss is stored to resume from.
     """
 
-    def together(branches: Sequence[str]) -> float:
-        kept = scratch / f"branches-{sha256_json(sorted(branches))[:16]}.json"
+    def stored(what: Any, measure: Callable[[BranchLosses], float]) -> float:
+        kept = scratch / f"loss-{sha256_json(what)[:16]}.json"
         if not kept.is_file():
-            losses = BranchLosses(
-                current.network, current.ranked.channels.groups, inputs.calibration, device=inputs.device
-            )
-            write_json(kept, losses.without(branches))
+            groups = current.ranked.channels.groups
+            losses = BranchLosses(current.network, groups, inputs.calibration, device=inputs.device)
+            write_json(kept, measure(losses))
         return float(read_json(kept))
 
-    return together
+    return Measures(
+        lambda branches: stored(sorted(branches), lambda losses: losses.without(branches)),
+        lambda plan: stored(cut_to_json(plan.cut), lambda losses: losses.of(plan.cut)),
+    )
 
 
 def plan_by(
@@ -121,13 +124,9 @@ def plan_by(
     whole: Channels,
     budget: BudgetSettings,
     current: Round,
-    together: Callable[[Sequence[str]], float],
+    measures: Measures,
 ) -> PruningPlan:
-    """The plan of one round by one order, from the original.
-
-    Args:
-        together: measures what the round's network loses without some whole branches.
-    """
+    """The plan of one round by one order, from the original."""
     channels, earlier = current.ranked.channels, current.earlier
     fraction = budget.fraction ** (current.number / budget.rounds)
     target = fraction
@@ -143,7 +142,7 @@ def plan_by(
         if choice.sensitivity is None:
             step = plan(None)
         else:
-            step = plan_with_branches_together(channels.groups, choice.sensitivity, plan, together)
+            step = plan_with_branches(channels.groups, choice.sensitivity, plan, measures)
     else:  # an earlier round already met the budget, or cannot go further
         step = keep_all(channels.groups, choice.units, channels.costs, budget)
     if earlier is None:

@@ -14,11 +14,12 @@ import torch
 from torch import fx, nn
 
 from ...common.progress import Progress, silent
-from ...network.channels.cut import apply_cut, cut_of
+from ...network.channels.cut import Cut, LayerCut, apply_cut, cut_of
 from ...network.channels.group import ChannelGroup
 from ...network.channels.zero_pad import followable
 from ...network.evaluation import divergence, predict
 from ...network.graph.reach import depends_on
+from ...network.graph.stand_ins import Constant
 from ...network.graph.trace import trace
 from ...network.hooks import pick_logits
 from ...network.images.images import Images
@@ -41,6 +42,7 @@ def measure_branches(
     settings: ReconstructionSettings | None = None,
     *,
     device: str = "cpu",
+    batch_size: int = 64,
     progress: Progress = silent,
 ) -> dict[str, float]:
     """The loss of every whole branch that may be removed, alone, in nats, by the name of its last layer.
@@ -50,7 +52,7 @@ def measure_branches(
     """
     if not any(group.branch for group in groups):
         return {}
-    losses, found = BranchLosses(network, groups, images, settings, device=device), {}
+    losses, found = BranchLosses(network, groups, images, settings, device=device, batch_size=batch_size), {}
     for done, name in enumerate(losses.names, 1):
         found[name] = losses.without([name])
         progress(done, len(losses.names))
@@ -98,16 +100,26 @@ class BranchLosses:
     def without(self, branches: Collection[str]) -> float:
         """The loss of removing branches together, in nats; ``RUINED`` where the class scores are not finite."""
         removed = {group.name: range(group.units) for group in self._groups if group.branch in branches}
-        cut = cut_of(self._groups, removed)
+        return self._loss(cut_of(self._groups, removed), DEPTH)
+
+    def of(self, cut: Cut) -> float:
+        """The loss of any cut of the network, with every layer behind it fitted, in nats."""
+        return self._loss(cut, None) if cut else 0.0
+
+    def _loss(self, cut: Cut, depth: int | None) -> float:
         module = apply_cut(self._network.module, cut, self._network.example(1))
         view = trace(module, self._network.example()).to(self._device)
         with torch.no_grad():
             fitted, judged = self._streams_at(min(self._order[layer] for layer in cut if layer in self._order))
             whole, small = fitted.handed_to(fitted.view), fitted.handed_to(view)
             layers = layers_behind(view, cut)
-            ends = [place for place, node in enumerate(layers) if node.target in branches]
-            through = {layers[place] for place in ends if _give_zero(small, layers[place])}
-            wanted = [node for node in layers[: max(ends) + 1 + DEPTH] if node not in through]
+            constants = {name for name, module in view.named_modules() if isinstance(module, Constant)}
+            ends = [
+                node for node in layers if node.target in constants and cut.get(str(node.target), LayerCut()).in_removed
+            ]
+            through = {node for node in ends if _give_zero(small, node)}
+            last = len(layers) if depth is None else layers.index(ends[-1]) + 1 + depth
+            wanted = [node for node in layers[:last] if node not in through]
             fit_layers(whole, small, wanted, cut, self._settings)
             output = next(node for node in view.graph.nodes if node.op == "output")
             scores = [pick_logits(value).float().cpu() for (value,) in judged.handed_to(view).values([output])]

@@ -1,10 +1,10 @@
-"""Plans whose whole branches are measured together: where these lose more than the sum of their single losses, plan again.
+"""Plans that remove whole branches: what these lose together is measured, and the plan is made again where it is off.
 
-Pure arithmetic: what measures the branches together is handed in.
+Pure arithmetic: what measures is handed in.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ...network.channels.group import ChannelGroup
 from ..plan import PruningPlan, WholeBranches
@@ -13,49 +13,74 @@ from .sensitivity import Sensitivity
 TOLERANCE = 0.2
 """How far branches removed together may lose more than the plan reckoned, as a share of that, before another plan is made."""
 MOST_PLANS = 4
+"""The most plans with whole branches that are made by measured losses."""
 
 
-def plan_with_branches_together(
+@dataclass(frozen=True)
+class Measures:
+    """Measurements on the network that is planned for, in nats.
+
+    Attributes:
+        together: the loss of removing branches, each named by its last layer, with everything else uncut.
+        plan_loss: the loss of a plan's cut with every layer behind it fitted.
+    """
+
+    together: Callable[[Sequence[str]], float]
+    plan_loss: Callable[[PruningPlan], float]
+
+
+def plan_with_branches(
     groups: Sequence[ChannelGroup],
     sensitivity: Sensitivity,
     plan: Callable[[Sensitivity], PruningPlan],
-    together: Callable[[Sequence[str]], float],
+    measures: Measures,
 ) -> PruningPlan:
-    """Plan by losses, measure the whole branches that the plan removes together, and plan again while they lose more.
+    """Plan by losses; if whole branches go, measure them, and plan again while they lose more than the plan reckoned.
 
-    Where the branches of a plan lose more together than the sum of the losses that it was made with, by more than
-    ``TOLERANCE``, these losses are multiplied by the ratio and another plan is made, until the sum holds or ``MOST_PLANS`` are
-    made. Of all plans made, the one with the least sum of losses is returned, where its branches count as measured together.
+    1. A plan that removes no branch is returned as it is. Otherwise the best plan that keeps all branches is made too. Losses
+       of widths are measured with fewer layers fitted than those of branches, so the losses of branches are multiplied by how
+       much more its widths lose one by one than its cut does.
+    2. Where the branches of a plan lose more together than it reckoned, by more than ``TOLERANCE``, their losses are multiplied
+       by the ratio and another plan is made, until the sum holds, no branch is left or ``MOST_PLANS`` are made.
+    3. Of all these plans, the one whose cut loses least is returned.
 
     Args:
         plan: makes a plan by losses.
-        together: measures the loss, in nats, of removing branches, each named by its last layer.
 
     Returns:
         The plan, with ``branches`` if it removes any.
     """
+    first = plan(sensitivity)
     ends = {group.name: group.branch for group in groups if group.branch and group.ends_branch}
-    current, tried = sensitivity, list[tuple[bool, float, PruningPlan]]()
-    while True:
+    if not _gone(first, ends):
+        return first
+    keeping = plan(sensitivity.without_branches())
+    tried = [(bool(keeping.missed), measures.plan_loss(keeping), keeping)]
+    one_by_one = sum(sensitivity.loss(group.name)(group.kept) for group in keeping.groups if not group.locked)
+    footing = one_by_one / tried[0][1] if one_by_one and tried[0][1] else 1.0
+    current = sensitivity.with_branch_losses({name: footing * sensitivity.loss(name)(0) for name in ends})
+    while len(tried) <= MOST_PLANS:
         found = plan(current)
-        kept = {group.name: group.kept for group in found.groups}
-        gone = {name: branch for name, branch in ends.items() if kept[name] == 0}
-        single, reckoned = (
-            sum({branch: losses.loss(name)(0) for name, branch in gone.items()}.values())
-            for losses in (sensitivity, current)
-        )
-        measured = 0.0
-        if gone:
-            names = tuple(dict.fromkeys(gone.values()))
-            measured = together(names)
-            found = replace(found, branches=WholeBranches(names, measured, single, 0))
-        rest = sum(
-            sensitivity.loss(name)(width) for name, width in kept.items() if width and name in sensitivity.curves
-        )
-        tried.append((bool(found.missed), measured + rest, found))
-        if measured <= (1 + TOLERANCE) * reckoned or len(tried) == MOST_PLANS:
+        gone = _gone(found, ends)
+        if not gone:
             break
-        ratio = measured / max(reckoned, 1e-12)
+        names = tuple(dict.fromkeys(gone.values()))
+        measured, single, reckoned = measures.together(names), _sum(sensitivity, gone), _sum(current, gone)
+        found = replace(found, branches=WholeBranches(names, measured, single, 0))
+        tried.append((bool(found.missed), measures.plan_loss(found), found))
+        ratio = footing * measured / max(reckoned, 1e-12)
+        if ratio <= 1 + TOLERANCE:
+            break
         current = current.with_branch_losses({name: ratio * current.loss(name)(0) for name in gone})
     best = min(tried, key=lambda one: one[:2])[2]
-    return replace(best, branches=replace(best.branches, plans=len(tried))) if best.branches else best
+    return replace(best, branches=replace(best.branches, plans=1 + len(tried))) if best.branches else best
+
+
+def _gone(plan: PruningPlan, ends: dict[str, str]) -> dict[str, str]:
+    """The branches that a plan removes, by the groups that end them."""
+    return {group.name: ends[group.name] for group in plan.groups if group.name in ends and not group.kept}
+
+
+def _sum(losses: Sensitivity, gone: dict[str, str]) -> float:
+    """The sum of the branches' losses, each counted once."""
+    return sum({branch: losses.loss(name)(0) for name, branch in gone.items()}.values())

@@ -5,7 +5,7 @@ No label is read. Activations are computed once, in network order, and reused up
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,24 +70,19 @@ def measure_sensitivity(
     view = trace(followable(network.module, network.example(1)), network.example()).to(device)
     trials = [GroupTrial(view, group) for group in groups if not group.locked]
     trials.sort(key=lambda trial: trial.first)
-    curves: dict[str, tuple[tuple[int, float], ...]] = {}
-    ends = len({group.branch for group in groups if group.branch}) if branches is None else 0
-    part = in_parts(progress, ("whole branches", ends), *((trial.group.name, 1) for trial in trials))
+    part = in_parts(progress, ("whole branches", len(trials)), *((trial.group.name, 1) for trial in trials))
     if branches is None:
-        branches = measure_branches(network, groups, images, settings, device=device, progress=part("whole branches"))
+        step = part("whole branches")
+        branches = measure_branches(
+            network, groups, images, settings, device=device, batch_size=batch_size, progress=step
+        )
     with torch.no_grad():
         reference = predict(network.copy().module.to(device), judged, batch_size, device, pick=pick_logits)
         case = _Case(view, fitted, judged, batch_size, reference, settings or ReconstructionSettings())
-        shared = (
-            case.activations()
-        )  # groups with one reader follow each other through the network; others look far ahead
-        for trial in trials:
-            name = trial.group.name
-            lowest_first = scores[name].values.argsort(stable=True).tolist()
-            activations = shared if len(trial.readers) == 1 else case.activations()
-            curves[name] = _curve(trial, lowest_first, activations, case, part(name))
-            if trial.group.ends_branch and trial.group.branch in branches:
-                curves[name] = ((0, branches[trial.group.branch]), *curves[name])
+        curves = _curves(trials, scores, case, part)
+    for group in groups:
+        if group.ends_branch and group.branch in branches:
+            curves[group.name] = ((0, branches[group.branch]), *curves[group.name])
     return Sensitivity(curves, len(fitted), len(judged), DEPTH)
 
 
@@ -108,6 +103,20 @@ class _Case:
         for activations, images in zip(made, (self.fitted, self.judged), strict=True):
             activations.feed(images, self.batch_size)
         return made
+
+
+def _curves(
+    trials: Sequence[GroupTrial], scores: Mapping[str, UnitScores], case: _Case, part: Callable[[str], Progress]
+) -> dict[str, tuple[tuple[int, float], ...]]:
+    """The loss of every group at every width above zero."""
+    curves = {}
+    shared = case.activations()  # groups with one reader follow each other through the network; others look far ahead
+    for trial in trials:
+        name = trial.group.name
+        lowest_first = scores[name].values.argsort(stable=True).tolist()
+        activations = shared if len(trial.readers) == 1 else case.activations()
+        curves[name] = _curve(trial, lowest_first, activations, case, part(name))
+    return curves
 
 
 def _curve(

@@ -60,15 +60,22 @@ class Sensitivity:
         return at
 
     def with_branch_losses(self, losses: Mapping[str, float]) -> "Sensitivity":
-        """The same with other losses of whole branches.
+        """The same with other losses of whole branches, where these were measured.
 
         Args:
             losses: the new loss at width 0, by the group that ends the branch.
         """
         curves = {
-            name: ((0, losses[name]), *curve[1:]) if name in losses else curve for name, curve in self.curves.items()
+            name: ((0, losses[name]), *curve[1:]) if name in losses and not curve[0][0] else curve
+            for name, curve in self.curves.items()
         }
         return replace(self, curves=curves)
+
+    def without_branches(self) -> "Sensitivity":
+        """The same without the losses of whole branches, so that a plan keeps them all."""
+        return replace(
+            self, curves={name: tuple(point for point in own if point[0]) for name, own in self.curves.items()}
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {

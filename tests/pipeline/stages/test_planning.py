@@ -14,13 +14,13 @@ from secateur.pipeline.inputs import load_inputs
 from secateur.pipeline.recipe.recipe import Recipe
 from secateur.pipeline.report import order_notes
 from secateur.pipeline.single_commands import plan_into
-from secateur.pipeline.stages.planning import Round, branches_measured, plan_stage
+from secateur.pipeline.stages.planning import Round, measures_of, plan_stage
 from secateur.pipeline.stages.ranking import Ranked, channels_of
 from secateur.pipeline.stages.repairing import cut_and_repair
 from secateur.pipeline.stages.store import StageStore
 from secateur.prune import surgery
 from secateur.prune.cost import measure_cost
-from secateur.prune.plan import PruningPlan
+from secateur.prune.plan import PruningPlan, WholeBranches
 from secateur.prune.planning import plan_pruning
 from secateur.prune.repair.repair import repair
 from secateur.prune.widths.branch_losses import BranchLosses
@@ -137,20 +137,32 @@ def reckless():
     return inputs, Ranked(channels, scores, Sensitivity(curves, 9, 9), "reckless")
 
 
-def test_a_plan_measures_its_whole_branches_together_and_the_report_says_so(reckless, tmp_path):
+def test_a_plan_measures_its_whole_branches_and_the_report_says_so(reckless, tmp_path):
     inputs, ranked = reckless
-    stage = plan_stage(inputs, ranked.channels, inputs.recipe.budget, Round(1, ranked))
-    plan = StageStore(tmp_path).run(stage)
+    plan = StageStore(tmp_path).run(plan_stage(inputs, ranked.channels, inputs.recipe.budget, Round(1, ranked)))
     losses = BranchLosses(inputs.network, ranked.channels.groups, inputs.calibration)
-    assert plan.branches.names
-    assert plan.branches.together_nats == pytest.approx(losses.without(plan.branches.names), rel=1e-4)
-    assert plan.branches.plans > 1
-    (note,) = (note for note in order_notes(plan) if "whole branches" in note)
-    assert all(name in note for name in plan.branches.names)
+    units, sensitivity = ranked.choices["magnitude"].units, ranked.sensitivity
+    first, keeping = (
+        plan_pruning(ranked.channels.groups, units, ranked.channels.costs, inputs.recipe.budget, one)
+        for one in (sensitivity, sensitivity.without_branches())
+    )
+    assert not all(group.kept for group in first.groups)
+    assert losses.of(plan.cut) <= losses.of(keeping.cut) * (1 + 1e-4)
+    told = replace(plan, branches=WholeBranches(("block1.conv2", "block2.conv2"), 0.123, 0.1, 3))
+    (note,) = (note for note in order_notes(told) if "whole branches" in note)
+    assert all(word in note for word in ("block1.conv2, block2.conv2", "0.123", "0.1 ", "3"))
 
 
 def test_what_was_measured_before_a_stop_is_not_measured_again(reckless, tmp_path, monkeypatch):
     inputs, ranked = reckless
-    first = branches_measured(inputs, Round(1, ranked), tmp_path)(["block1.conv2", "block2.conv2"])
-    monkeypatch.setattr(BranchLosses, "without", lambda *rest: pytest.fail("measured again"))
-    assert branches_measured(inputs, Round(1, ranked), tmp_path)(["block2.conv2", "block1.conv2"]) == first > 0
+    measures = measures_of(inputs, Round(1, ranked), tmp_path)
+    first = measures.together(["block1.conv2", "block2.conv2"])
+    plan = plan_pruning(
+        ranked.channels.groups, ranked.choices["magnitude"].units, ranked.channels.costs, inputs.recipe.budget
+    )
+    loss = measures.plan_loss(plan)
+    for name in ("without", "of"):
+        monkeypatch.setattr(BranchLosses, name, lambda *rest: pytest.fail("measured again"))
+    again = measures_of(inputs, Round(1, ranked), tmp_path)
+    assert again.together(["block2.conv2", "block1.conv2"]) == first > 0
+    assert again.plan_loss(plan) == loss > 0

@@ -8,7 +8,7 @@ from secateur.prune.plan import PruningPlan
 from secateur.prune.planning import plan_pruning
 from secateur.prune.settings import BudgetSettings
 from secateur.prune.widths.branch_losses import BranchLosses
-from secateur.prune.widths.branches_together import MOST_PLANS, TOLERANCE, plan_with_branches_together
+from secateur.prune.widths.branches_together import MOST_PLANS, TOLERANCE, Measures, plan_with_branches
 from secateur.prune.widths.measure_sensitivity import measure_sensitivity
 from secateur.prune.widths.sensitivity import Sensitivity
 
@@ -57,77 +57,107 @@ def reckoned(plan, losses):
     return sum(losses.loss(group.name)(group.kept) for group in plan.groups if group.kept and not group.locked)
 
 
-def test_a_sum_that_holds_is_planned_once(groups, planner):
-    sensitivity, asked = doctored(groups, 0.01), []
+def gone(plan, groups):
+    ends = {group.name: group.branch for group in groups if group.ends_branch}
+    return tuple(ends[group.name] for group in plan.groups if group.name in ends and not group.kept)
+
+
+@pytest.fixture
+def made_up(groups):
+    """Measures by a rule: units lose what they should, whole branches what ``together`` says."""
+
+    def build(sensitivity, together):
+        return Measures(
+            together,
+            lambda plan: reckoned(plan, sensitivity) + (together(gone(plan, groups)) if gone(plan, groups) else 0.0),
+        )
+
+    return build
+
+
+def test_a_sum_that_holds_is_planned_once(groups, planner, made_up):
+    sensitivity = doctored(groups, 0.01)
+    first = planner(sensitivity)
+    assert len(gone(first, groups)) > 1
 
     def together(names):
-        asked.append(names)
         return 0.01 * len(names) * (1 + TOLERANCE)
 
-    found = plan_with_branches_together(groups, sensitivity, planner, together)
-    assert planner.calls == len(asked) == found.branches.plans == 1
-    gone = [group.branch for group in groups if group.name in {one.name for one in found.groups if not one.kept}]
-    assert found.branches.names == tuple(dict.fromkeys(gone)) == tuple(asked[0])
-    assert len(gone) > 1
-    assert found.branches.sum_nats == pytest.approx(0.01 * len(gone))
-    assert found.branches.together_nats == pytest.approx(0.01 * len(gone) * (1 + TOLERANCE))
+    planner.calls = 0
+    found = plan_with_branches(groups, sensitivity, planner, made_up(sensitivity, together))
+    assert planner.calls == found.branches.plans == 3, "at first, without whole branches, and on the same footing"
+    assert found.cut == first.cut
+    assert found.branches.names == gone(first, groups)
+    assert found.branches.sum_nats == pytest.approx(0.01 * len(found.branches.names))
+    assert found.branches.together_nats == pytest.approx(together(found.branches.names))
 
 
-def test_branches_that_ruin_the_network_together_are_kept(groups, planner):
+def test_branches_that_ruin_the_network_together_are_kept(groups, planner, made_up):
     """Doctored to cost nothing one by one: the plan by the truth is found without knowing it."""
     sensitivity = doctored(groups, 1e-3)
-
-    def together(names):
-        return 100.0 * len(names)
-
-    first = planner(sensitivity)
-    assert sum(not group.kept for group in first.groups) > 1
+    assert len(gone(planner(sensitivity), groups)) > 1
     planner.calls = 0
-    found = plan_with_branches_together(groups, sensitivity, planner, together)
-    assert 1 < planner.calls <= MOST_PLANS
+    found = plan_with_branches(groups, sensitivity, planner, made_up(sensitivity, lambda names: 100.0 * len(names)))
+    assert 3 < planner.calls <= MOST_PLANS + 2
     assert found.branches is None
     assert all(group.kept for group in found.groups)
     assert found.cut == planner(doctored(groups, 100.0)).cut
 
 
 def test_the_plan_with_the_least_loss_is_taken_if_the_sum_never_holds(groups, planner):
-    """What they lose together grows with every call, so no plan is right about it; the first is the best."""
+    """What they lose together grows with every call, so that no plan is right about it; the first is the best."""
     sensitivity, calls = doctored(groups, 1e-3), []
 
     def together(names):
         calls.append(names)
         return 0.01 * 2 ** len(calls)
 
-    found = plan_with_branches_together(groups, sensitivity, planner, together)
-    assert planner.calls == MOST_PLANS == found.branches.plans
+    measures = Measures(together, lambda plan: 2.0 ** len(calls) if gone(plan, groups) else reckoned(plan, sensitivity))
+    found = plan_with_branches(groups, sensitivity, planner, measures)
+    assert planner.calls == MOST_PLANS + 2 == found.branches.plans
     assert found.branches.together_nats == 0.02
     assert found.cut == planner(sensitivity).cut
 
 
-def test_without_whole_branches_nothing_is_measured(groups, planner):
-    found = plan_with_branches_together(groups, doctored(groups, 50.0), planner, lambda names: pytest.fail("measured"))
+def test_losses_of_units_that_a_repair_undoes_keep_the_branches(groups, planner):
+    """The cut without whole branches loses a hundredth of what its widths lose one by one; so much less do branches pay."""
+    sensitivity = doctored(groups, 0.3)
+    assert gone(planner(sensitivity), groups)
+
+    def plan_loss(plan):
+        return pytest.fail("no other plan") if gone(plan, groups) else reckoned(plan, sensitivity) / 100
+
+    found = plan_with_branches(groups, sensitivity, planner, Measures(lambda names: pytest.fail("measured"), plan_loss))
     assert found.branches is None
+
+
+def test_without_whole_branches_nothing_is_measured(groups, planner):
+    measures = Measures(lambda names: pytest.fail("measured"), lambda plan: pytest.fail("measured"))
+    assert plan_with_branches(groups, doctored(groups, 50.0), planner, measures).branches is None
     assert planner.calls == 1
 
 
-def test_what_is_measured_together_decides_over_doctored_single_losses(network, groups, planner, scored, noise_images):
+def test_what_is_measured_decides_over_doctored_single_losses(network, groups, planner, scored, noise_images):
     images = noise_images(80)
     losses, true = BranchLosses(network, groups, images), measure_sensitivity(network, groups, scored(groups), images)
-    ends = {group.name: group.branch for group in groups if group.ends_branch}
-    wrong = true.with_branch_losses(dict.fromkeys(ends, 1e-6))
-    found = plan_with_branches_together(groups, wrong, planner, losses.without)
+    wrong = true.with_branch_losses({group.name: 1e-6 for group in groups if group.ends_branch})
     first = planner(wrong)
-    gone = [ends[group.name] for group in first.groups if not group.kept]
-    assert gone
-    assert planner.calls > 2, "planned again, and once by this test"
-    total = reckoned(found, true) + (found.branches.together_nats if found.branches else 0.0)
-    assert total <= reckoned(first, true) + losses.without(gone) + 1e-9
+    assert gone(first, groups)
+    planner.calls = 0
+    found = plan_with_branches(groups, wrong, planner, Measures(losses.without, lambda plan: losses.of(plan.cut)))
+    assert planner.calls > 3
+    assert losses.of(found.cut) <= min(losses.of(first.cut), losses.of(planner(true.without_branches()).cut))
     if found.branches:
         assert found.branches.together_nats == pytest.approx(losses.without(found.branches.names))
 
 
 def test_a_plan_keeps_what_was_measured(groups, planner, tmp_path):
-    found = plan_with_branches_together(groups, doctored(groups, 0.01), planner, lambda names: 0.01)
+    found = plan_with_branches(
+        groups,
+        doctored(groups, 0.01),
+        planner,
+        Measures(lambda names: 0.01, lambda plan: reckoned(plan, doctored(groups, 0.01))),
+    )
     found.save(tmp_path / "plan.json")
     again = PruningPlan.load(tmp_path / "plan.json")
     assert again == found
