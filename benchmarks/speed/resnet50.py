@@ -2,8 +2,9 @@
 
 Latency depends on widths alone, so the weights are seeded noise and accuracy is not measured. Secateur's plan takes the cut
 that the table of the device's times says is as fast as asked with the most MACs left: early identity blocks may go, and all
-other widths, residual streams too, lose an equal share, rounded to 32. It is timed and planned again until the speed is met.
-torch-pruning's cuts are those of equal MACs, by its own rounding and by others. Every file is timed in six sessions or more.
+other widths, residual streams too, lose an equal share, rounded to 32. It is timed and planned again until the speed is met;
+with ``--targets`` the plans for these fractions of the time are timed as they are. torch-pruning's cuts are those of half of
+the MACs, by several roundings. Every file is timed in six sessions or more.
 """
 
 import argparse
@@ -50,7 +51,7 @@ from secateur.prune.widths.width_book import WidthBook
 RESULTS = Path(__file__).parents[1] / "results" / "speed-resnet50.json"
 SESSIONS, SIDE_SECONDS = 6, 0.6
 ROUND_TO, FEWEST_MACS, MOST_BLOCKS, STEPS = 32, 0.5, 8, 64
-PEERS = (8, 32, 64)
+PEERS = "8,32,64"
 
 
 class Shapes:
@@ -159,10 +160,17 @@ def measure(network: Network, provider: str, arguments: argparse.Namespace) -> d
             print(f"target {target:.3f}: {ratio} with {plan.after.macs / costs.whole.macs:.3f} of the MACs", flush=True)
             return LatencyTry(target, target, 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low)
 
-        searched = search_latency(attempt, 1 / arguments.speedup)
-        chosen = plans[searched.best.target]
-        networks = {f"secateur, --speedup {arguments.speedup:g}": passing(surgery.cut(network, chosen))}
-        networks |= {f"torch-pruning, round_to {size}": resnet50.peers_cut(network, size) for size in PEERS}
+        targets = [float(target) for target in arguments.targets.split(",") if target]
+        searched = None if targets else search_latency(attempt, 1 / arguments.speedup)
+        chosen = {target: shapes.plan(target) for target in targets}
+        if searched is not None:
+            chosen = {searched.best.target: plans[searched.best.target]}
+        networks = {
+            f"secateur, planned {1 / target:.2f}": passing(surgery.cut(network, plan))
+            for target, plan in chosen.items()
+        }
+        peers = [int(size) for size in arguments.peers.split(",")]
+        networks |= {f"torch-pruning, round_to {size}": resnet50.peers_cut(network, size) for size in peers}
         print("cut", flush=True)
         files = {"whole": whole, "whole, as torch exports it": exported(network, "plain", clean=False)}
         files |= {name: exported(one, f"cut-{index}") for index, (name, one) in enumerate(networks.items())}
@@ -176,9 +184,11 @@ def measure(network: Network, provider: str, arguments: argparse.Namespace) -> d
         "precision": precision,
         "macs": costs.whole.macs,
         "macs_left": {name: measure_cost(one).whole.macs / costs.whole.macs for name, one in networks.items()},
-        "blocks_gone": shapes.blocks_gone(chosen),
+        "blocks_gone": {
+            f"secateur, planned {1 / target:.2f}": shapes.blocks_gone(plan) for target, plan in chosen.items()
+        },
         "table": {"points": table.measured_points, "seconds": table_seconds},
-        "search": searched.to_json(),
+        "search": searched.to_json() if searched else None,
         "latency": rows,
     }
 
@@ -231,6 +241,8 @@ def main() -> None:
     parser.add_argument("--precision", default="fp16")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--speedup", type=float, default=1.7)
+    parser.add_argument("--targets", default="", help="fractions of the time to plan for, instead of a search")
+    parser.add_argument("--peers", default=PEERS, help="torch-pruning's round_to")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
