@@ -117,6 +117,8 @@ class GroupTrial:
         source = node.all_input_nodes[0]
         if isinstance(layer, ZeroPadChannels):
             return _pad_without(layer, gone, [fit.read(source, batch, values) for batch in range(fit.batches)])
+        if node in self._refitted and len(gone) == member.width:
+            return _constant([fit.get(node)[batch] for batch in range(fit.batches)])
         if node not in self._refitted:
             dim = -1 if isinstance(layer, nn.Linear) else int(getattr(layer, "dim", 1))
 
@@ -150,6 +152,16 @@ def _behind(view: fx.GraphModule, readers: Mapping[fx.Node, Member]) -> list[fx.
         if node in readers or any(source in changed for source in node.all_input_nodes):
             changed[node] = None
     return list(changed)
+
+
+def _constant(wanted: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """What replaces a reader without any input channel: its mean target."""
+    dims = [0] if wanted[0].dim() == 2 else [0, 2, 3]
+    mean = torch.stack([value.double().sum(dims) for value in wanted]).sum(0)
+    mean = (mean * wanted[0].shape[1] / sum(value.numel() for value in wanted)).to(wanted[0].dtype)
+    shape = (1, -1) if wanted[0].dim() == 2 else (1, -1, 1, 1)
+    size = wanted[0].shape[2:]
+    return lambda seen: mean.view(shape).expand(len(seen), -1, *size).clone()
 
 
 def _kept_features(layer: Any, gone: Sequence[int]) -> Tensor:
