@@ -36,7 +36,7 @@ $(READY): requirements.lock pyproject.toml $(ROOMS:=/__init__.py)
 	touch $(READY)
 
 demo: setup
-	$(BIN)/secateur prune-and-export --out demo
+	$(BIN)/secateur prune-and-export --speedup 1.7 --latency-batch 32 --out demo
 
 test: setup
 	OMP_NUM_THREADS=1 $(ALLOCATION) $(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not long"

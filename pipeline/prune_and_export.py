@@ -26,6 +26,7 @@ from .stages.ranking import find_channels, rank
 from .stages.recovering import check_pathway
 from .stages.shipped_files import export_files, measure_files
 from .stages.store import StageStore
+from .stages.time_of_plan import time_plan
 from .stages.torch_times import time_in_torch
 
 
@@ -81,6 +82,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
         pruned = prune_to_budget(inputs, ranked, timed, provider, store)
         page = write_evidence(inputs, ranked, pruned.candidate.plan, store)
         files = export_files(inputs, pruned.candidate, provider, store)
+        time = time_plan(inputs, ranked, pruned.candidate.plan, files, provider, store)
         figures = measure_files(inputs, files, pruned.attempts, provider, store)
         in_torch = time_in_torch(inputs, pruned.candidate, files, figures.conditions, provider, store)
         pathways = measure_recovery(inputs, pruned.candidate, store)
@@ -95,6 +97,7 @@ def prune_and_export(recipe: Recipe, out: Path, *, resume: bool = False, observe
             store.timings,
             request.release,
             in_torch,
+            time,
         )
         report = assemble_report(inputs, outcome)
         deliver(out, inputs, ranked, pruned.candidate, files, page, report)

@@ -28,6 +28,7 @@ from .stages.budget import Pruned
 from .stages.candidates import shipped_cost
 from .stages.ranking import Ranked
 from .stages.shipped_files import Files
+from .stages.time_of_plan import TimeOfPlan
 from .time_report import check_time, planned_speedup, time_to_json, uncut_notes
 
 
@@ -45,6 +46,7 @@ class Outcome:
     timings: Mapping[str, float]
     release: Mapping[str, Any] | None = None
     torch_times: Mapping[str, Any] | None = None
+    time: TimeOfPlan | None = None
 
     @property
     def plan(self) -> PruningPlan:
@@ -96,6 +98,7 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
         "layers": _layer_rows(plan, outcome.ranked.channels.costs),
         "gates": [gate.to_json() for gate in gates],
         "search": search.to_json() if search else None,
+        "time_of_plan": asdict(outcome.time) if outcome.time else None,
         "latency_budget": time_to_json(outcome.pruned.latency, speedup, measurement.latency_of),
         "repair": candidate.repairs[-1].to_json(),
         "rounds": [{"steps": [asdict(step) for step in repair.steps]} for repair in candidate.repairs],
@@ -201,7 +204,17 @@ def _notes(inputs: Inputs, outcome: Outcome) -> list[str]:
         *(note for model in outcome.files.models if (note := model.parity.note())),
         *ranking_notes(outcome.ranked.scores),
         *order_notes(outcome.plan),
+        *_time_notes(inputs, outcome),
     ]
+
+
+def _time_notes(inputs: Inputs, outcome: Outcome) -> list[str]:
+    """What time a plan that was not made by time should give, and gave."""
+    if outcome.time is None:
+        return []
+    batch = inputs.recipe.measurement.latency_batch
+    speedup = outcome.speedup(batch, "end-to-end")
+    return [outcome.time.note(None if speedup is None else speedup.ratio, batch)]
 
 
 def _per_class(inputs: Inputs) -> dict[str, int]:

@@ -60,8 +60,8 @@ def shapes(results: Any) -> list[str]:
         sessions = min(row["sessions"] for row in found["latency"])
         header = ("how", "file", "MACs left", "ms on the device", "speedup on the device (95% CI)", "end to end")
         lines += [
-            f"{machine}, {found['precision']}, {sessions} sessions of each file; the table of {found['table']['points']} points "
-            f"took {found['table']['seconds']:.0f} s:",
+            f"{machine}, {found['precision']}, {sessions} sessions of each file; a table of "
+            f"{found['table']['points']} points took {found['table']['seconds']:.0f} s:",
             "",
             *table(header, rows, left=2),
             *(["", found["stopped"]] if found.get("stopped") else []),

@@ -13,7 +13,7 @@ from typing import Any
 from ...common.environment import describe_environment
 from ...common.errors import InputError
 from ...common.files import read_json, sha256_file, sha256_json, write_json
-from ...common.progress import Progress, silent
+from ...common.progress import Progress
 from ...prune.cost import CostModel
 from ..runtime.providers import ON_GPU, CudaOptions, runtime_packages
 from .layer_graphs import empty_graph, layer_graph, overhead_graph
@@ -138,7 +138,7 @@ class PointTimes:
             write_json(path, {"key": key, "roofline": found.to_json()})
             return found
 
-    def points(self, case: Case, wanted: set[Point], progress: Any) -> Points:
+    def points(self, case: Case, wanted: set[Point], progress: Callable[[int], None] = lambda done: None) -> Points:
         """Points of a case: cached ones, and the others timed and cached."""
         how = self.conditions
         key = {**self.about, "layer": _plain(case.to_json())}
@@ -177,9 +177,8 @@ class PointTimes:
                     continue
                 outputs, inputs = costs.layers[name].outputs, costs.layers[name].inputs or 0
                 order.append(parts.setdefault((call.case, outputs, inputs), len(parts)))
-                series_ms += self.points(call.case, {(outputs, 0 if call.case.one_width else inputs)}, silent)[
-                    outputs, 0 if call.case.one_width else inputs
-                ]
+                point = outputs, 0 if call.case.one_width else inputs
+                series_ms += self.points(call.case, {point})[point]
         key = {**self.about, "network": sha256_file(baseline), "layers": sorted(calls)}
         path = self.folder / f"network-{sha256_json(key)[:16]}.json"
         kept = _read(path, key)

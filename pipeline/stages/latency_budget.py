@@ -68,7 +68,7 @@ def table_stage(inputs: Inputs, channels: Channels, provider: str) -> Stage[tupl
         "table",
         {
             "network": inputs.fingerprint,
-            "conditions": asdict(_conditions(inputs, provider)),
+            "conditions": asdict(conditions_of(inputs, provider)),
             "round_to": inputs.recipe.budget.round_to,
             "source": inputs.recipe.budget.time_model,
             **_calibrated(inputs),
@@ -90,7 +90,7 @@ def make_table(
         channels.groups,
         channels.costs,
         baseline,
-        _conditions(inputs, provider),
+        conditions_of(inputs, provider),
         inputs.recipe.budget.round_to,
         source=inputs.recipe.budget.time_model,
         progress=progress,
@@ -153,7 +153,8 @@ def timing_settings(inputs: Inputs, provider: str) -> TimingSettings:
     return TimingSettings(provider, how.threads, how.cuda_graphs, inputs.recipe.seed)
 
 
-def _conditions(inputs: Inputs, provider: str) -> Conditions:
+def conditions_of(inputs: Inputs, provider: str) -> Conditions:
+    """The conditions that operations are timed under."""
     how = inputs.recipe.measurement
     return Conditions(
         provider, how.latency_batch, timing_settings(inputs, provider).used_threads, how.planned_precision
