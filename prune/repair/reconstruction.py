@@ -7,7 +7,7 @@ No label is read.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from ...common.progress import Progress, silent
 from ...network.channels.cut import Cut
 from ...network.channels.zero_pad import followable
 from ...network.graph.leaf_modules import Add
+from ...network.graph.pass_through import passes, removed_branches, set_to_zero
 from ...network.graph.reach import depends_on
 from ...network.graph.stand_ins import Constant
 from ...network.graph.trace import trace
@@ -61,12 +62,17 @@ def reconstruct(
     device: str = "cpu",
     batch_size: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    zeros: Collection[str] = (),
     progress: Progress = silent,
 ) -> tuple[Network, tuple[LayerFit, ...], int]:
     """Fit every convolution and linear layer behind the cut. Neither network passed in is changed.
 
     Layers that are called several times, transposed, or not padded with zeros keep their weights. Statistics are accumulated
     over batches, so memory does not grow with the number of images (see :class:`~secateur.prune.repair.activations.Stream`).
+
+    Args:
+        zeros: the constants of removed branches that are set to zero instead of the best constant; what is behind them is
+            fitted to that.
 
     Returns:
         The repaired network, the fits in network order, and the number of images used.
@@ -83,9 +89,13 @@ def reconstruct(
         trace(followable(original.module, original.example(1)), original.example()),
         trace(module, original.example()),
     )
+    for branch in removed_branches(views[1]):
+        if branch.layer in zeros:
+            set_to_zero(views[1], branch)
+            set_to_zero(module, branch)
     whole, small = (Stream(view.to(device), images, batch_size, memory_bytes) for view in views)
     cut = pruned.cuts[-1]
-    wanted = _layers_behind(small.view, cut)
+    wanted = _layers_behind(small.view, cut) - {node.name for node in small.view.graph.nodes if node.target in zeros}
     fits = []
     with torch.no_grad():
         for node in small.view.graph.nodes:
@@ -153,7 +163,7 @@ def _norm_behind(view: fx.GraphModule, node: fx.Node) -> str:
 def _join_behind(node: fx.Node, norm_name: str, view: fx.GraphModule) -> tuple[fx.Node, fx.Node] | None:
     """(the sum that the layer feeds, directly or through its norm; the other branch), if the other does not depend on it."""
     last = next(iter(node.users)) if norm_name else node
-    while len(last.users) == 1 and _passes(next(iter(last.users)), view):
+    while len(last.users) == 1 and passes(view, next(iter(last.users))):
         last = next(iter(last.users))
     if len(last.users) != 1:
         return None
@@ -164,17 +174,6 @@ def _join_behind(node: fx.Node, norm_name: str, view: fx.GraphModule) -> tuple[f
     if len(others) != 1 or not isinstance(others[0], fx.Node) or depends_on(others[0], node):
         return None
     return join, others[0]
-
-
-def _passes(node: fx.Node, view: fx.GraphModule) -> bool:
-    """Whether a node is the identity in evaluation mode."""
-    if node.op == "call_module":
-        module = view.get_submodule(str(node.target))
-        return isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or type(module).__name__ in _DEPTHS
-    return node.op == "call_function" and getattr(node.target, "__name__", "") in ("dropout", "stochastic_depth")
-
-
-_DEPTHS = ("StochasticDepth", "DropPath")
 
 
 def _pairs(
