@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...common.progress import Progress, silent
+from ...network.graph.pass_through import holding_zeros
 from ...network.hooks import frozen, pick_logits
 from ...network.images.images import Images
 from ...network.network import Network
@@ -39,5 +40,5 @@ def distill(
     settings = TrainingSettings(
         epochs, batch, LEARNING_RATE, 0.0, original.input_shape[0] == 3, seed, device, optimizer="adam"
     )
-    with frozen(teacher):
+    with frozen(teacher), holding_zeros(pruned, original.example(1)):
         train(pruned.to(device), images, loss, None, settings, progress)

@@ -14,6 +14,7 @@ from ...explain.picnn.training import train_picnn
 from ...explain.settings import PicnnSettings
 from ...network.channels.zero_pad import followable
 from ...network.evaluation import evaluate
+from ...network.graph.pass_through import holding_zeros
 from ...network.hooks import frozen, pick_logits, seeded
 from ...network.images.splits import Splits
 from ...network.network import Network
@@ -63,7 +64,7 @@ def recover(
         return result.loss, result.accuracy
 
     training = _training(original, settings, seed, device)
-    with frozen(teacher), seeded(seed):
+    with frozen(teacher), seeded(seed), holding_zeros(student, original.example(1)):
         loss = distillation_loss(teacher, settings)
         history = train(student, splits.train, loss, validate, training, progress, checkpoint=checkpoint)
     return replace(pruned, module=student), history

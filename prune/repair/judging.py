@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from ...network.evaluation import divergence, predict
+from ...network.graph.pass_through import without_zero_sums
 from ...network.hooks import pick_logits
 from ...network.images.images import Images
 from ...network.network import Network
@@ -21,7 +22,7 @@ def judging(original: Network, validation: Images, seed: int, device: str) -> Ca
     reference = predict(original.copy().module.to(device), sample, device=device, pick=pick_logits)
 
     def judge(network: Network) -> float:
-        module = network.module.to(device).eval()
+        module = without_zero_sums(network.module.eval(), network.example(1)).to(device)
         value = divergence(predict(module, sample, device=device, pick=pick_logits), reference)
         module.to("cpu")
         return value if math.isfinite(value) else math.inf

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...common.progress import Progress, silent
 from ...network.channels.cut import Cut
 from ...network.graph.leaf_modules import Add
+from ...network.graph.pass_through import passes
 from ...network.graph.reach import depends_on
 from ...network.graph.stand_ins import Constant
 from .activations import Stream
@@ -130,7 +131,7 @@ def join_behind(small: Stream, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """
     view = small.view
     last = next(iter(node.users)) if norm_behind(view, node) else node
-    while len(last.users) == 1 and passes(next(iter(last.users)), view):
+    while len(last.users) == 1 and passes(view, next(iter(last.users))):
         last = next(iter(last.users))
     if len(last.users) != 1:
         return None
@@ -143,17 +144,6 @@ def join_behind(small: Stream, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if any(small.shapes.get(part) != small.shapes[node] for part in (join, others[0])):
         return None
     return join, others[0]
-
-
-def passes(node: fx.Node, view: fx.GraphModule) -> bool:
-    """Whether a node is the identity in evaluation mode."""
-    if node.op == "call_module":
-        module = view.get_submodule(str(node.target))
-        return isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d) or type(module).__name__ in _DEPTHS
-    return node.op == "call_function" and getattr(node.target, "__name__", "") in ("dropout", "stochastic_depth")
-
-
-_DEPTHS = ("StochasticDepth", "DropPath")
 
 
 def _pairs(

@@ -8,6 +8,8 @@ from ...common.errors import UsageError
 from ...common.progress import Progress, silent
 from ...network.channels.cut import rest_of_cut
 from ...network.channels.zero_pad import followable
+from ...network.graph.pass_through import removed_branches
+from ...network.graph.trace import trace
 from ...network.images.images import Images
 from ...network.network import Network
 from ..settings import REPAIRS
@@ -26,6 +28,9 @@ STEPS = {
     "distill": ("mean", "reconstruct", "bn", "distill"),
 }
 """The steps of each kind of repair, in order."""
+PASSING_WORTH = 1.05
+"""Blocks that lost their branch pass their input on, instead of adding a constant, if the divergence grows to at most so many
+times: nothing is left of them then, while an addition and its activation take time."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class RepairReport:
         reestimated: the BatchNorms whose statistics were estimated again.
         fits: the layers that reconstruction fitted.
         reconstruction_images: the number of images that they were fitted on.
+        passing: the last layers of removed branches that now add nothing: their blocks pass their input on.
+        divergence_passing: the divergence after reconstruction if the blocks that could do so pass their input on.
+        divergence_with_constants: the same if they add their best constants. Both are None without such blocks or validation
+            images, and if reconstruction was reverted.
     """
 
     kind: str
@@ -62,6 +71,9 @@ class RepairReport:
     reestimated: tuple[str, ...] = ()
     fits: tuple[LayerFit, ...] = ()
     reconstruction_images: int = 0
+    passing: tuple[str, ...] = ()
+    divergence_passing: float | None = None
+    divergence_with_constants: float | None = None
 
     @property
     def divergence(self) -> float | None:
@@ -82,6 +94,9 @@ class RepairReport:
             tuple(values["reestimated"]),
             tuple(LayerFit(**fit) for fit in values["fits"]),
             values["reconstruction_images"],
+            tuple(values.get("passing", ())),
+            values.get("divergence_passing"),
+            values.get("divergence_with_constants"),
         )
 
 
@@ -129,16 +144,16 @@ def repair(
     if kind not in REPAIRS:
         raise UsageError(f"repair must be one of {', '.join(REPAIRS)} (got {kind!r}).")
     start = replace(pruned, module=followable(pruned.module, pruned.example(1)).eval())
-    given = _Given(original, before, images, seed, device, batch_size)
     judge = judging(original, validation, seed, device) if validation is not None else None
-    result, report = _take_steps(start, RepairReport(kind, len(images)), given, judge, progress)
+    given = _Given(original, before, images, seed, device, batch_size, judge)
+    result, report = _take_steps(start, RepairReport(kind, len(images)), given, progress)
     result.module.eval()
     return result, report
 
 
 @dataclass(frozen=True)
 class _Given:
-    """What the steps share, besides the network that they repair."""
+    """What the steps share, besides the network that they repair. ``judge`` measures the divergence, in nats, of a network."""
 
     original: Network
     before: Network | None
@@ -146,17 +161,17 @@ class _Given:
     seed: int
     device: str
     batch_size: int
+    judge: Callable[[Network], float] | None
 
 
 def _take_steps(
     result: Network,
     report: RepairReport,
     given: _Given,
-    judge: Callable[[Network], float] | None,
     progress: Progress,
 ) -> tuple[Network, RepairReport]:
-    """Run the steps of the report's kind; without a ``judge`` all are kept, else those that lower the divergence."""
-    names = STEPS[report.kind]
+    """Run the steps of the report's kind; without a judge all are kept, else those that lower the divergence."""
+    names, judge = STEPS[report.kind], given.judge
     current = judge(result) if judge is not None else None
     for index, name in enumerate(names):
 
@@ -193,8 +208,28 @@ def _reestimate(pruned: Network, given: _Given, progress: Progress) -> tuple[Net
 
 
 def _reconstruct(pruned: Network, given: _Given, progress: Progress) -> tuple[Network, Details]:
-    result, fits, used = reconstruct(given.original, pruned, given.images, device=given.device, progress=progress)
-    return result, {"fits": fits, "reconstruction_images": used}
+    """Fit all layers; blocks that lost their branch add their best constants or nothing, whatever is better."""
+    view = trace(pruned.module, pruned.example())
+    zeros = tuple(branch.layer for branch in removed_branches(view) if branch.identity)
+    halves = 2 if zeros and given.judge is not None else 1
+
+    def fitted(zeros: tuple[str, ...], half: int) -> tuple[Network, Details]:
+        def step(done: int, total: int) -> None:
+            progress(half * total + done, halves * total)
+
+        found = reconstruct(given.original, pruned, given.images, device=given.device, zeros=zeros, progress=step)
+        return found[0], {"fits": found[1], "reconstruction_images": found[2], "passing": zeros}
+
+    if not zeros:
+        return fitted((), 0)
+    passing = fitted(zeros, 0)
+    if given.judge is None:
+        return passing
+    constant = fitted((), 1)
+    divergences = given.judge(passing[0]), given.judge(constant[0])
+    result, details = passing if divergences[0] <= PASSING_WORTH * divergences[1] else constant
+    names = ("divergence_passing", "divergence_with_constants")
+    return result, {**details, **dict(zip(names, divergences, strict=True))}
 
 
 def _distill(pruned: Network, given: _Given, progress: Progress) -> tuple[Network, Details]:

@@ -25,7 +25,7 @@ from ...network.hooks import pick_logits
 from ...network.images.images import Images
 from ...network.network import Network
 from ..repair.activations import Stream
-from ..repair.layer_fits import fit_layers, join_behind, layers_behind, norm_behind, passes
+from ..repair.layer_fits import fit_layers, join_behind, layers_behind, norm_behind
 from ..repair.least_squares import ReconstructionSettings
 from .sensitivity import RUINED
 from .trial_images import MEMORY_BYTES, split_images

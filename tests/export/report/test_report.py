@@ -196,6 +196,17 @@ def test_every_round_shows_its_steps(searched, report):
     assert "round 1" not in to_html(report)
 
 
+def test_blocks_that_pass_their_input_on_are_named(searched, schema_of_reports):
+    passing = {"passing": ["layer1.0.conv2"], "divergence_passing": 0.25, "divergence_with_constants": 0.5}
+    told = {**searched, "repair": {**searched["repair"], **passing}}
+    jsonschema.validate(told, schema_of_reports)
+    page = to_html(told)
+    assert "1 removed branch adds nothing any more (layer1.0.conv2)" in page
+    assert "nothing any more" not in to_html(searched)
+    told["repair"].update(passing=["a", "b"], divergence_passing=None, divergence_with_constants=None)
+    assert "2 removed branches add nothing any more (a, b): what they read is passed on." in to_html(told)
+
+
 def test_junit_counts_failures(report):
     root = ElementTree.fromstring(ElementTree.tostring(to_junit(report).getroot()))
     (suite,) = root
