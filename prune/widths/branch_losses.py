@@ -18,6 +18,7 @@ from ...network.channels.cut import Cut, LayerCut, apply_cut, cut_of
 from ...network.channels.group import ChannelGroup
 from ...network.channels.zero_pad import followable
 from ...network.evaluation import divergence, predict
+from ...network.graph.pass_through import passes
 from ...network.graph.reach import depends_on
 from ...network.graph.stand_ins import Constant
 from ...network.graph.trace import trace
@@ -144,7 +145,7 @@ def _give_zero(small: Stream, node: fx.Node) -> bool:
     if join is None:
         return False
     source = join[1]
-    while passes(source, small.view):
+    while passes(small.view, source):
         source = source.all_input_nodes[0]
     if not depends_on(node, source) or [str(other.target) for other in small.order].count(norm) > 1:
         return False
