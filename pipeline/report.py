@@ -29,7 +29,7 @@ from .stages.candidates import shipped_cost
 from .stages.ranking import Ranked
 from .stages.shipped_files import Files
 from .stages.time_of_plan import TimeOfPlan
-from .time_report import check_time, planned_speedup, time_to_json, uncut_notes
+from .time_report import check_time, exported_baseline, planned_speedup, time_to_json, uncut_notes
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ def _comparison(outcome: Outcome, shipped: Cost) -> dict[str, Any]:
                 str(row.batch): asdict(row.device_ratio) for row in outcome.comparisons if row.device_ratio
             },
         },
+        "exported_baseline": exported_baseline(outcome.figures.exported, outcome.comparisons),
         "noise_floor": {str(row.batch): asdict(row.noise_floor) for row in outcome.comparisons},
         "parity": {
             "max_relative_difference": max(model.parity.max_relative_difference for model in (baseline, pruned)),

@@ -1,8 +1,10 @@
 """A report's words and figures on time: how a budget of time was met, and what else is as fast."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from ..export.measure.latency import Comparison
 from ..export.measure.paired_ratio import Ratio
 from ..export.measure.variants import VariantFigures
 from ..export.report.gates import BudgetCheck
@@ -41,6 +43,20 @@ def time_to_json(outcome: LatencyOutcome | None, speedup: Ratio | None, latency_
         return None
     found = {"measured": 1 / speedup.ratio, "low": 1 / speedup.high, "high": 1 / speedup.low}
     return {**outcome.to_json(), "latency_of": latency_of, **found}
+
+
+def exported_baseline(exported: Comparison | None, comparisons: Sequence[Comparison]) -> dict[str, Any] | None:
+    """The baseline as torch exports it: its time, and how many times as fast the clean baseline and the pruned file are."""
+    if exported is None:
+        return None
+    pruned = next(row for row in comparisons if row.batch == exported.batch)
+    same = Ratio(1.0, 1.0, 1.0)
+    return {
+        "batch": exported.batch,
+        "median_ms": exported.pruned.median_ms,
+        "clean_speedup": asdict(same.over(exported.ratio)),
+        "pruned_speedup": asdict(pruned.ratio.over(exported.ratio)),
+    }
 
 
 def uncut_notes(rows: Sequence[Mapping[str, Any]], asked: float, batch: int) -> list[str]:

@@ -55,7 +55,8 @@ class VariantFigures:
 
     ``test`` and ``validation``: accuracy on these images (validation only if candidates are compared). ``comparisons``: by
     batch size, each file but the first against the first. ``attempts``: the same for a search's tries, at the batch size of the
-    gates. ``memory``: bytes, at the batch size of the gates.
+    gates. ``memory``: bytes, at the batch size of the gates. ``exported``: the baseline as torch exports it against the clean
+    one, at that batch size; None if they are equal.
     """
 
     test: Sequence[Accuracy]
@@ -64,6 +65,7 @@ class VariantFigures:
     attempts: Sequence[Comparison]
     memory: Sequence[int | None]
     conditions: Mapping[str, Any]
+    exported: Comparison | None = None
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def export_onnx(
     *,
     input_type: str = "float32",
     clean: bool = True,
+    as_exported: Path | None = None,
 ) -> OnnxModel:
     """Write the network as one ONNX file with a free batch size, check it, and compare it with torch.
 
@@ -109,6 +110,7 @@ def export_onnx(
         clean: remove what torch and a cut leave in the graph (see :mod:`~secateur.export.onnx.cleaning`). The outputs are equal
             up to rounding, and the file is faster where a branch was removed or a shortcut pads channels. False leaves the
             graph as torch exports it.
+        as_exported: where to write the graph that is not clean, too, if cleaning changes it; its outputs are not compared.
 
     Raises:
         InputError: torch cannot export the network, or its weights are not finite.
@@ -125,9 +127,7 @@ def export_onnx(
     import onnx
 
     check_one_of("input_type", input_type, INPUT_TYPES)
-    model = _to_proto(network, clean)
-    if input_type == "uint8":
-        take_pixels(model, network.preprocessing)
+    plain = _to_proto(network)
     metadata = {
         "secateur_version": installed_packages().get("secateur", "unknown"),
         "input_shape": list(network.input_shape),
@@ -140,7 +140,10 @@ def export_onnx(
         "weights_sha256": network.source.weights_sha256,
         **(about or {}),
     }
-    onnx.helper.set_model_props(model, {"secateur": json.dumps(metadata, sort_keys=True)})
+    model = _finished(plain, network, metadata, clean=clean)
+    if as_exported is not None and (other := _finished(plain, network, metadata, clean=False)) != model:
+        with replacing(as_exported) as temporary:
+            temporary.write_bytes(other.SerializeToString(deterministic=True))
     onnx.checker.check_model(model, full_check=True)
     for name, tensor in network.module.state_dict().items():
         if tensor.isnan().any() or (tensor.isinf().any() and name not in dict(network.module.named_buffers())):
@@ -218,7 +221,23 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return dict(json.loads(found["secateur"])) if "secateur" in found else {}
 
 
-def _to_proto(network: Network, clean: bool = True) -> Any:
+def _finished(plain: Any, network: Network, metadata: Mapping[str, Any], *, clean: bool) -> Any:
+    """The file of a graph that torch exported, which is left as it is."""
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(plain)
+    if clean:
+        clean_graph(model)
+    keep_padding_apart(model)
+    forget_origin(model)
+    if metadata["input_type"] == "uint8":
+        take_pixels(model, network.preprocessing)
+    onnx.helper.set_model_props(model, {"secateur": json.dumps(metadata, sort_keys=True)})
+    return model
+
+
+def _to_proto(network: Network) -> Any:
     wrapped = _Logits(network.copy().module).eval()
     try:
         with (
@@ -241,12 +260,7 @@ def _to_proto(network: Network, clean: bool = True) -> Any:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(f"torch cannot export this network to ONNX: {reason}") from error
     assert program is not None
-    model = program.model_proto
-    if clean:
-        clean_graph(model)
-    keep_padding_apart(model)
-    forget_origin(model)
-    return model
+    return program.model_proto
 
 
 def forget_origin(model: Any) -> None:

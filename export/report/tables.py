@@ -43,6 +43,11 @@ def closing_rows(report: Report) -> list[tuple[str, str, str, str]]:
         if found := device_ratio(report, batch):
             shown = f"{_speedup(found)} speedup {_interval(found)}"
             rows.append((f"on the device, batch {batch}", *_times(sides, "device_median_ms"), shown))
+    plain = report.get("exported_baseline")
+    if plain:
+        sides, ratio = [plain, after["latency"][str(plain["batch"])]], plain["pruned_speedup"]
+        name = f"batch {plain['batch']}, baseline as torch exports it"
+        rows.append((name, *_times(sides, "median_ms"), f"{_speedup(ratio)} speedup {_interval(ratio)}"))
     return rows
 
 

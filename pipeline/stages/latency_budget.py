@@ -142,9 +142,10 @@ def timing_stage(inputs: Inputs, plan: PruningPlan, timed: TimedLayers, provider
     )
 
 
-def export_baseline(inputs: Inputs, path: Path) -> OnnxModel:
-    """Export the original with the recipe's input."""
-    return export_onnx(inputs.network, path, {"what": "baseline"}, input_type=inputs.recipe.measurement.input)
+def export_baseline(inputs: Inputs, path: Path, as_exported: Path | None = None) -> OnnxModel:
+    """Export the original with the recipe's input; also as torch exports it, if a second path is given."""
+    taken = inputs.recipe.measurement.input
+    return export_onnx(inputs.network, path, {"what": "baseline"}, input_type=taken, as_exported=as_exported)
 
 
 def timing_settings(inputs: Inputs, provider: str) -> TimingSettings:

@@ -23,6 +23,8 @@ from .latency_budget import export_baseline, timing_settings
 from .store import Stage, StageStore, Workplace
 
 TRIED_ONNX = "tried.onnx"
+EXPORTED_ONNX = "baseline-as-exported.onnx"
+"""The baseline as torch exports it, in the folder of the export; absent if it is clean."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ def measure_files(
     """Accuracy of every file on the test images (and on validation images, if candidates are compared), and latency."""
     compared = len(files.variants) > 2 or bool(attempts)
     test, validation = store.run(accuracy_stage(inputs, files, compared, provider))
-    comparisons, tries, memory, conditions = store.run(latency_stage(inputs, files, attempts, provider))
-    return VariantFigures(test, validation, comparisons, tries, memory, conditions)
+    comparisons, tries, memory, conditions, exported = store.run(latency_stage(inputs, files, attempts, provider))
+    return VariantFigures(test, validation, comparisons, tries, memory, conditions, exported)
 
 
 def export_stage(
@@ -117,7 +119,7 @@ def accuracy_stage(
     )
 
 
-Latencies = tuple[dict[int, list[Comparison]], list[Comparison], list[int | None], dict[str, Any]]
+Latencies = tuple[dict[int, list[Comparison]], list[Comparison], list[int | None], dict[str, Any], Comparison | None]
 
 
 def latency_stage(inputs: Inputs, files: Files, attempts: Sequence[Attempt], provider: str) -> Stage[Latencies]:
@@ -150,7 +152,7 @@ def _export(inputs: Inputs, pruned: Candidate, folder: Path) -> tuple[OnnxModel,
         "plan_sha256": sha256_json(plan.to_json()),
     }
     return (
-        export_baseline(inputs, folder / BASELINE_ONNX),
+        export_baseline(inputs, folder / BASELINE_ONNX, folder / EXPORTED_ONNX),
         export_onnx(pruned.network, folder / PRUNED_ONNX, done, input_type=recipe.measurement.input),
     )
 
@@ -188,6 +190,7 @@ def _measure_latencies(
         _alike(files.variants, attempts), shape, measurement.latency_batch, timing_settings(inputs, provider)
     )
     batches, rows, tries = measurement.measured_batches, {}, []
+    plain = [path for path in [first.with_name(EXPORTED_ONNX)] if path.is_file()]
     with observed_conditions() as conditions:
         for index, batch in enumerate(batches):
 
@@ -195,7 +198,7 @@ def _measure_latencies(
                 progress(index * 100 + 100 * done // total, 100 * len(batches))
 
             gated = batch == measurement.latency_batch
-            also = [attempt.model.path for attempt in attempts] if gated else []
+            also = [*(attempt.model.path for attempt in attempts), *plain] if gated else []
             found = compare_latencies(first, [*others, *also], shape, batch, settings, step)
             rows[str(batch)] = [row.to_json() for row in found[: len(others)]]
             tries += [row.to_json() for row in found[len(others) :]]
@@ -207,7 +210,8 @@ def _measure_latencies(
         folder / "latency.json",
         {
             "comparisons": rows,
-            "attempts": tries,
+            "attempts": tries[: len(attempts)],
+            "exported": tries[-1] if plain else None,
             "memory": memory,
             "conditions": {**conditions.to_json(), **timing_conditions(settings, trials)},
         },
@@ -228,4 +232,6 @@ def _latencies(folder: Path) -> Latencies:
     comparisons = {
         int(batch): [Comparison.from_json(row) for row in some] for batch, some in rows["comparisons"].items()
     }
-    return comparisons, [Comparison.from_json(row) for row in rows["attempts"]], rows["memory"], rows["conditions"]
+    attempts = [Comparison.from_json(row) for row in rows["attempts"]]
+    exported = Comparison.from_json(rows["exported"]) if rows["exported"] else None
+    return comparisons, attempts, rows["memory"], rows["conditions"], exported
