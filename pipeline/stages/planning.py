@@ -59,7 +59,7 @@ def plan_stage(
         settled = None
 
     def work(place: Workplace) -> None:
-        measures = measures_of(inputs, current, place.scratch)
+        measures = measures_of(inputs, whole, current, place.scratch)
         plans = {name: plan_by(choice, whole, budget, current, measures) for name, choice in known.items()}
         plan = try_plans(inputs, plans, place.progress, current.network, place.scratch)
         if settled is not None:
@@ -98,10 +98,11 @@ def load_plan(folder: Path) -> PruningPlan:
     return PruningPlan.load(folder / PLAN_FILE)
 
 
-def measures_of(inputs: Inputs, current: Round, scratch: Path) -> Measures:
+def measures_of(inputs: Inputs, whole: Channels, current: Round, scratch: Path) -> Measures:
     """Measurements of what this round's network loses without whole branches, or by a plan.
 
     Args:
+        whole: the original.
         scratch: a folder for these inputs only, where every measured loss is stored to resume from.
     """
 
@@ -113,9 +114,18 @@ def measures_of(inputs: Inputs, current: Round, scratch: Path) -> Measures:
             write_json(kept, measure(losses))
         return float(read_json(kept))
 
+    diverges = divergence_after_repair(inputs, current.network, scratch)
+
+    def repaired(step: PruningPlan) -> float:
+        plan = step
+        if current.earlier is not None:  # of the result only the cut is used
+            plan = combine(current.earlier, step, whole.groups, whole.costs, fraction=1.0, number=current.number)
+        return diverges(plan, silent)
+
     return Measures(
         lambda branches: stored(sorted(branches), lambda losses: losses.without(branches)),
         lambda plan: stored(cut_to_json(plan.cut), lambda losses: losses.of(plan.cut)),
+        repaired,
     )
 
 
@@ -166,6 +176,13 @@ def try_plans(
         start: a network in which a part of the plans is already cut; the original if None.
         scratch: a folder for these inputs only, where the divergence of each cut is stored to resume from.
     """
+    return best_plan(plans, divergence_after_repair(inputs, start, scratch), progress)
+
+
+def divergence_after_repair(
+    inputs: Inputs, start: Network | None = None, scratch: Path | None = None
+) -> Callable[[PruningPlan, Progress], float]:
+    """A function from a plan to the divergence from the original of its repaired cut, as :func:`try_plans` measures it."""
     kind = "reconstruct" if inputs.recipe.repair.repair == "distill" else inputs.recipe.repair.repair
     trial = replace(inputs, recipe=inputs.recipe.override(repair=kind))
 
@@ -183,4 +200,4 @@ def try_plans(
             write_json(kept, found)
         return found
 
-    return best_plan(plans, divergence, progress)
+    return divergence

@@ -22,11 +22,13 @@ class Measures:
 
     Attributes:
         together: the loss of removing branches, each named by its last layer, with everything else uncut.
-        plan_loss: the loss of a plan's cut with every layer behind it fitted.
+        plan_loss: the loss of a plan's cut with every layer behind it fitted, on the same images.
+        repaired: the divergence of a plan's cut after the repair that will follow. Takes longest, and decides.
     """
 
     together: Callable[[Sequence[str]], float]
     plan_loss: Callable[[PruningPlan], float]
+    repaired: Callable[[PruningPlan], float]
 
 
 def plan_with_branches(
@@ -42,7 +44,8 @@ def plan_with_branches(
        much more its widths lose one by one than its cut does.
     2. Where the branches of a plan lose more together than it reckoned, by more than ``TOLERANCE``, their losses are multiplied
        by the ratio and another plan is made, until the sum holds, no branch is left or ``MOST_PLANS`` are made.
-    3. Of all these plans, the one whose cut loses least is returned.
+    3. The one of these whose cut loses least is returned if its repaired cut diverges less than that of the plan that keeps
+       all branches.
 
     Args:
         plan: makes a plan by losses.
@@ -55,11 +58,11 @@ def plan_with_branches(
     if not _gone(first, ends):
         return first
     keeping = plan(sensitivity.without_branches())
-    tried = [(bool(keeping.missed), measures.plan_loss(keeping), keeping)]
     one_by_one = sum(sensitivity.loss(group.name)(group.kept) for group in keeping.groups if not group.locked)
-    footing = one_by_one / tried[0][1] if one_by_one and tried[0][1] else 1.0
+    footing = one_by_one / max(measures.plan_loss(keeping), 1e-12) if one_by_one else 1.0
+    tried = list[tuple[bool, float, PruningPlan]]()
     current = sensitivity.with_branch_losses({name: footing * sensitivity.loss(name)(0) for name in ends})
-    while len(tried) <= MOST_PLANS:
+    while len(tried) < MOST_PLANS:
         found = plan(current)
         gone = _gone(found, ends)
         if not gone:
@@ -72,8 +75,11 @@ def plan_with_branches(
         if ratio <= 1 + TOLERANCE:
             break
         current = current.with_branch_losses({name: ratio * current.loss(name)(0) for name in gone})
+    if not tried:
+        return keeping
     best = min(tried, key=lambda one: one[:2])[2]
-    return replace(best, branches=replace(best.branches, plans=1 + len(tried))) if best.branches else best
+    chosen = min(keeping, best, key=lambda one: (bool(one.missed), measures.repaired(one)))
+    return replace(chosen, branches=replace(chosen.branches, plans=2 + len(tried))) if chosen.branches else chosen
 
 
 def _gone(plan: PruningPlan, ends: dict[str, str]) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Plans of a real network by doctored losses, and what several branches lose together."""
 
+from dataclasses import replace
+
 import pytest
 
 from secateur.network.channels.follow import find_groups
@@ -67,10 +69,11 @@ def made_up(groups):
     """Measures by a rule: units lose what they should, whole branches what ``together`` says."""
 
     def build(sensitivity, together):
-        return Measures(
-            together,
-            lambda plan: reckoned(plan, sensitivity) + (together(gone(plan, groups)) if gone(plan, groups) else 0.0),
-        )
+        def loss(plan):
+            names = gone(plan, groups)
+            return reckoned(plan, sensitivity) + (together(names) if names else 0.0)
+
+        return Measures(together, loss, loss)
 
     return build
 
@@ -112,7 +115,10 @@ def test_the_plan_with_the_least_loss_is_taken_if_the_sum_never_holds(groups, pl
         calls.append(names)
         return 0.01 * 2 ** len(calls)
 
-    measures = Measures(together, lambda plan: 2.0 ** len(calls) if gone(plan, groups) else reckoned(plan, sensitivity))
+    def loss(plan):
+        return 2.0 ** len(calls) if gone(plan, groups) else reckoned(plan, sensitivity)
+
+    measures = Measures(together, loss, lambda plan: float(not gone(plan, groups)))
     found = plan_with_branches(groups, sensitivity, planner, measures)
     assert planner.calls == MOST_PLANS + 2 == found.branches.plans
     assert found.branches.together_nats == 0.02
@@ -127,12 +133,29 @@ def test_losses_of_units_that_a_repair_undoes_keep_the_branches(groups, planner)
     def plan_loss(plan):
         return pytest.fail("no other plan") if gone(plan, groups) else reckoned(plan, sensitivity) / 100
 
-    found = plan_with_branches(groups, sensitivity, planner, Measures(lambda names: pytest.fail("measured"), plan_loss))
+    def never(what):
+        pytest.fail("measured")
+
+    found = plan_with_branches(groups, sensitivity, planner, Measures(never, plan_loss, never))
     assert found.branches is None
 
 
+@pytest.mark.parametrize("branches_pay", [True, False])
+def test_the_repaired_cut_decides_whether_branches_go(groups, planner, made_up, branches_pay):
+    sensitivity = doctored(groups, 0.01)
+    measures = replace(
+        made_up(sensitivity, lambda names: 0.01 * len(names)),
+        repaired=lambda plan: float(bool(gone(plan, groups)) != branches_pay),
+    )
+    found = plan_with_branches(groups, sensitivity, planner, measures)
+    assert bool(gone(found, groups)) == (found.branches is not None) == branches_pay
+
+
 def test_without_whole_branches_nothing_is_measured(groups, planner):
-    measures = Measures(lambda names: pytest.fail("measured"), lambda plan: pytest.fail("measured"))
+    def never(what):
+        pytest.fail("measured")
+
+    measures = Measures(never, never, never)
     assert plan_with_branches(groups, doctored(groups, 50.0), planner, measures).branches is None
     assert planner.calls == 1
 
@@ -144,19 +167,23 @@ def test_what_is_measured_decides_over_doctored_single_losses(network, groups, p
     first = planner(wrong)
     assert gone(first, groups)
     planner.calls = 0
-    found = plan_with_branches(groups, wrong, planner, Measures(losses.without, lambda plan: losses.of(plan.cut)))
+
+    def loss(plan):
+        return losses.of(plan.cut)
+
+    found = plan_with_branches(groups, wrong, planner, Measures(losses.without, loss, loss))
     assert planner.calls > 3
     assert losses.of(found.cut) <= min(losses.of(first.cut), losses.of(planner(true.without_branches()).cut))
     if found.branches:
         assert found.branches.together_nats == pytest.approx(losses.without(found.branches.names))
 
 
-def test_a_plan_keeps_what_was_measured(groups, planner, tmp_path):
+def test_a_plan_keeps_what_was_measured(groups, planner, made_up, tmp_path):
     found = plan_with_branches(
         groups,
         doctored(groups, 0.01),
         planner,
-        Measures(lambda names: 0.01, lambda plan: reckoned(plan, doctored(groups, 0.01))),
+        made_up(doctored(groups, 0.01), lambda names: 0.01),
     )
     found.save(tmp_path / "plan.json")
     again = PruningPlan.load(tmp_path / "plan.json")
