@@ -63,12 +63,14 @@ class WholeBranches:
         sum_nats: the sum of the losses measured with one of them removed.
         plans: the number of plans that were made, among them one without whole branches
             (:func:`~secateur.prune.widths.branches_together.plan_with_branches`).
+        losses: the losses of branches that the plan was made by, by the group that ends each.
     """
 
     names: tuple[str, ...]
     together_nats: float
     sum_nats: float
     plans: int
+    losses: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

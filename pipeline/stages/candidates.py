@@ -54,10 +54,13 @@ class Candidates:
     def __init__(self, inputs: Inputs, ranked: Ranked, store: StageStore) -> None:
         self.inputs, self.ranked, self.store = inputs, ranked, store
         self._settled: PruningPlan | None = None
+        self._planned: dict[BudgetSettings, Stage[PruningPlan]] = {}
 
     def plan_to(self, budget: BudgetSettings, label: str = "") -> PruningPlan:
-        """The plan of one cut of the original. The order of the first such plan is reused for the others."""
-        plan = self.store.run(self._plan_stage(budget, Round(1, self.ranked), label))
+        """The plan of one cut of the original. What the first such plan settled is reused for the others."""
+        stage = self._plan_stage(budget, Round(1, self.ranked), label)
+        self._planned[budget] = stage
+        plan = self.store.run(stage)
         self._settled = self._settled or plan
         return plan
 
@@ -70,7 +73,8 @@ class Candidates:
             suffix = label + (f" round {number}" if number > 1 else "")
             if number > 1:
                 ranked = rank(inputs, channels_of(network, key), store, suffix)
-            planned = self._plan_stage(budget, Round(number, ranked, plan), suffix)
+            planned = self._planned.get(budget) if number == 1 else None  # the plan that was timed
+            planned = planned or self._plan_stage(budget, Round(number, ranked, plan), suffix)
             plan = store.run(planned)
             repaired = repair_stage(inputs, plan, planned.key, network, suffix)
             network, report = store.run(repaired)

@@ -17,7 +17,7 @@ from ...prune.repair.judging import judging
 from ...prune.rounds import combine
 from ...prune.settings import BudgetSettings
 from ...prune.widths.branch_losses import BranchLosses
-from ...prune.widths.branches_together import Measures, plan_with_branches
+from ...prune.widths.branches_together import Measures, plan_as_settled, plan_with_branches
 from ...prune.widths.ranking_choice import Choice, best_plan
 from ...prune.widths.sensitivity import RUINED, Sensitivity
 from ..inputs import Inputs
@@ -49,20 +49,19 @@ def plan_stage(
 ) -> Stage[PruningPlan]:
     """A plan from the original (``whole``) to this round's share of the budget; all rounds cut by the same factor.
 
-    If the ranking has several orders, the plan of each is tried; the order of a ``settled`` plan is reused.
+    If the ranking has several orders, the plan of each is tried. Of a ``settled`` plan, made for a similar budget, the order
+    and the losses of whole branches are reused.
     """
     share = current.number / budget.rounds
     known = current.ranked.choices
     if settled is not None and settled.order in known:
         known = {settled.order: known[settled.order]}
-    else:
-        settled = None
 
     def work(place: Workplace) -> None:
         measures = measures_of(inputs, whole, current, place.scratch)
-        plans = {name: plan_by(choice, whole, budget, current, measures) for name, choice in known.items()}
+        plans = {name: plan_by(choice, whole, budget, current, measures, settled) for name, choice in known.items()}
         plan = try_plans(inputs, plans, place.progress, current.network, place.scratch)
-        if settled is not None:
+        if settled is not None and settled.order in known:
             plan = replace(plan, order=settled.order, tried=settled.tried)
         plan.save(place.folder / PLAN_FILE)
 
@@ -75,6 +74,8 @@ def plan_stage(
             "share": share,
             "table": times.sha256 if times else None,
             "orders": [*known],
+            "branches": None if settled is None else settled.branches and asdict(settled.branches),
+            "settled": settled is not None,
             "repair": asdict(inputs.recipe.repair),
             "validation": inputs.content["validation"],
         },
@@ -135,8 +136,9 @@ def plan_by(
     budget: BudgetSettings,
     current: Round,
     measures: Measures,
+    settled: PruningPlan | None = None,
 ) -> PruningPlan:
-    """The plan of one round by one order, from the original."""
+    """The plan of one round by one order, from the original; whole branches as in a ``settled`` plan, if one is given."""
     channels, earlier = current.ranked.channels, current.earlier
     fraction = budget.fraction ** (current.number / budget.rounds)
     target = fraction
@@ -151,6 +153,8 @@ def plan_by(
 
         if choice.sensitivity is None:
             step = plan(None)
+        elif settled is not None:
+            step = plan_as_settled(channels.groups, choice.sensitivity, plan, settled, measures)
         else:
             step = plan_with_branches(channels.groups, choice.sensitivity, plan, measures)
     else:  # an earlier round already met the budget, or cannot go further

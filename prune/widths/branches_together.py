@@ -69,7 +69,8 @@ def plan_with_branches(
             break
         names = tuple(dict.fromkeys(gone.values()))
         measured, single, reckoned = measures.together(names), _sum(sensitivity, gone), _sum(current, gone)
-        found = replace(found, branches=WholeBranches(names, measured, single, 0))
+        losses = {name: current.loss(name)(0) for name in ends}
+        found = replace(found, branches=WholeBranches(names, measured, single, 0, losses))
         tried.append((bool(found.missed), measures.plan_loss(found), found))
         ratio = footing * measured / max(reckoned, 1e-12)
         if ratio <= 1 + TOLERANCE:
@@ -80,6 +81,30 @@ def plan_with_branches(
     best = min(tried, key=lambda one: one[:2])[2]
     chosen = min(keeping, best, key=lambda one: (bool(one.missed), measures.repaired(one)))
     return replace(chosen, branches=replace(chosen.branches, plans=2 + len(tried))) if chosen.branches else chosen
+
+
+def plan_as_settled(
+    groups: Sequence[ChannelGroup],
+    sensitivity: Sensitivity,
+    plan: Callable[[Sensitivity], PruningPlan],
+    settled: PruningPlan,
+    measures: Measures,
+) -> PruningPlan:
+    """Another plan in a search, by what :func:`plan_with_branches` settled for a similar one: whether branches may go, and the
+    losses that they count with. Only a set of branches that was not measured yet is measured.
+    """
+    if settled.branches is None:
+        return plan(sensitivity.without_branches())
+    found = plan(sensitivity.with_branch_losses(settled.branches.losses))
+    ends = {group.name: group.branch for group in groups if group.branch and group.ends_branch}
+    gone = _gone(found, ends)
+    if not gone:
+        return found
+    names = tuple(dict.fromkeys(gone.values()))
+    if names == settled.branches.names:
+        return replace(found, branches=settled.branches)
+    together, single = measures.together(names), _sum(sensitivity, gone)
+    return replace(found, branches=replace(settled.branches, names=names, together_nats=together, sum_nats=single))
 
 
 def _gone(plan: PruningPlan, ends: dict[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from secateur.prune.plan import PruningPlan
 from secateur.prune.planning import plan_pruning
 from secateur.prune.settings import BudgetSettings
 from secateur.prune.widths.branch_losses import BranchLosses
-from secateur.prune.widths.branches_together import MOST_PLANS, TOLERANCE, Measures, plan_with_branches
+from secateur.prune.widths.branches_together import MOST_PLANS, TOLERANCE, Measures, plan_as_settled, plan_with_branches
 from secateur.prune.widths.measure_sensitivity import measure_sensitivity
 from secateur.prune.widths.sensitivity import Sensitivity
 
@@ -191,3 +191,19 @@ def test_a_plan_keeps_what_was_measured(groups, planner, made_up, tmp_path):
     assert again.branches.names
     planner(doctored(groups, 0.01)).save(tmp_path / "old.json")
     assert PruningPlan.load(tmp_path / "old.json").branches is None
+
+
+@pytest.mark.parametrize("branch_loss", [1e-3, 50.0])
+def test_what_one_plan_settled_serves_the_next_without_measuring(groups, planner, made_up, branch_loss):
+    """The same budget gives the same plan by one call; branches that may not go stay, however little they are said to lose."""
+    losses = doctored(groups, branch_loss)
+    measures = made_up(losses, lambda names: branch_loss * len(names))
+    first = plan_with_branches(groups, losses, planner, measures)
+    never = Measures(*[lambda *_: pytest.fail("measured again")] * 3)
+    planner.calls = 0
+    again = plan_as_settled(groups, losses, planner, first, never)
+    assert planner.calls == 1
+    assert again.cut == first.cut
+    assert again.branches == first.branches
+    kept = plan_as_settled(groups, doctored(groups, 0.0), planner, replace(first, branches=None), never)
+    assert not gone(kept, groups)
