@@ -16,7 +16,11 @@ from secateur.prune.budget_search.by_latency import LatencyTry, search_latency
 from secateur.prune.latency_table import LatencyTable
 from secateur.prune.plan import PruningPlan
 from secateur.prune.planning import plan_pruning
+from secateur.prune.repair.judging import judging
+from secateur.prune.repair.repair import repair
 from secateur.prune.settings import BudgetSettings
+from secateur.prune.widths.branch_losses import BranchLosses
+from secateur.prune.widths.branches_together import Measures, plan_as_settled, plan_with_branches
 from secateur.prune.widths.sensitivity import Sensitivity
 
 PEERS = (("magnitude", "global"), ("taylor", "global"), ("fpgm", "global"))
@@ -50,10 +54,26 @@ def proposals(bench: Bench, timed: Timed) -> dict[str, Callable[[float], Pruning
     def ours(budget: BudgetSettings, sensitivity: Sensitivity | None, ranker: str = "gap") -> PruningPlan:
         return plan_pruning(bench.groups, bench.units(ranker), costs, budget, sensitivity)
 
+    def with_branches(resource: str) -> Callable[[float], PruningPlan]:
+        settled: list[PruningPlan] = []
+
+        def propose(target: float) -> PruningPlan:
+            losses = bench.sensitivity("gap")
+
+            def plan(chosen: Sensitivity) -> PruningPlan:
+                return ours(BudgetSettings(**{resource: target}), chosen)
+
+            if not settled:
+                settled.append(plan_with_branches(bench.groups, losses, plan, measures(bench)))
+                return settled[0]
+            return plan_as_settled(bench.groups, losses, plan, settled[0], measures(bench))
+
+        return propose
+
     found: dict[str, Callable[[float], PruningPlan]] = {
-        "MACs": lambda target: ours(BudgetSettings(macs=target), bench.sensitivity("gap")),
-        "time": lambda target: ours(BudgetSettings(latency=target), without_branches(bench.sensitivity("gap"))),
-        "time, blocks": lambda target: ours(BudgetSettings(latency=target), bench.sensitivity("gap")),
+        "MACs": with_branches("macs"),
+        "time": lambda target: ours(BudgetSettings(latency=target), bench.sensitivity("gap").without_branches()),
+        "time, blocks": with_branches("latency"),
         "blocks only": lambda target: blocks_only(bench, timed, target),
         "random": lambda target: ours(BudgetSettings(latency=target), None, "random"),
     }
@@ -64,10 +84,17 @@ def proposals(bench: Bench, timed: Timed) -> dict[str, Callable[[float], Pruning
     return found
 
 
-def without_branches(sensitivity: Sensitivity) -> Sensitivity:
-    """The losses without those of whole branches."""
-    curves = {name: tuple(point for point in curve if point[0] > 0) for name, curve in sensitivity.curves.items()}
-    return replace(sensitivity, curves=curves)
+def measures(bench: Bench) -> Measures:
+    """Measurements for plans that may remove branches, as the line makes them; nothing of the test images is seen."""
+    losses = BranchLosses(bench.network, bench.groups, bench.calibration)
+    judge = judging(bench.network, bench.splits.validation, bench.seed, "cpu")
+
+    def repaired(plan: PruningPlan) -> float:
+        small = surgery.cut(bench.network, plan)
+        fixed, _ = repair(bench.network, small, bench.calibration, validation=bench.splits.validation, seed=bench.seed)
+        return judge(fixed)
+
+    return Measures(losses.without, lambda plan: losses.of(plan.cut), repaired)
 
 
 def blocks_only(bench: Bench, timed: Timed, target: float) -> PruningPlan:
