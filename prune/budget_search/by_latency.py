@@ -10,9 +10,9 @@ from ..latency_table import LatencyTable
 
 MOST_TRIES, STEP = 6, 0.005
 """The most tries, and the step that targets are rounded to, so that noise rarely leads to another plan."""
-ROOM, TOLERANCE = 0.05, 0.05
-"""As shares of the latency asked for: a try at most ``ROOM`` below it ends the search; the shipped file, which is measured
-later and in another process, passes at up to ``TOLERANCE`` above it."""
+ROOM, CLOSE, TOLERANCE = 0.05, 0.01, 0.05
+"""As shares of the latency asked for: a try at most ``ROOM`` below or ``CLOSE`` above it ends the search; the shipped file,
+which is measured later and in another process, passes at up to ``TOLERANCE`` above it."""
 NARROWEST, BOLD = 0.05, 0.6
 """The smallest target; and, while no try was fast enough, the smallest ratio of the next target to the lowest so far."""
 
@@ -116,19 +116,20 @@ def search_latency(attempt: Callable[[float], LatencyTry], asked: float) -> Late
     """Find the network whose measured latency is the closest below the one asked for.
 
     The first target is the latency asked for. Measurements show the error of the table: the next target is interpolated between
-    the nearest tries on either side (the baseline, at 1, counts as one). The search ends with a try at most ``ROOM`` below,
-    with one that is too slow at its narrowest, or after ``MOST_TRIES``. Of the tries that are fast enough the slowest is
-    chosen; if none is, the fastest.
+    the nearest tries on either side (the baseline, at 1, counts as one). The search ends with a try at most ``ROOM`` below or
+    ``CLOSE`` above, with one that is too slow at its narrowest, or after ``MOST_TRIES``. Of the tries that are fast enough the
+    slowest is chosen; if none is, the fastest.
     """
     tries: list[LatencyTry] = []
     target: float | None = asked
+    enough = asked * (1 + CLOSE)
     while target is not None and len(tries) < MOST_TRIES:
         found = attempt(target)
         tries.append(found)
-        if asked * (1 - ROOM) <= found.measured <= asked or (found.narrowest and found.measured > asked):
+        if asked * (1 - ROOM) <= found.measured <= enough or (found.narrowest and found.measured > enough):
             break
         target = _next_target(tries, asked)
-    within = [index for index, one in enumerate(tries) if one.measured <= asked]
+    within = [index for index, one in enumerate(tries) if one.measured <= enough]
     if within:
         chosen = max(within, key=lambda index: tries[index].measured)
     else:
