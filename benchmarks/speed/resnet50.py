@@ -126,68 +126,77 @@ def many_sessions() -> Iterator[None]:
         yield
 
 
+class Device:
+    """ResNet-50 on a provider: its files, and the table of its times."""
+
+    def __init__(self, network: Network, provider: str, arguments: argparse.Namespace, folder: Path) -> None:
+        self.network, self.provider, self.folder = network, provider, folder
+        self.precision, self.batch, self.costs = arguments.precision, arguments.batch, measure_cost(network)
+        self.settings = TimingSettings(provider, seed=arguments.seed)
+        self.whole = self.exported(network, "whole")
+        start = time.perf_counter()
+        threads = self.settings.used_threads if provider == "cpu" else 0
+        conditions = Conditions(provider, self.batch, threads, self.precision)
+        groups = find_groups(network.module, network.example(2))
+        table = measure_table(network, groups, self.costs, self.whole, conditions, ROUND_TO)
+        self.table = {"points": table.measured_points, "seconds": time.perf_counter() - start}
+        print(f"table: {self.table}", flush=True)
+        self.shapes = Shapes(network, replace(self.costs, times=table))
+
+    def exported(self, one: Network, name: str, *, clean: bool = True) -> Path:
+        """A network's file in the precision that is timed."""
+        path = export_onnx(one, self.folder / f"{name}.onnx", clean=clean).path
+        if self.precision == "fp32":
+            return path
+        lower = path.with_name(file_name(path.name, self.precision))
+        to_precision(path, lower, self.precision, resnet50.noise(self.network, 2), self.provider)
+        return lower
+
+    def attempt(self, target: float) -> LatencyTry:
+        """The plan for a fraction of the time, measured."""
+        plan, network = self.shapes.plan(target), self.network
+        file = self.exported(passing(surgery.cut(network, plan)), f"try-{target:.3f}")
+        tried, _ = try_fused_biases([[self.whole, file]], network.input_shape, self.batch, self.settings)
+        (found,) = compare_latencies(self.whole, [file], network.input_shape, self.batch, tried)
+        ratio = found.device_ratio or found.ratio
+        print(
+            f"target {target:.3f}: {ratio} with {plan.after.macs / self.costs.whole.macs:.3f} of the MACs", flush=True
+        )
+        return LatencyTry(target, target, 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low)
+
+    def timed(self, networks: Mapping[str, Network]) -> list[dict[str, Any]]:
+        """All networks against the whole, at the batch size and at batch 1 with CUDA graphs, with and without fused biases."""
+        files = {"whole": self.whole, "whole, as torch exports it": self.exported(self.network, "plain", clean=False)}
+        files |= {name: self.exported(one, f"cut-{index}") for index, (name, one) in enumerate(networks.items())}
+        rows, cuda = [], self.provider == "cuda"
+        for size, graphs in ((self.batch, False), (1, True)):
+            for fused in (False, True) if cuda else (False,):
+                how = replace(self.settings, cuda_graphs=graphs and cuda)
+                rows.append(_timed(files, self.network, size, how, fused=fused))
+                print(json.dumps(rows[-1]), flush=True)
+        return rows
+
+
 def measure(network: Network, provider: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Plan on the device, then time all files at every batch size."""
-    precision, batch, costs = arguments.precision, arguments.batch, measure_cost(network)
-    settings = TimingSettings(provider, seed=arguments.seed)
-    with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-
-        def exported(one: Network, name: str, *, clean: bool = True) -> Path:
-            path = export_onnx(one, folder / f"{name}.onnx", clean=clean).path
-            if precision == "fp32":
-                return path
-            lower = path.with_name(file_name(path.name, precision))
-            to_precision(path, lower, precision, resnet50.noise(network, 2), provider)
-            return lower
-
-        whole = exported(network, "whole")
-        start = time.perf_counter()
-        conditions = Conditions(provider, batch, settings.used_threads if provider == "cpu" else 0, precision)
-        table = measure_table(
-            network, find_groups(network.module, network.example(2)), costs, whole, conditions, ROUND_TO
-        )
-        table_seconds = time.perf_counter() - start
-        print(f"table: {table.measured_points} points in {table_seconds:.0f} s", flush=True)
-        shapes, plans = Shapes(network, replace(costs, times=table)), {}
-
-        def attempt(target: float) -> LatencyTry:
-            plan = plans[target] = shapes.plan(target)
-            file = exported(passing(surgery.cut(network, plan)), f"try-{target:.3f}")
-            tried, _ = try_fused_biases([[whole, file]], network.input_shape, batch, settings)
-            (found,) = compare_latencies(whole, [file], network.input_shape, batch, tried)
-            ratio = found.device_ratio or found.ratio
-            print(f"target {target:.3f}: {ratio} with {plan.after.macs / costs.whole.macs:.3f} of the MACs", flush=True)
-            return LatencyTry(target, target, 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low)
-
+    with tempfile.TemporaryDirectory() as folder:
+        device = Device(network, provider, arguments, Path(folder))
         targets = [float(target) for target in arguments.targets.split(",") if target]
-        searched = None if targets else search_latency(attempt, 1 / arguments.speedup)
-        chosen = {target: shapes.plan(target) for target in targets}
+        searched = None if targets else search_latency(device.attempt, 1 / arguments.speedup)
         if searched is not None:
-            chosen = {searched.best.target: plans[searched.best.target]}
-        networks = {
-            f"secateur, planned {1 / target:.2f}": passing(surgery.cut(network, plan))
-            for target, plan in chosen.items()
-        }
+            targets = [searched.best.target]
+        plans = {f"secateur, planned {1 / target:.2f}": device.shapes.plan(target) for target in targets}
+        networks = {name: passing(surgery.cut(network, plan)) for name, plan in plans.items()}
         peers = [int(size) for size in arguments.peers.split(",")]
         networks |= {f"torch-pruning, round_to {size}": resnet50.peers_cut(network, size) for size in peers}
-        print("cut", flush=True)
-        files = {"whole": whole, "whole, as torch exports it": exported(network, "plain", clean=False)}
-        files |= {name: exported(one, f"cut-{index}") for index, (name, one) in enumerate(networks.items())}
-        rows = []
-        for size, graphs in ((batch, False), (1, True)):
-            how = replace(settings, cuda_graphs=graphs and provider == "cuda")
-            for fused in (False, True) if provider == "cuda" else (False,):
-                rows.append(_timed(files, network, size, how, fused=fused))
-                print(json.dumps(rows[-1]), flush=True)
+        rows = device.timed(networks)
+    whole = device.costs.whole.macs
     return {
-        "precision": precision,
-        "macs": costs.whole.macs,
-        "macs_left": {name: measure_cost(one).whole.macs / costs.whole.macs for name, one in networks.items()},
-        "blocks_gone": {
-            f"secateur, planned {1 / target:.2f}": shapes.blocks_gone(plan) for target, plan in chosen.items()
-        },
-        "table": {"points": table.measured_points, "seconds": table_seconds},
+        "precision": device.precision,
+        "macs": whole,
+        "macs_left": {name: measure_cost(one).whole.macs / whole for name, one in networks.items()},
+        "blocks_gone": {name: device.shapes.blocks_gone(plan) for name, plan in plans.items()},
+        "table": device.table,
         "search": searched.to_json() if searched else None,
         "latency": rows,
     }

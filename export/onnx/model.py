@@ -128,28 +128,13 @@ def export_onnx(
 
     check_one_of("input_type", input_type, INPUT_TYPES)
     plain = _to_proto(network)
-    metadata = {
-        "secateur_version": installed_packages().get("secateur", "unknown"),
-        "input_shape": list(network.input_shape),
-        "input_type": input_type,
-        "mean": list(network.preprocessing.mean),
-        "std": list(network.preprocessing.std),
-        "resize": network.preprocessing.resize,
-        "class_names": list(network.class_names),
-        "model": Path(network.source.model).name,
-        "weights_sha256": network.source.weights_sha256,
-        **(about or {}),
-    }
+    metadata = {**_described(network), "input_type": input_type, **(about or {})}
     model = _finished(plain, network, metadata, clean=clean)
     if as_exported is not None and (other := _finished(plain, network, metadata, clean=False)) != model:
         with replacing(as_exported) as temporary:
             temporary.write_bytes(other.SerializeToString(deterministic=True))
     onnx.checker.check_model(model, full_check=True)
-    for name, tensor in network.module.state_dict().items():
-        if tensor.isnan().any() or (tensor.isinf().any() and name not in dict(network.module.named_buffers())):
-            raise InputError(
-                f"The weights hold NaN or infinity in {name!r}, so the network was not exported. Use finite weights."
-            )
+    _check_finite(network)
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
     parity = measure_parity(network, path, input_type=input_type)
@@ -160,6 +145,27 @@ def export_onnx(
         )
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return OnnxModel(path, opset, path.stat().st_size, sha256_file(path), parity)
+
+
+def _described(network: Network) -> dict[str, Any]:
+    return {
+        "secateur_version": installed_packages().get("secateur", "unknown"),
+        "input_shape": list(network.input_shape),
+        "mean": list(network.preprocessing.mean),
+        "std": list(network.preprocessing.std),
+        "resize": network.preprocessing.resize,
+        "class_names": list(network.class_names),
+        "model": Path(network.source.model).name,
+        "weights_sha256": network.source.weights_sha256,
+    }
+
+
+def _check_finite(network: Network) -> None:
+    for name, tensor in network.module.state_dict().items():
+        if tensor.isnan().any() or (tensor.isinf().any() and name not in dict(network.module.named_buffers())):
+            raise InputError(
+                f"The weights hold NaN or infinity in {name!r}, so the network was not exported. Use finite weights."
+            )
 
 
 def measure_parity(
