@@ -54,13 +54,13 @@ class Candidates:
     def __init__(self, inputs: Inputs, ranked: Ranked, store: StageStore) -> None:
         self.inputs, self.ranked, self.store = inputs, ranked, store
         self._settled: PruningPlan | None = None
-        self._planned: dict[BudgetSettings, Stage[PruningPlan]] = {}
+        self._planned: dict[BudgetSettings, tuple[str, PruningPlan]] = {}
 
     def plan_to(self, budget: BudgetSettings, label: str = "") -> PruningPlan:
         """The plan of one cut of the original. What the first such plan settled is reused for the others."""
         stage = self._plan_stage(budget, Round(1, self.ranked), label)
-        self._planned[budget] = stage
         plan = self.store.run(stage)
+        self._planned[budget] = stage.key, plan
         self._settled = self._settled or plan
         return plan
 
@@ -73,10 +73,12 @@ class Candidates:
             suffix = label + (f" round {number}" if number > 1 else "")
             if number > 1:
                 ranked = rank(inputs, channels_of(network, key), store, suffix)
-            planned = self._planned.get(budget) if number == 1 else None  # the plan that was timed
-            planned = planned or self._plan_stage(budget, Round(number, ranked, plan), suffix)
-            plan = store.run(planned)
-            repaired = repair_stage(inputs, plan, planned.key, network, suffix)
+            if number == 1 and budget in self._planned:  # the plan that was timed
+                planned_key, plan = self._planned[budget]
+            else:
+                planned = self._plan_stage(budget, Round(number, ranked, plan), suffix)
+                planned_key, plan = planned.key, store.run(planned)
+            repaired = repair_stage(inputs, plan, planned_key, network, suffix)
             network, report = store.run(repaired)
             repairs.append(report)
             key = repaired.key

@@ -200,3 +200,13 @@ def test_rounds_that_go_far_enough_early_or_no_further_end_well(tmp_path, macs, 
     whole = surgery.cut(inputs.network, found.plan)
     x = whole.example()
     assert torch.equal(whole.logits(x), found.network.logits(x))
+
+
+def test_the_plan_that_a_search_timed_is_cut_and_not_made_again(tmp_path, monkeypatch):
+    settings = recipe(macs=0.5, rank_by="magnitude").override(allocation="uniform", repair="none")
+    inputs = load_inputs(settings)
+    store = StageStore(tmp_path)
+    candidates = Candidates(inputs, rank(inputs, find_channels(inputs, store), store), store)
+    timed = candidates.plan_to(settings.budget.of(0.7), " 0.7")
+    monkeypatch.setattr("secateur.pipeline.stages.candidates.plan_stage", lambda *_: pytest.fail("planned again"))
+    assert candidates.make(settings.budget.of(0.7), " 0.7").plan.cut == timed.cut
