@@ -78,7 +78,7 @@ def assemble_report(inputs: Inputs, outcome: Outcome) -> dict[str, Any]:
     speedup = planned_speedup(files, outcome.figures, measurement)
     gates = _gates(inputs, outcome, shipped, drop, speedup)
     variants = variant_rows(files.variants, outcome.figures, inputs.splits.test, recipe.seed)
-    first = uncut_notes(variants, 1 / recipe.budget.fraction, batch) if recipe.budget.by_time else []
+    first = uncut_notes(variants, 1 / recipe.budget.fraction, measurement) if recipe.budget.by_time else []
     search, history = outcome.pruned.search, candidate.history
     report = {
         "schema_version": SCHEMA_VERSION,

@@ -59,16 +59,17 @@ def exported_baseline(exported: Comparison | None, comparisons: Sequence[Compari
     }
 
 
-def uncut_notes(rows: Sequence[Mapping[str, Any]], asked: float, batch: int) -> list[str]:
+def uncut_notes(rows: Sequence[Mapping[str, Any]], asked: float, how: MeasurementSettings) -> list[str]:
     """Of the ``variants`` of a report, those that are uncut, at least as fast as ``asked`` and lose less than the cut in fp32.
 
-    ``asked`` is a speedup over the baseline in fp32.
+    ``asked`` is a speedup over the baseline in fp32. Nothing is said of the precision that was planned in.
     """
+    batch = how.latency_batch
     pruned = next(row for row in rows if row["network"] == "pruned")
     found = []
     for row in rows:
         speedup = row["speedup"].get(str(batch))
-        if row["network"] != "baseline" or speedup is None or row["precision"] == "fp32":
+        if row["network"] != "baseline" or speedup is None or row["precision"] in ("fp32", how.planned_precision):
             continue
         lost, cut = row["drop"]["points"], pruned["drop"]["points"]
         if speedup["ratio"] >= asked and lost <= cut:

@@ -54,6 +54,35 @@ def latency(results: Any) -> list[str]:
     return [f"`{found['command']}`:", "", *table(("network", "measured fraction (95% CI)"), rows)]
 
 
+def speedups(results: Any) -> list[str]:
+    """Runs of the whole line to a budget of measured time."""
+    found = results["speedup budgets"]
+    rows = [
+        (
+            row["network"],
+            f"`{row['command']}`",
+            interval(row["measured"], row["low"], row["high"]),
+            str(row["tries"]),
+            interval(**_plain(row["exported"])) if row["exported"] else "the same file",
+            f"{100 * row['macs_left']:.1f}%",
+            ", ".join(name.rpartition(".")[0] for name in row["blocks"]) or "none",
+            interval(row["drop_points"], row["drop_low"], row["drop_high"])
+            if row["against"] == "labels"
+            else "no labels",
+        )
+        for row in found["rows"]
+    ]
+    header = (
+        *("network", "options", "measured speedup (95% CI)", "tries", "against the file as torch exports it"),
+        *("MACs left", "blocks gone", "drop, points (95% CI)"),
+    )
+    return [f"{found['command']}:", "", *table(header, rows, left=2)]
+
+
+def _plain(ratio: Any) -> dict[str, float]:
+    return {"value": ratio["ratio"], "low": ratio["low"], "high": ratio["high"]}
+
+
 def precisions(results: Any) -> list[str]:
     """Accuracy and speedup by precision."""
     found = results["precisions"]
