@@ -189,7 +189,7 @@ def headline(report: Report) -> str:
     several = f" in {rounds} rounds" if rounds > 1 else ""
     if search is None:
         left = next(gate["value"] for gate in report["gates"] if gate["name"] == "budget")
-        if report["latency_budget"] is not None:
+        if report.get("latency_budget"):
             return f"cut to be {1 / left:.2f} times as fast at batch {report['latency_budget']['batch']}{several}"
         resource = next((name for name in _RESOURCES if name in budget), "macs")
         return f"cut to {100 * left:.1f}% of the {_RESOURCES[resource]}{several}"

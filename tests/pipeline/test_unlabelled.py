@@ -116,7 +116,17 @@ def test_resume_goes_by_the_labels(bare, data, recipe, tmp_path, recorder):
     shutil.copytree(bare.folder, folder)
     observer = recorder()
     prune_and_export(recipe.override(data=str(data["own"])), folder, resume=True, observer=observer)
-    assert observer.skips == ["explain", "sensitivity", "plan", "repair", "recover", "export", "accuracy", "latency"]
+    assert observer.skips == [
+        "explain",
+        "sensitivity",
+        "plan",
+        "repair",
+        "recover",
+        "export",
+        "time of plan",
+        "accuracy",
+        "latency",
+    ]
     bare_content, wrong_content = (
         load_inputs(recipe.override(data=str(data[name]))).content for name in ("bare", "wrong")
     )

@@ -88,7 +88,7 @@ def test_wrong_file_is_not_called_a_success(exported, tmp_path, monkeypatch):
     with torch.no_grad():
         other.module.head.bias += 1
     proto = onnx_model._to_proto(other)
-    monkeypatch.setattr(onnx_model, "_to_proto", lambda network, clean: proto)
+    monkeypatch.setattr(onnx_model, "_to_proto", lambda network: proto)
     with pytest.raises(SecateurError, match="differs from torch"):
         export_onnx(network, tmp_path / "wrong.onnx")
 
@@ -140,7 +140,7 @@ class Cancelling(nn.Module):
 @pytest.mark.parametrize(("shift", "refused"), [(0.1, False), (100.0, True)])
 def test_rounding_of_an_unstable_network_is_not_called_a_defect(tmp_path, monkeypatch, shift, refused):
     proto = onnx_model._to_proto(tiny(Cancelling(shift)))
-    monkeypatch.setattr(onnx_model, "_to_proto", lambda network, clean: proto)
+    monkeypatch.setattr(onnx_model, "_to_proto", lambda network: proto)
     if refused:
         with pytest.raises(SecateurError, match="differs from torch"):
             export_onnx(tiny(Cancelling()), tmp_path / "wrong.onnx")

@@ -98,7 +98,7 @@ def test_resume_takes_all_stages_of_a_search_from_the_folder(searched, tmp_path,
     again = prune_and_export(recipe(max_drop=4.0), folder, resume=True, observer=observer)
     labels = [f"{trial['fraction']:.3f}" for trial in searched.report["search"]["trials"]]
     tries = [f"{stage} {label}" for label in labels for stage in ("plan", "repair", "judge", "try")]
-    assert observer.skips == ["explain", *tries, "export", "accuracy", "latency"]
+    assert observer.skips == ["explain", *tries, "export", "time of plan", "accuracy", "latency"]
     assert {name: sha256_file(folder / name) for name in ARTEFACTS} == before
     assert again.report["search"] == searched.report["search"]
     other = recorder()
