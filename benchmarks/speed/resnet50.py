@@ -50,7 +50,7 @@ from secateur.prune.widths.width_book import WidthBook
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed-resnet50.json"
 SESSIONS, SIDE_SECONDS = 6, 0.6
-ROUND_TO, FEWEST_MACS, MOST_BLOCKS, STEPS = 32, 0.5, 8, 64
+ROUND_TO, MOST_BLOCKS, STEPS = 32, 8, 64
 PEERS = "8,32,64"
 
 
