@@ -85,7 +85,7 @@ class LatencyTable:
 
     @property
     def measured_points(self) -> int:
-        """The number of pairs of widths that were timed; equal layers share theirs."""
+        """The number of pairs of widths in the table, timed or filled in; equal layers share theirs."""
         return sum(times.points for times in {times for calls in self.layers.values() for times in calls})
 
     def layer_ms(self, layer: str, outputs: int, inputs: int) -> float:
